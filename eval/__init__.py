@@ -1,0 +1,6 @@
+"""Quality, bytes and speed, measured through the cache that users get."""
+
+if __name__ != "kakeya_jax.eval":
+    raise ImportError(
+        f"{__name__!r} is kakeya-jax's folder of that name, not a package of its own; write `import kakeya_jax.eval`"
+    )

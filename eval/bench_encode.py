@@ -1,0 +1,125 @@
+"""Encode speed of every codec on this machine, beside plain numpy in the same run."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from kakeya_jax.codec import CodecConfig
+from kakeya_jax.codecs.registry import codec_config, codec_names
+from kakeya_jax.eval import numpy_codecs
+from kakeya_jax.testing import synthetic_kv
+
+_SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
+    "identity": ({},),
+    "int8": ({},),
+    "int4": ({}, {"affine": True}),
+    "kivi": ({"bits": 2}, {"bits": 4}),
+    "turboquant": ({"bits": 2}, {"bits": 3}, {"bits": 4}, {"bits": 4, "qjl": True}),
+    "besicovitch": ({"direction_bits": 3, "magnitude_bits": 4, "block_size": 512},),
+    "kakeya": ({"bits": 4}, {"bits": 3, "pca": "randomized"}),
+}
+"""The settings of the named recipes, for each codec."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodeSpeed:
+    """One codec at one setting.
+
+    Attributes:
+        codec: the method's name.
+        settings: options that differ from the method's defaults, as ``name=value``.
+        vectors_per_second: jitted, all blocks in one call, without compilation.
+        numpy_vectors_per_second: the numpy baseline of the same codec on the same vectors.
+        compile_seconds: of the first call, tracing included.
+        bits_per_value: of the code, every side byte included.
+    """
+
+    codec: str
+    settings: str
+    vectors_per_second: float
+    numpy_vectors_per_second: float
+    compile_seconds: float
+    bits_per_value: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast as numpy."""
+        return self.vectors_per_second / self.numpy_vectors_per_second
+
+
+def bench_encode(
+    names: Sequence[str] | None = None,
+    *,
+    vectors: int = 4096,
+    head_dim: int = 128,
+    repeats: int = 9,
+    on_row: Callable[[EncodeSpeed], None] = lambda row: None,
+) -> list[EncodeSpeed]:
+    """Times the encoding of ``vectors`` synthetic keys of dimension ``head_dim``.
+
+    Args:
+        names: codecs, all of them if None.
+        vectors: a multiple of every block size (512 or 4096 and the like).
+        head_dim: dimension of the vectors.
+        repeats: calls of each implementation, taken in turn; the median counts.
+        on_row: called with each row as soon as it is measured.
+
+    Raises:
+        ValueError: unknown codec, or ``vectors`` is not a multiple of a codec's block size.
+    """
+    configs = [
+        codec_config(name, **options)
+        for name in (codec_names() if names is None else names)
+        for options in _SETTINGS.get(name, ({},))
+    ]
+    for config in configs:
+        if vectors % config.block_size:
+            raise ValueError(
+                f"vectors={vectors} must be a multiple of {config.name}'s block_size={config.block_size}"
+            )
+    keys = np.asarray(synthetic_kv(0, vectors, head_dim, "key"))
+    rows = []
+    for config in configs:
+        rows.append(_measure(config, keys.reshape(-1, config.block_size, head_dim), repeats))
+        on_row(rows[-1])
+    return rows
+
+
+def _measure(config: CodecConfig, blocks: np.ndarray, repeats: int) -> EncodeSpeed:
+    codec = config.build(blocks.shape[-1])
+    on_device = jax.device_put(blocks)
+    # The codec is an argument, not a constant: its tables must not be folded into the program.
+    encode = jax.jit(lambda codec, blocks: jax.vmap(codec.encode)(blocks))
+    compile_seconds = _seconds(lambda: encode(codec, on_device))
+    numpy_codecs.encode(blocks, config)  # fills its caches of rotations and levels
+    ours, baseline = [], []
+    for _ in range(repeats):
+        ours.append(_seconds(lambda: encode(codec, on_device)))
+        baseline.append(_seconds(lambda: numpy_codecs.encode(blocks, config)))
+    count = blocks.shape[0] * blocks.shape[1]
+    stored = sum(leaf.nbytes for leaf in jax.tree.leaves(encode(codec, on_device)))
+    return EncodeSpeed(
+        codec=config.name,
+        settings=_settings(config),
+        vectors_per_second=count / statistics.median(ours),
+        numpy_vectors_per_second=count / statistics.median(baseline),
+        compile_seconds=compile_seconds,
+        bits_per_value=8 * stored / blocks.size,
+    )
+
+
+def _settings(config: CodecConfig) -> str:
+    options = dataclasses.asdict(config).items()
+    defaults = dataclasses.asdict(type(config)())
+    return ", ".join(f"{name}={value}" for name, value in options if value != defaults[name])
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - start

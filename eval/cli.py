@@ -1,0 +1,241 @@
+"""The ``kakeya`` command: options here, work elsewhere, imported by the command that needs it."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="kakeya",
+    help="KV-cache compression for LLM decoders: packed codes, and their quality through the same cache.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+bench = typer.Typer(help="Speed.")
+app.add_typer(bench, name="bench")
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Folder, hub id, or 'demo', the bundled model.")
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+OfflineFlag = Annotated[bool, typer.Option("--offline", help="Never ask the Hugging Face hub.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command and returns its exit code: 0, 1 (a check failed), 2 (wrong input), 130 (interrupted).
+
+    Wrong input gives one line on stderr. ``KAKEYA_TRACEBACK=1`` shows where it was found.
+    """
+    try:
+        code = app(args=list(arguments) or ["--help"], prog_name="kakeya", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain("interrupted", code=130)
+    except Exception as error:
+        # A click error, wherever this version of typer keeps click, is one that can format itself.
+        format_message = getattr(error, "format_message", None)
+        wrong_input = format_message or isinstance(
+            error, ValueError | OSError | ImportError | NotImplementedError
+        )
+        if not wrong_input or os.environ.get("KAKEYA_TRACEBACK"):
+            raise
+        return _complain(format_message() if format_message else str(error) or type(error).__name__)
+    return code if isinstance(code, int) else 0
+
+
+@app.command("eval")
+def eval_command(
+    model: ModelArgument,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name, text form, or JSON file; repeat it. 'all': every named recipe.", metavar="RECIPE"
+        ),
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="UTF-8 text to evaluate on.", metavar="FILE")] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(help="Token ids, .npy or .npy.xz, instead of a text.", metavar="FILE")
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="stream or snapshot.")] = "stream",
+    context: Annotated[int, typer.Option(help="Tokens of each passage.")] = 4096,
+    passages: Annotated[int | None, typer.Option(help="Default: until 20,000 tokens are scored.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Unscored first tokens of a stream [512].")] = None,
+    continuation: Annotated[int | None, typer.Option(help="Tokens fed after a snapshot [512].")] = None,
+    chunk: Annotated[int | None, typer.Option(help="Tokens fed at once; not a matter of quality.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Calibrated tables.", metavar="FILE")] = None,
+    gates: Annotated[
+        str,
+        typer.Option(help="default, star, perplexity, or accept=1/95,marginal=3/85 (|dPPL| % / top-1 %)."),
+    ] = "default",
+    dtype: Annotated[str, typer.Option(help="Of weights and activations: float32 or bfloat16.")] = "float32",
+    cache_dtype: Annotated[str | None, typer.Option(help="Of exact tokens [as --dtype].")] = None,
+    json_path: Annotated[
+        str | None, typer.Option("--json", help="Write the results; '-' prints them instead.", metavar="FILE")
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table.", metavar="FILE")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write KL against bits as PNG.", metavar="FILE")] = None,
+    offline: OfflineFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Measure recipes on a text: perplexity, KL, top-1 agreement, bits and bytes."""
+    _configure(offline=offline)
+    from kakeya_jax.eval import run_eval
+
+    request = run_eval.Request(
+        model=model,
+        recipes=tuple(recipe or ()),
+        text=text,
+        tokens=tokens,
+        protocol=protocol,
+        context=context,
+        passages=passages,
+        warmup=warmup,
+        continuation=continuation,
+        chunk=chunk,
+        calibration=calibration,
+        gates=gates,
+        dtype=dtype,
+        cache_dtype=cache_dtype,
+        offline=offline,
+    )
+    result = run_eval.run_request(request, quiet=quiet)
+    run_eval.deliver(result, json_path=json_path, markdown=markdown, plot=plot)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for results.json, results.md and the plot.")] = Path(
+        "runs/demo"
+    ),
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Measure ten recipes on the bundled model: no network, no GPU, a few minutes."""
+    _configure(offline=True)
+    from kakeya_jax.eval.demo import run_demo
+    from kakeya_jax.eval.progress import show_progress
+    from kakeya_jax.eval.table import result_table
+
+    with show_progress(quiet=quiet) as progress:
+        result = run_demo(out, progress=progress)
+    _print(result.to_dict() if as_json else result_table(result), as_json)
+    written = ", ".join(
+        sorted(str(path) for path in out.iterdir() if path.suffix in (".json", ".md", ".png"))
+    )
+    print(f"written: {written}", file=sys.stderr)
+    if not (out / "kl_vs_bits.png").exists():
+        print("no plot: install matplotlib with pip install 'kakeya-jax[report]'", file=sys.stderr)
+
+
+@app.command()
+def codecs(
+    head_dim: Annotated[int, typer.Option(help="For the bits per value.")] = 128, as_json: JsonFlag = False
+) -> None:
+    """List the codecs with their options."""
+    _configure()
+    from kakeya_jax.eval import listing
+
+    found = listing.list_codecs(head_dim)
+    _print(found if as_json else listing.codec_table(found, head_dim), as_json)
+
+
+@app.command()
+def recipes(
+    head_dim: Annotated[int, typer.Option(help="For the bits per value.")] = 128, as_json: JsonFlag = False
+) -> None:
+    """List the named recipes."""
+    _configure()
+    from kakeya_jax.eval import listing
+
+    found = listing.list_recipes(head_dim)
+    _print(found if as_json else listing.recipe_table(found, head_dim), as_json)
+
+
+@app.command()
+def explain(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name, text form, or JSON file.")],
+    model: Annotated[str, typer.Option(help="Folder, hub id (only config.json is fetched), or 'demo'.")],
+    context: Annotated[int, typer.Option(help="Tokens held.")] = 4096,
+    batch: Annotated[int, typer.Option(help="Sequences held.")] = 1,
+    calibration: Annotated[Path | None, typer.Option(help="Calibrated tables.", metavar="FILE")] = None,
+    as_json: JsonFlag = False,
+    offline: OfflineFlag = False,
+) -> None:
+    """Show the bytes of every layer, without running the model or reading its weights."""
+    _configure(offline=offline)
+    from kakeya_jax.calibration.artifact import load_tables
+    from kakeya_jax.eval import explain as work
+    from kakeya_jax.recipe import Recipe
+
+    parsed = Recipe.parse(recipe)
+    tables = load_tables(calibration) if calibration else None
+    config = work.load_config(model, offline=offline)
+    report = work.explain(config, parsed, context=context, batch_size=batch, tables=tables)
+    shown = (work.report_dict if as_json else work.report_table)(report, parsed, model)
+    _print(shown, as_json)
+
+
+@app.command()
+def doctor(as_json: JsonFlag = False) -> None:
+    """Check versions and devices, and run a numeric self-test; exit code 1 if something fails."""
+    _configure(offline=True)
+    from kakeya_jax.eval import doctor as work
+
+    checks = work.diagnose()
+    _print(work.report_dict(checks) if as_json else work.checks_table(checks), as_json)
+    if not work.is_healthy(checks):
+        raise typer.Exit(1)
+
+
+@bench.command("encode")
+def bench_encode(
+    codec: Annotated[
+        list[str] | None, typer.Option(help="Repeat it; all if not given.", metavar="NAME")
+    ] = None,
+    vectors: Annotated[int, typer.Option(help="Vectors encoded at once.")] = 4096,
+    head_dim: Annotated[int, typer.Option(help="Dimension of the vectors.")] = 128,
+    repeats: Annotated[int, typer.Option(help="Calls of each; the median counts.")] = 9,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Time the encoding of every codec beside plain numpy."""
+    _configure()
+    from kakeya_jax.eval import bench_table
+
+    rows = bench_table.measure(codec, vectors=vectors, head_dim=head_dim, repeats=repeats, quiet=quiet)
+    _print(
+        bench_table.as_dict(rows, vectors, head_dim)
+        if as_json
+        else bench_table.table(rows, vectors, head_dim),
+        as_json,
+    )
+
+
+def _configure(*, offline: bool = False) -> None:
+    from kakeya_jax.eval.environment import configure
+
+    configure(offline=offline)
+
+
+def _print(shown: Any, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(shown, indent=1, allow_nan=False))
+        return
+    from kakeya_jax.eval.table import make_console
+
+    make_console().print(shown)
+
+
+def _complain(message: str, code: int = 2) -> int:
+    print(f"kakeya: error: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,62 @@
+"""``kakeya demo``: the whole measurement on the bundled model and text, without a network or a GPU."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+from kakeya_jax.eval.perplexity import Progress, evaluate
+from kakeya_jax.eval.results import EvalResult
+from kakeya_jax.eval.text import encode_text
+from kakeya_jax.models import checkpoint
+from kakeya_jax.models.locate import DEMO, ModelError, find_folder
+from kakeya_jax.models.tokenizer import load_tokenizer
+
+RECIPES = (
+    "identity",
+    "int8",
+    "int4-affine",
+    "kivi-2",
+    "kivi-4",
+    "turboquant-2",
+    "turboquant-3",
+    "turboquant-4",
+    "turboquant-k3v2",
+    "besicovitch",
+)
+CONTEXT = 1024
+PASSAGES = 4
+NOTE = "small bundled model: these numbers show that everything works, not how recipes do on large models"
+
+
+def bundled_text() -> Path:
+    """The text that comes with the bundled model.
+
+    Raises:
+        ModelError: the model, or its text, is not installed.
+    """
+    path = find_folder(DEMO) / "text.txt"
+    if not path.is_file():
+        raise ModelError(f"the bundled text is missing from {path.parent}; reinstall kakeya-jax")
+    return path
+
+
+def run_demo(out: Path, *, progress: Progress | None = None) -> EvalResult:
+    """Measures ``RECIPES``; writes ``results.json``, ``results.md`` and, with matplotlib, ``kl_vs_bits.png``.
+
+    Args:
+        out: the folder to write into; made if it does not exist.
+        progress: told about every step.
+    """
+    from kakeya_jax.eval.plot import save_plot
+    from kakeya_jax.eval.table import markdown_table
+
+    model, params = checkpoint.load(DEMO)
+    text = bundled_text()
+    tokens = encode_text(text, load_tokenizer(DEMO))
+    result = evaluate(model, params, tokens, RECIPES, context=CONTEXT, passages=PASSAGES, progress=progress)
+    result = dataclasses.replace(result, model=DEMO, text=text.name, note=NOTE)
+    result.save(out / "results.json")
+    (out / "results.md").write_text(markdown_table(result))
+    if importlib.util.find_spec("matplotlib") is not None:
+        save_plot(result, out / "kl_vs_bits.png")
+    return result

@@ -1,0 +1,76 @@
+"""What a measurement ran on: versions and devices, for results files and ``kakeya doctor``."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+from typing import Any
+
+PACKAGES = (
+    "kakeya-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "numpy",
+    "scipy",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "orbax-checkpoint",
+)
+
+
+def environment() -> dict[str, Any]:
+    """Python, platform, package versions, and the devices JAX sees; plain data for JSON."""
+    import jax
+
+    devices = jax.devices()
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu_count": os.cpu_count(),
+        "packages": package_versions(),
+        "backend": devices[0].platform,
+        "devices": [device.device_kind for device in devices],
+    }
+
+
+def compile_cache_folder() -> str | None:
+    """Where JAX keeps compiled programs; ``None`` if it does not."""
+    import jax
+
+    return jax.config.values["jax_compilation_cache_dir"]
+
+
+def package_versions() -> dict[str, str | None]:
+    """Version of each package the library stands on; ``None`` if it is not installed."""
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def configure(*, offline: bool = False) -> None:
+    """Sets what must be set before huggingface_hub is imported and JAX compiles; keeps what the user has set.
+
+    Compiled programs are kept in ``~/.cache/kakeya/xla``, so that a second run starts at once.
+
+    Args:
+        offline: never ask the network (huggingface_hub reads its variable once, when it is imported).
+    """
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        os.environ["TRANSFORMERS_OFFLINE"] = "1"
+    import jax
+
+    if not compile_cache_folder():
+        folder = (
+            pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+            / "kakeya"
+            / "xla"
+        )
+        jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -1,0 +1,31 @@
+"""Plain numpy implementations of the codecs: oracles for tests and baselines for ``kakeya bench encode``."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from kakeya_jax.codec import CodecConfig
+from kakeya_jax.eval.numpy_codecs import besicovitch, identity, integer, kakeya, kivi, turboquant
+from kakeya_jax.typing import StreamName
+
+_ENCODE: dict[str, Callable[[np.ndarray, Any, StreamName], Any]] = {
+    "identity": identity.encode,
+    "int8": integer.encode,
+    "int4": integer.encode,
+    "kivi": kivi.encode,
+    "turboquant": turboquant.encode,
+    "besicovitch": besicovitch.encode,
+    "kakeya": lambda blocks, config, stream: kakeya.encode(blocks.reshape(-1, blocks.shape[-1]), config),
+}
+
+
+def encode(blocks: np.ndarray, config: CodecConfig, stream: StreamName = "key") -> Any:
+    """The codes of ``blocks`` ``[b, n, d]`` (float32, finite), in the codec's own container of arrays.
+
+    Raises:
+        ValueError: the codec has no numpy baseline.
+    """
+    if config.name not in _ENCODE:
+        raise ValueError(f"no numpy baseline of {config.name!r}; there is one of: {', '.join(_ENCODE)}")
+    return _ENCODE[config.name](blocks, config, stream)

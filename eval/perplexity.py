@@ -1,0 +1,232 @@
+"""The measurement: what a compressed cache does to a model's predictions.
+
+The reference is the dense model without a cache. A candidate is the same model reading a ``CompressedCache``, the
+very one that users get: what is scored is attention over packed codes, never over values that were not coded.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kakeya_jax import accounting
+from kakeya_jax.cache import CompressedCache, Tables, dense_recipe
+from kakeya_jax.eval import protocols, statistics
+from kakeya_jax.eval.encode_time import encode_seconds
+from kakeya_jax.eval.environment import environment
+from kakeya_jax.eval.gates import NAMED_GATES, Gates
+from kakeya_jax.eval.protocols import Protocol
+from kakeya_jax.eval.results import EvalResult, Row, window_warning
+from kakeya_jax.eval.score import TokenScores
+from kakeya_jax.eval.text import check_vocabulary, cut_passages, passage_count
+from kakeya_jax.recipe import Recipe
+from kakeya_jax.typing import Int
+
+Progress = Callable[[int, int, str], None]
+"""Called with the steps done, the steps in all, and what comes next."""
+
+LEAST_SCORED = 20_000
+"""Tokens scored for each recipe unless asked otherwise."""
+
+
+def evaluate(
+    model: Any,
+    params: Any,
+    tokens: Int[np.ndarray, " n"],
+    recipes: Sequence[Recipe | str],
+    *,
+    protocol: str = "stream",
+    context: int = 4096,
+    passages: int | None = None,
+    warmup: int | None = None,
+    continuation: int | None = None,
+    chunk: int | None = None,
+    cache_dtype: Any = None,
+    gates: Gates = NAMED_GATES["default"],
+    calibration: Tables | None = None,
+    progress: Progress | None = None,
+) -> EvalResult:
+    """Measures recipes on evenly spaced passages of a text; deterministic.
+
+    Args:
+        model: a decoder: ``model.config`` and ``model.apply({"params": params}, tokens, cache=cache)``.
+        params: its parameters.
+        tokens: the text.
+        recipes: what to measure, as recipes, names, or recipe texts.
+        protocol: ``"stream"`` or ``"snapshot"`` (see ``Protocol``).
+        context: tokens of each passage.
+        passages: how many; by default as many as score ``LEAST_SCORED`` tokens, if the text is long enough.
+        warmup: unscored first tokens of a stream; by default 512, or a quarter of a shorter context.
+        continuation: tokens fed after a snapshot; by default 512, or a quarter of a shorter context.
+        chunk: tokens fed at once; by default at most 512. Changes speed and memory, not results.
+        cache_dtype: of the tokens kept exact; by default that of the model's activations. Their bytes are always
+            counted as bfloat16.
+        gates: thresholds of the verdicts.
+        calibration: tables for codecs that need them.
+        progress: told about every step.
+
+    Returns:
+        One row for each recipe, in the order given.
+
+    Raises:
+        ValueError: text shorter than a context, tokens of another vocabulary, no recipes, or one that does not
+            fit the model.
+    """
+    if not recipes:
+        raise ValueError("no recipes to measure; name at least one")
+    run = Protocol(
+        name=protocol,
+        context=context,
+        warmup=min(512, context // 4) if warmup is None else warmup,
+        continuation=min(512, context // 4) if continuation is None else continuation,
+        chunk=protocols.default_chunk(context) if chunk is None else chunk,
+    )
+    check_vocabulary(tokens, model.config.vocab_size)
+    count = passage_count(len(tokens), context, run.scored, LEAST_SCORED) if passages is None else passages
+    texts = jnp.asarray(cut_passages(tokens, context, count))
+    with jax.default_matmul_precision("highest"):  # TF32 on a GPU would hide differences of 1e-4
+        candidates = [
+            _Candidate.make(model, run, recipe, cache_dtype or model.dtype, calibration) for recipe in recipes
+        ]
+        scores = _run_all(model, params, texts, candidates, run, progress or (lambda done, total, what: None))
+    rows = tuple(_row(each, of, run, gates) for each, of in zip(candidates, scores, strict=True))
+    warned = [*_coding_warnings(candidates), window_warning(rows)]
+    if count * run.scored < LEAST_SCORED and passages is None:
+        warned.append(
+            f"only {count * run.scored:,} tokens scored: the text holds {count} passages of {context}"
+        )
+    return EvalResult(
+        protocol=protocol,
+        context=context,
+        warmup=run.unscored,
+        passages=count,
+        continuation=run.continuation if protocol == "snapshot" else None,
+        tokens_scored=count * run.scored,
+        reference_ppl=statistics.perplexity(np.asarray(scores[0].reference_nll)),
+        gates=str(gates),
+        dtype=str(jnp.dtype(model.dtype)),
+        cache_dtype=str(jnp.dtype(cache_dtype or model.dtype)),
+        rows=rows,
+        environment=environment(),
+        warnings=tuple(text for text in warned if text),
+    )
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Candidate:
+    """A recipe on its way to a row: its empty cache, its compiled passage, and clocks."""
+
+    label: str
+    recipe: Recipe
+    cache: CompressedCache
+    report: accounting.CacheReport
+    run: Callable[..., TokenScores]
+    compiled: Callable[..., TokenScores] | None = None
+    compile_seconds: float = 0.0
+    run_seconds: float = 0.0
+
+    @classmethod
+    def make(
+        cls, model: Any, run: Protocol, recipe: Recipe | str, dtype: Any, tables: Tables | None
+    ) -> "_Candidate":
+        parsed = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
+        cache = CompressedCache.init(
+            model.config, parsed, batch_size=1, max_length=run.context, dtype=dtype, tables=tables
+        )
+        if run.name == "stream":
+            passage = functools.partial(protocols.stream, model, chunk=run.chunk)
+        else:
+            prefix = run.context - run.continuation
+            passage = functools.partial(protocols.snapshot, model, chunk=run.chunk, prefix=prefix)
+        label = recipe if isinstance(recipe, str) else str(recipe)
+        report = accounting.cache_report(model.config, parsed, max_length=run.context, tables=tables)
+        return cls(label=label, recipe=parsed, cache=cache, report=report, run=passage)
+
+    def score(self, *arguments: Any) -> TokenScores:
+        """Runs one passage; the first call compiles. Both are timed apart."""
+        if self.compiled is None:
+            start = time.perf_counter()
+            self.compiled = jax.jit(self.run).lower(*arguments).compile()
+            self.compile_seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        scores = jax.device_get(self.compiled(*arguments))
+        self.run_seconds += time.perf_counter() - start
+        return scores
+
+
+def _run_all(
+    model: Any, params: Any, texts: jax.Array, candidates: list[_Candidate], run: Protocol, progress: Progress
+) -> list[TokenScores]:
+    """Scores ``[passages, scored]`` of every candidate; passages outside, so each needs one dense forward."""
+    reference_of = jax.jit(functools.partial(protocols.reference_log_probabilities, model))
+    clean_of = jax.jit(functools.partial(protocols.clean_prefill, model, chunk=run.chunk))
+    dense = None
+    if run.name == "snapshot":
+        dense = CompressedCache.init(
+            model.config, dense_recipe(run.context), batch_size=1, max_length=run.context, dtype=jnp.float32
+        )
+    collected: list[list[TokenScores]] = [[] for _ in candidates]
+    total, done = len(texts) * (len(candidates) + 1), 0
+    for number, tokens in enumerate(texts, start=1):
+        progress(done, total, f"passage {number}/{len(texts)}: dense reference")
+        fed = tokens[-run.fed :]
+        reference = jax.block_until_ready(reference_of(params, tokens))[-run.fed :]
+        clean = () if dense is None else (clean_of(params, dense, tokens[: -run.fed]),)
+        done += 1
+        for candidate, scores in zip(candidates, collected, strict=True):
+            progress(done, total, f"passage {number}/{len(texts)}: {candidate.label}")
+            whole = candidate.score(params, candidate.cache, *clean, fed, reference)
+            scores.append(jax.tree.map(lambda x: x[run.unscored :], whole))
+            done += 1
+    progress(done, total, "encode time and tables")
+    return [jax.tree.map(lambda *parts: np.stack(parts), *scores) for scores in collected]
+
+
+def _row(candidate: _Candidate, scores: TokenScores, run: Protocol, gates: Gates) -> Row:
+    report = candidate.report
+    candidate_nll = np.asarray(scores.candidate_nll, np.float64)
+    difference = candidate_nll - np.asarray(scores.reference_nll, np.float64)
+    delta_of_passage = difference.mean(axis=1)
+    kl = np.asarray(scores.kl, np.float64)
+    delta = float(statistics.delta_ppl_percent(difference.mean()))
+    top1 = float(scores.agree.mean())
+    return Row(
+        recipe=candidate.label,
+        recipe_text=candidate.recipe.to_text(),
+        payload_bits=report.payload_bits_per_value,
+        all_in_bits=report.all_in_bits_per_value,
+        bytes_per_token=report.bytes_per_token,
+        compression_ratio=report.compression_ratio,
+        sinks=candidate.recipe.sinks,
+        recent_min=report.exact_tokens[0],
+        recent_max=report.exact_tokens[1],
+        ppl=statistics.perplexity(candidate_nll),
+        delta_ppl_percent=delta,
+        delta_ppl_ci95=statistics.bootstrap_interval(delta_of_passage, statistics.delta_ppl_percent),
+        kl_mean=float(kl.mean()),
+        kl_ci95=statistics.bootstrap_interval(kl.mean(axis=1)),
+        kl_p99=float(np.quantile(kl, 0.99)),
+        top1_agreement=top1,
+        verdict=gates.verdict(delta, top1),
+        encode_seconds=encode_seconds(candidate.cache),
+        run_seconds=candidate.run_seconds,
+        compile_seconds=candidate.compile_seconds,
+        passage_delta_nll=tuple(map(float, delta_of_passage)),
+        passage_kl=tuple(map(float, kl.mean(axis=1))),
+    )
+
+
+def _coding_warnings(candidates: list[_Candidate]) -> list[str]:
+    """Recipes that leave every token of a context in the exact window: their rows measure nothing."""
+    return [
+        f"recipe {each.label!r} codes nothing at this context: all tokens stay in its exact window"
+        for each in candidates
+        if not any(
+            stream.geometry.num_pages for layer in each.cache.layers for stream in (layer.key, layer.value)
+        )
+    ]

@@ -1,0 +1,132 @@
+"""``kakeya eval``: from what was asked for on the command line to a result, and to where it should go."""
+
+import dataclasses
+from pathlib import Path
+
+from kakeya_jax.calibration.artifact import load_tables
+from kakeya_jax.eval.demo import NOTE, bundled_text
+from kakeya_jax.eval.gates import parse_gates
+from kakeya_jax.eval.perplexity import evaluate
+from kakeya_jax.eval.progress import show_progress
+from kakeya_jax.eval.results import EvalResult
+from kakeya_jax.eval.table import make_console, markdown_table, result_table
+from kakeya_jax.eval.text import encode_text, load_tokens
+from kakeya_jax.models import checkpoint
+from kakeya_jax.models.locate import DEMO
+from kakeya_jax.models.tokenizer import load_tokenizer
+from kakeya_jax.recipe import Recipe
+from kakeya_jax.typing import Int
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """The options of ``kakeya eval``; ``evaluate`` explains those it takes."""
+
+    model: str
+    recipes: tuple[str, ...]
+    text: Path | None = None
+    tokens: Path | None = None
+    protocol: str = "stream"
+    context: int = 4096
+    passages: int | None = None
+    warmup: int | None = None
+    continuation: int | None = None
+    chunk: int | None = None
+    calibration: Path | None = None
+    gates: str = "default"
+    dtype: str = "float32"
+    cache_dtype: str | None = None
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        if self.text is not None and self.tokens is not None:
+            raise ValueError("give either --text or --tokens, not both")
+        if self.text is None and self.tokens is None and self.model != DEMO:
+            raise ValueError("nothing to evaluate on; give --text FILE or --tokens FILE")
+        if not self.recipes:
+            raise ValueError("no recipe; give --recipe NAME (see: kakeya recipes), or --recipe all")
+        for name in (self.dtype, self.cache_dtype):
+            if name is not None and name not in DTYPES:
+                raise ValueError(f"dtype {name!r} must be one of {', '.join(DTYPES)}")
+
+
+def run_request(request: Request, *, quiet: bool = False) -> EvalResult:
+    """Checks what is cheap to check first, loads the model, and measures.
+
+    Raises:
+        ValueError, OSError: wrong input; the message is one line.
+    """
+    names = expand_recipes(request.recipes)
+    for name in names:
+        Recipe.parse(name)
+    gates = parse_gates(request.gates)
+    tables = load_tables(request.calibration) if request.calibration else None
+    tokens = None if request.tokens is None else load_tokens(request.tokens)
+    if tokens is None:
+        tokens = _encode(request)
+    if len(tokens) < request.context:
+        source = request.tokens or request.text or bundled_text()
+        raise ValueError(
+            f"{source} has {len(tokens)} tokens, fewer than one context of {request.context}; "
+            "use a longer text or a smaller --context"
+        )
+    model, params = checkpoint.load(request.model, dtype=request.dtype, offline=request.offline)
+    with show_progress(quiet=quiet) as progress:
+        result = evaluate(
+            model,
+            params,
+            tokens,
+            names,
+            protocol=request.protocol,
+            context=request.context,
+            passages=request.passages,
+            warmup=request.warmup,
+            continuation=request.continuation,
+            chunk=request.chunk,
+            cache_dtype=request.cache_dtype,
+            gates=gates,
+            calibration=tables,
+            progress=progress,
+        )
+    return dataclasses.replace(
+        result,
+        model=str(request.model),
+        text=(request.tokens or request.text or bundled_text()).name,
+        note=NOTE if request.model == DEMO else "",
+    )
+
+
+def expand_recipes(recipes: tuple[str, ...]) -> tuple[str, ...]:
+    """The recipes asked for, with ``all`` replaced by every named recipe; each once."""
+    expanded = [name for recipe in recipes for name in (Recipe.names() if recipe == "all" else (recipe,))]
+    return tuple(dict.fromkeys(expanded))
+
+
+def deliver(
+    result: EvalResult,
+    *,
+    json_path: str | None = None,
+    markdown: Path | None = None,
+    plot: Path | None = None,
+) -> None:
+    """Prints the table, or the JSON if ``json_path`` is ``"-"``, and writes the files asked for."""
+    if json_path == "-":
+        print(result.to_json())
+    else:
+        make_console().print(result_table(result))
+        if json_path:
+            result.save(json_path)
+    if markdown:
+        markdown.parent.mkdir(parents=True, exist_ok=True)
+        markdown.write_text(markdown_table(result))
+    if plot:
+        from kakeya_jax.eval.plot import save_plot
+
+        save_plot(result, plot)
+
+
+def _encode(request: Request) -> Int:
+    tokenizer = load_tokenizer(request.model, offline=request.offline)
+    return encode_text(request.text or bundled_text(), tokenizer)

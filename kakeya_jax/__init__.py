@@ -1,0 +1,15 @@
+"""KV-cache compression for LLM decoders in JAX.
+
+The core is functions of arrays and pytrees: a codec turns a block of key or value vectors into packed words
+and back, a recipe says which codec codes which layer, and a compressed cache holds the packed words that
+attention reads. Importing it needs neither Flax nor a GPU; the layers above (``kakeya_jax.pallas_kernels``,
+``.models``, ``.calibration``, ``.eval``) are imported by name.
+"""
+
+from kakeya_jax.codec import Codec as Codec
+from kakeya_jax.codec import CodecConfig as CodecConfig
+from kakeya_jax.codec import round_trip as round_trip
+from kakeya_jax.codecs.registry import codec_config as codec_config
+from kakeya_jax.codecs.registry import codec_names as codec_names
+
+__version__ = "0.1.0"

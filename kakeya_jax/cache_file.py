@@ -1,0 +1,110 @@
+"""A cache in one file: safetensors, with everything needed to rebuild it in the header.
+
+Every array is stored as it is, codes packed; a cache that is read back is equal bit for bit. Nothing is unpickled.
+"""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes  # noqa: F401  (teaches numpy the name "bfloat16")
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from kakeya_jax.cache import CacheShape, CompressedCache, Tables
+from kakeya_jax.recipe import Recipe
+
+FORMAT = "kakeya-cache"
+VERSION = 1
+
+
+def save_cache(cache: CompressedCache, path: str | os.PathLike[str]) -> None:
+    """Writes ``cache`` to ``path``; the file appears complete or not at all."""
+    header = {
+        "recipe": cache.recipe.to_dict(),
+        "shape": vars(cache.shape),
+        "batch_size": cache.batch_size,
+        "max_length": cache.max_length,
+        "dtype": str(cache.layers[0].key.tail.dtype),
+    }
+    arrays = {_name(key): np.asarray(leaf) for key, leaf in jax.tree_util.tree_leaves_with_path(cache)}
+    metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(header)}
+    target = pathlib.Path(path)
+    partial = target.with_name(target.name + ".partial")
+    safetensors.numpy.save_file(arrays, partial, metadata=metadata)
+    os.replace(partial, target)
+
+
+def load_cache(path: str | os.PathLike[str]) -> CompressedCache:
+    """Reads a cache file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is truncated, not a cache, of a newer format, or its arrays do not match its header.
+    """
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"cache file {path} does not exist")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            _check_format(metadata, path)
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is not a readable cache file (truncated, or of another kind): {error}") from None
+    header = json.loads(metadata["header"])
+    structure = _structure(header, arrays)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(structure)
+    expected = {_name(key): leaf for key, leaf in leaves}
+    if set(expected) != set(arrays):
+        odd = sorted(set(expected) ^ set(arrays))
+        raise ValueError(f"{path} does not hold the arrays its header promises; first difference: {odd[0]}")
+    for name, leaf in expected.items():
+        if arrays[name].shape != leaf.shape or arrays[name].dtype != leaf.dtype:
+            got, want = arrays[name], leaf
+            raise ValueError(f"{path}: {name} is {got.dtype}{got.shape}, its header says {want.dtype}{want.shape}")
+    return jax.tree_util.tree_unflatten(treedef, [jnp.asarray(arrays[name]) for name in expected])
+
+
+def _check_format(metadata: dict[str, str], path: Any) -> None:
+    found = metadata.get("format")
+    if found != FORMAT:
+        what = f"a {found!r} file" if found else "a safetensors file of another kind"
+        raise ValueError(f"{path} is {what}, not a {FORMAT} file")
+    if int(metadata["version"]) > VERSION:
+        raise ValueError(f"{path} has cache format {metadata['version']}; this version reads up to {VERSION}: upgrade kakeya-jax")
+
+
+def _structure(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> CompressedCache:
+    """The shapes of the cache that the header describes."""
+    shape = CacheShape(**header["shape"])
+    return jax.eval_shape(
+        lambda: CompressedCache.init(
+            shape,
+            Recipe.from_dict(header["recipe"]),
+            batch_size=header["batch_size"],
+            max_length=header["max_length"],
+            dtype=np.dtype(header["dtype"]),
+            tables=_tables(arrays, shape),
+        )
+    )
+
+
+def _tables(arrays: dict[str, np.ndarray], shape: CacheShape) -> Tables:
+    """The codec tables in the file, by layer and stream: a codec that needs a fitted table finds it here."""
+    tables = {}
+    for layer in range(shape.num_layers):
+        for stream in ("key", "value"):
+            prefix = f"layers.{layer}.{stream}.codec."
+            tables[layer, stream] = {
+                name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)
+            }
+    return tables
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """``layers.0.key.blocks.codes`` for a path in the tree."""
+    return ".".join(str(getattr(part, "name", getattr(part, "idx", part))) for part in path)

@@ -1,0 +1,126 @@
+"""What a codec is: a frozen config, the codec it builds, and the code that is stored.
+
+    config  ->  codec  ->  code
+    frozen, hashable,      pytree: static config,      pytree of packed words and side information;
+    validated, JSON        tables as leaves            leading axes are batch axes
+
+``encode`` and ``decode`` are pure functions of one block ``[n, d]``; callers ``vmap`` them over batch, heads and blocks.
+"""
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import jax
+
+from kakeya_jax.typing import Array, Float, RopeClass, StreamName
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    """Hyper-parameters of a codec: hashable, checked on construction, JSON-able.
+
+    Attributes:
+        block_size: tokens coded together. Codecs that treat every token alone accept any size; it is then only the
+            page size of the cache.
+    """
+
+    name: ClassVar[str]
+    """The method's name in recipes and tables."""
+    rope: ClassVar[RopeClass] = "post"
+    """Whether K is stored before or after its rotary embedding unless a rule says otherwise."""
+    one_at_a_time: ClassVar[bool] = False
+    """Whether the cache must encode blocks of one head one after another for their codes not to depend on how many close
+    together (methods with a matrix decomposition: rounding differs between batch sizes)."""
+
+    block_size: int = 128
+
+    def __post_init__(self) -> None:
+        for option, kind in _option_types(type(self)).items():
+            value = getattr(self, option)
+            if not _is_of(value, kind):
+                raise ValueError(f"{self.name}: {option}={value!r} must be {_describe(kind)}")
+        if self.block_size < 1:
+            raise ValueError(f"block_size={self.block_size} must be at least 1")
+
+    def build(
+        self,
+        head_dim: int,
+        *,
+        layer: int = 0,
+        stream: StreamName = "key",
+        tables: Mapping[str, Array] | None = None,
+    ) -> "Codec":
+        """The codec for one layer's stream.
+
+        Args:
+            head_dim: dimension of the vectors.
+            layer: layer index; methods that seed a rotation for each layer use it.
+            stream: ``"key"`` or ``"value"``.
+            tables: calibrated tables by name, for methods that take them.
+
+        Raises:
+            ValueError: the method cannot code vectors of this size, or needs a table that is not given.
+        """
+        raise NotImplementedError
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """A pytree that encodes and decodes one block of vectors."""
+
+    @property
+    def config(self) -> Any:
+        """The ``CodecConfig`` it was built from (static)."""
+        ...
+
+    def encode(self, block: Float[Array, "n d"], key: Array | None = None) -> Any:
+        """The code of one block. ``key`` is a PRNG key for methods that draw at encode time; most draw nothing."""
+        ...
+
+    def decode(self, code: Any) -> Float[Array, "n d"]:
+        """The float32 reconstruction of one block."""
+        ...
+
+
+def round_trip(codec: Codec, blocks: Float[Array, "*batch n d"]) -> Float[Array, "*batch n d"]:
+    """``decode(encode(.))`` of every block, vmapped over all leading axes; float32."""
+
+    def one(block: Array) -> Array:
+        return codec.decode(codec.encode(block))
+
+    fn = one
+    for _ in blocks.shape[:-2]:
+        fn = jax.vmap(fn)
+    return fn(blocks)
+
+
+@functools.cache
+def _option_types(config: type[CodecConfig]) -> dict[str, Any]:
+    hints = typing.get_type_hints(config)
+    return {field.name: hints[field.name] for field in dataclasses.fields(config)}
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether an option has its declared type; a whole number may stand for a float, a truth value for neither."""
+    if typing.get_origin(kind) is Literal:
+        return value in typing.get_args(kind)
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        return any(_is_of(value, part) for part in typing.get_args(kind))
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _describe(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(kind))
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        return " or ".join(_describe(part) for part in typing.get_args(kind))
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
+    return names.get(kind, str(kind))

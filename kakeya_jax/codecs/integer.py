@@ -1,0 +1,114 @@
+"""Round to nearest on an absolute-maximum grid: ``int8`` for each token, ``int4`` in blocks along the head
+dimension.
+
+The plain baselines of the field: the grid is symmetric (``scale = absmax / qmax``) or affine (``scale =
+range / levels`` with a float16 minimum).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+from kakeya_jax import bitpack
+from kakeya_jax.affine import dequantize_affine, dequantize_symmetric, quantize_affine, quantize_symmetric
+from kakeya_jax.codec import CodecConfig
+from kakeya_jax.numeric import finite
+from kakeya_jax.pytree import payload_field, pytree_dataclass, side_field, static_field
+from kakeya_jax.typing import Array, Float, StreamName
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Int8Config(CodecConfig):
+    """Symmetric int8 with one float16 scale for each token: 8 bits and ``16 / D`` bits of scale for each
+    value."""
+
+    name: ClassVar[str] = "int8"
+
+    def build(
+        self,
+        head_dim: int,
+        *,
+        layer: int = 0,
+        stream: StreamName = "key",
+        tables: Mapping[str, Array] | None = None,
+    ) -> "Integer":
+        """See ``CodecConfig.build``."""
+        del layer, stream, tables
+        return Integer(config=self, bits=8, group_size=head_dim, affine=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Int4Config(CodecConfig):
+    """Int4 in groups along the head dimension.
+
+    Attributes:
+        group_size: values that share a scale; must divide the head dimension.
+        affine: store a float16 minimum beside the float16 scale (16 levels from minimum to maximum) instead
+        of a grid
+            symmetric about zero (15 levels).
+    """
+
+    name: ClassVar[str] = "int4"
+
+    group_size: int = 32
+    affine: bool = False
+
+    def build(
+        self,
+        head_dim: int,
+        *,
+        layer: int = 0,
+        stream: StreamName = "key",
+        tables: Mapping[str, Array] | None = None,
+    ) -> "Integer":
+        """See ``CodecConfig.build``."""
+        del layer, stream, tables
+        if head_dim % self.group_size:
+            raise ValueError(f"int4: group_size={self.group_size} must divide head_dim={head_dim}")
+        return Integer(config=self, bits=4, group_size=self.group_size, affine=self.affine)
+
+
+@pytree_dataclass
+class IntegerCode:
+    """Packed codes ``[n, d * bits / 8]`` with float16 ``scale`` and, if affine, ``minimum`` ``[n, d /
+    group]``."""
+
+    codes: Array = payload_field()
+    scale: Array = side_field()
+    minimum: Array | None = side_field()
+
+
+@pytree_dataclass
+class Integer:
+    """The codec of ``Int8Config`` and ``Int4Config``."""
+
+    config: Int8Config | Int4Config = static_field()
+    bits: int = static_field()
+    group_size: int = static_field()
+    affine: bool = static_field()
+
+    def encode(self, block: Float[Array, "n d"], key: Array | None = None) -> IntegerCode:
+        """Rounds to the nearest grid point; the grid uses the scale as stored (float16), so decode adds no
+        error.
+
+        Non-finite inputs count as zero and magnitudes are clipped to the range float16 scales can express.
+        """
+        del key
+        n, d = block.shape
+        x = finite(block).reshape(n, d // self.group_size, self.group_size)
+        if self.affine:
+            codes, scale, minimum = quantize_affine(x, self.bits, axis=-1)
+        else:
+            (codes, scale), minimum = quantize_symmetric(x, self.bits, axis=-1), None
+        return IntegerCode(codes=bitpack.pack(codes.reshape(n, d), self.bits), scale=scale, minimum=minimum)
+
+    def decode(self, code: IntegerCode) -> Float[Array, "n d"]:
+        """``scale * (code - qmax)``, or ``minimum + scale * code`` if affine."""
+        n, groups = code.scale.shape
+        d = groups * self.group_size
+        codes = bitpack.unpack(code.codes, self.bits, d).reshape(n, groups, self.group_size)
+        if code.minimum is None:
+            x = dequantize_symmetric(codes, code.scale, self.bits, axis=-1)
+        else:
+            x = dequantize_affine(codes, code.scale, code.minimum, axis=-1)
+        return x.reshape(n, d)

@@ -1,0 +1,68 @@
+"""The library's recipes by name: every method at its usual settings."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from kakeya_jax.codecs.registry import codec_config
+from kakeya_jax.recipe import Recipe, Rule
+
+
+def recipe_names() -> tuple[str, ...]:
+    """All names, plain baselines first."""
+    return tuple(_RECIPES)
+
+
+def named_recipe(name: str) -> Recipe:
+    """The recipe of that name, labelled with it.
+
+    Raises:
+        ValueError: no such recipe; the message lists those that exist.
+    """
+    if name not in _RECIPES:
+        raise ValueError(f"unknown recipe {name!r}; named recipes: {', '.join(_RECIPES)}")
+    return dataclasses.replace(_RECIPES[name](), name=name)
+
+
+def _both(codec: str, **options: object) -> Callable[[], Recipe]:
+    return lambda: Recipe(rules=(Rule(codec=codec_config(codec, **options)),))
+
+
+def _split(key: tuple[str, dict], value: tuple[str, dict], **settings: Any) -> Callable[[], Recipe]:
+    return lambda: Recipe(
+        rules=(
+            Rule(stream="key", codec=codec_config(key[0], **key[1])),
+            Rule(stream="value", codec=codec_config(value[0], **value[1])),
+        ),
+        **settings,
+    )
+
+
+_BESICOVITCH = ("besicovitch", {"direction_bits": 3, "magnitude_bits": 4, "subtract_mean": True, "block_size": 512})
+_KAKEYA_4 = codec_config("kakeya", bits=4)
+
+_RECIPES: dict[str, Callable[[], Recipe]] = {
+    "identity": _both("identity"),
+    "int8": _both("int8"),
+    "int4": _both("int4"),
+    "int4-affine": _both("int4", affine=True),
+    "kivi-2": _both("kivi", bits=2),
+    "kivi-4": _both("kivi", bits=4),
+    "turboquant-2": _both("turboquant", bits=2),
+    "turboquant-3": _both("turboquant", bits=3),
+    "turboquant-4": _both("turboquant", bits=4),
+    "turboquant-k3v2": _split(("turboquant", {"bits": 3}), ("turboquant", {"bits": 2})),
+    "turboquant-k4v3": _split(("turboquant", {"bits": 4}), ("turboquant", {"bits": 3})),
+    "turboquant-qjl-4": _split(("turboquant", {"bits": 4, "qjl": True}), ("turboquant", {"bits": 4})),
+    # Published as v1.4 "Pareto": K exact PCA at full rank, 4 bits; V Besicovitch d3 m4 with block mean; boundary layers
+    # exact PCA, 4 bits.
+    "kakeya-pareto": _split(("kakeya", {"bits": 4}), _BESICOVITCH, boundary=1, boundary_codec=_KAKEYA_4),
+    # The ladder's ratio end: K randomised SVD of rank D/2, 3 bits, outliers beyond 2; V and boundary layers as above.
+    "kakeya-ratio": _split(
+        ("kakeya", {"bits": 3, "pca": "randomized", "outlier_threshold": 2.0}),
+        _BESICOVITCH,
+        boundary=1,
+        boundary_codec=_KAKEYA_4,
+    ),
+    "besicovitch": _both(_BESICOVITCH[0], **_BESICOVITCH[1]),
+}

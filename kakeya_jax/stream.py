@@ -1,0 +1,321 @@
+"""One layer's K or V: exact sinks, coded pages, and an exact tail; appended to with static shapes.
+
+A token's life: it enters the tail exact. When the tail holds ``recent + page`` tokens, the oldest page leaves it together
+and is encoded. Whether token ``j`` is coded *for the query at position p* depends on ``p`` alone, never on how the text
+was cut into chunks, so appending token by token, in chunks or in bulk gives identical codes and identical attention.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from kakeya_jax.pytree import pytree_dataclass, static_field
+from kakeya_jax.typing import Array, Bool, Float, Int, RopeClass
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """Where the tokens of a stream are.
+
+    Attributes:
+        sinks: first tokens, kept exact.
+        recent: latest tokens kept exact at any time, the newest included; at least 1.
+        page: tokens that are coded together.
+        max_length: tokens the stream can hold.
+    """
+
+    sinks: int
+    recent: int
+    page: int
+    max_length: int
+
+    def closed_pages(self, length: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
+        """Pages that are coded once ``length`` tokens are held: as the query at position ``length - 1`` sees it."""
+        return jnp.maximum(0, (length - self.sinks - self.recent) // self.page)
+
+    @property
+    def num_pages(self) -> int:
+        """Pages a full stream holds."""
+        return max(0, (self.max_length - self.sinks - self.recent) // self.page)
+
+    @property
+    def tail_capacity(self) -> int:
+        """Tokens the tail can hold: the recent window and all but one token of a page."""
+        return max(1, min(self.recent + self.page - 1, self.max_length - self.sinks))
+
+    @property
+    def sink_capacity(self) -> int:
+        """Sink tokens there is room for."""
+        return min(self.sinks, self.max_length)
+
+
+@pytree_dataclass
+class ExactWindow:
+    """Exact tokens that a chunk's queries may see, sinks excepted.
+
+    Attributes:
+        values: ``[B, K, E, D]``.
+        positions: ``[B, E]`` absolute positions; -1 where there is no token.
+    """
+
+    values: Array
+    positions: Array
+
+
+@pytree_dataclass
+class Stream:
+    """The stored form of one stream.
+
+    Attributes:
+        sinks: ``[B, K, sinks, D]`` exact.
+        blocks: the code of every block, leaves ``[B, K, blocks, ...]``; unused blocks are zero.
+        tail: ``[B, K, tail, D]`` exact; a ring: the token at position ``p`` is in slot ``(p - sinks) % tail``.
+        length: ``[B]`` tokens held.
+        codec: encodes and decodes one block; its tables are leaves.
+        geometry: static sizes.
+        rope: ``"pre"`` or ``"post"`` for keys (stored before or after the rotary embedding), ``None`` for values.
+    """
+
+    sinks: Array
+    blocks: object
+    tail: Array
+    length: Array
+    codec: object
+    geometry: Geometry = static_field()
+    rope: RopeClass | None = static_field()
+
+    @classmethod
+    def init(
+        cls,
+        codec: object,
+        geometry: Geometry,
+        *,
+        batch_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: jnp.dtype,
+        rope: RopeClass | None,
+    ) -> "Stream":
+        """An empty stream with room for ``geometry.max_length`` tokens in each row."""
+        block_size = codec.config.block_size  # pyright: ignore[reportAttributeAccessIssue]
+        if geometry.page % block_size:
+            raise ValueError(f"block_size={block_size} must divide the page of {geometry.page} tokens")
+        num_blocks = geometry.num_pages * (geometry.page // block_size)
+        lead = (batch_size, num_kv_heads)
+        shape = jax.ShapeDtypeStruct((*lead, num_blocks, block_size, head_dim), jnp.float32)
+        code = jax.eval_shape(lambda blocks: encode_blocks(codec, blocks), shape)
+        return cls(
+            sinks=jnp.zeros((*lead, geometry.sink_capacity, head_dim), dtype),
+            blocks=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), code),
+            tail=jnp.zeros((*lead, geometry.tail_capacity, head_dim), dtype),
+            length=jnp.zeros(batch_size, jnp.int32),
+            codec=codec,
+            geometry=geometry,
+            rope=rope,
+        )
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in one coded block."""
+        return self.codec.config.block_size  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def blocks_per_page(self) -> int:
+        """Coded blocks that make one page."""
+        return self.geometry.page // self.block_size
+
+    def tail_positions(self) -> Int[Array, "B tail"]:
+        """Absolute position of every tail slot's token; -1 in slots that hold none that is still exact."""
+        geometry, capacity = self.geometry, self.tail.shape[2]
+        newest = (self.length - geometry.sinks - 1)[:, None]
+        slot = jnp.arange(capacity, dtype=jnp.int32)
+        index = newest - (newest - slot) % capacity
+        first_exact = (geometry.closed_pages(self.length) * geometry.page)[:, None]
+        return jnp.where((newest >= 0) & (index >= first_exact), index + geometry.sinks, -1)
+
+    def exact_window(self) -> ExactWindow:
+        """The tail with the positions of its tokens."""
+        return ExactWindow(values=self.tail, positions=self.tail_positions())
+
+    def decode_pages(self, start: Int[Array, ""] | int, count: int) -> Float[Array, "B K tokens D"]:
+        """``count`` coded pages from page ``start`` on (clamped so that all exist), decoded: float32."""
+        blocks = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_slice_in_dim(
+                leaf, start * self.blocks_per_page, count * self.blocks_per_page, axis=2
+            ),
+            self.blocks,
+        )
+        decoded = decode_blocks(self.codec, blocks)
+        return decoded.reshape(*decoded.shape[:2], -1, decoded.shape[-1])
+
+
+def append(
+    stream: Stream, new: Float[Array, "B T K D"], valid: Bool[Array, "B T"] | None = None
+) -> tuple[Stream, ExactWindow | None]:
+    """Appends a chunk to every row, encoding the pages that close.
+
+    Args:
+        stream: what is held so far.
+        new: the chunk, in the stream's own coordinates (keys already rotated if ``rope == "post"``).
+        valid: which of the chunk's tokens are real; ``None`` means all. Padding is dropped, wherever it stands.
+
+    Returns:
+        The stream, and the exact window that the chunk's queries see: the tail as it was before, then the chunk. For a
+        chunk of one token it is ``None``: the new stream's own tail holds all that the query may see.
+
+    Raises:
+        ValueError: outside ``jit``, if a row would hold more than ``max_length`` tokens. Inside ``jit`` such a row is
+            left as it was; ``fits`` tells which.
+    """
+    geometry = stream.geometry
+    chunk_length = new.shape[1]
+    _check_capacity(stream, chunk_length, valid)
+    row_fits = fits(stream, chunk_length, valid)
+    count = jnp.where(row_fits, _count(stream, chunk_length, valid), 0)
+    new = jnp.swapaxes(new.astype(stream.tail.dtype), 1, 2)
+    if valid is not None:
+        order = jnp.argsort(~valid, axis=1, stable=True)
+        new = jnp.take_along_axis(new, order[:, None, :, None], axis=2)
+    new_length = stream.length + count
+    offset = jnp.arange(chunk_length, dtype=jnp.int32)
+    position = stream.length[:, None] + offset
+    real = offset < count[:, None]
+
+    blocks = _close_pages(stream, new, new_length)
+    sink_slot = jnp.where(real & (position < geometry.sinks), position, stream.sinks.shape[2] + offset)
+    index = position - geometry.sinks
+    capacity = stream.tail.shape[2]
+    stays = real & (index >= 0) & (index >= (new_length[:, None] - geometry.sinks - capacity))
+    tail_slot = jnp.where(stays, index % capacity, capacity + offset)
+    updated = dataclasses.replace(
+        stream,
+        sinks=_write(stream.sinks, sink_slot, new),
+        blocks=blocks,
+        tail=_write(stream.tail, tail_slot, new),
+        length=new_length,
+    )
+    if chunk_length == 1:
+        return updated, None
+    old = stream.exact_window()
+    window = ExactWindow(
+        values=jnp.concatenate([old.values, new], axis=2),
+        positions=jnp.concatenate([old.positions, jnp.where(real & (index >= 0), position, -1)], axis=1),
+    )
+    return updated, window
+
+
+def fits(stream: Stream, chunk_length: int, valid: Bool[Array, "B T"] | None = None) -> Bool[Array, " B"]:
+    """Which rows have room for a chunk."""
+    return stream.length + _count(stream, chunk_length, valid) <= stream.geometry.max_length
+
+
+def read(stream: Stream) -> Float[Array, "B K max_length D"]:
+    """Every token as attention sees it now: float32 in the stream's own coordinates, zeros after ``length``.
+
+    This is a dense copy, for tests, figures and conversions.
+    """
+    geometry = stream.geometry
+    batch, heads, _, dim = stream.tail.shape
+    out = jnp.zeros((batch, heads, geometry.max_length, dim), jnp.float32)
+    out = out.at[:, :, : stream.sinks.shape[2]].set(stream.sinks.astype(jnp.float32))
+    if geometry.num_pages:
+        coded = stream.decode_pages(0, geometry.num_pages)
+        out = out.at[:, :, geometry.sinks : geometry.sinks + coded.shape[2]].set(coded)
+    positions = stream.tail_positions()
+    slots = jnp.where(positions >= 0, positions, geometry.max_length + jnp.arange(positions.shape[1]))
+    out = _write(out, slots, stream.tail.astype(jnp.float32))
+    held = jnp.arange(geometry.max_length) < stream.length[:, None]
+    return jnp.where(held[:, None, :, None], out, 0.0)
+
+
+def encode_blocks(codec, blocks: Float[Array, "B K blocks n D"]):
+    """The codes of many blocks; leaves ``[B, K, blocks, ...]``.
+
+    A codec whose code hangs on the last bit of a matrix product (``codec.config.one_at_a_time``) gets one block of every
+    head at a time: the same compiled arithmetic then runs however many blocks close together, and the codes are identical.
+    """
+
+    def encode(some: Array):
+        return jax.vmap(jax.vmap(lambda block: codec.encode(block)))(some)
+
+    if not codec.config.one_at_a_time:
+        return jax.vmap(encode, in_axes=2, out_axes=2)(blocks)
+    codes = jax.lax.map(
+        lambda some: jax.lax.optimization_barrier(encode(jax.lax.optimization_barrier(some))),
+        jnp.moveaxis(blocks, 2, 0),
+    )
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), codes)
+
+
+def decode_blocks(codec, codes) -> Float[Array, "B K blocks n D"]:
+    """The blocks of many codes, float32."""
+    return jax.vmap(jax.vmap(jax.vmap(codec.decode)))(codes)
+
+
+def _close_pages(stream: Stream, new: Array, new_length: Array) -> object:
+    """Encodes the pages that end up outside the exact window and writes them into their slots."""
+    geometry = stream.geometry
+    chunk_length = new.shape[2]
+    most = min(-(-chunk_length // geometry.page), geometry.num_pages)
+    if most == 0:
+        return stream.blocks
+    first, last = geometry.closed_pages(stream.length), geometry.closed_pages(new_length)
+
+    def encode() -> object:
+        index = first[:, None] * geometry.page + jnp.arange(most * geometry.page, dtype=jnp.int32)
+        position = index + geometry.sinks
+        from_tail = _read(stream.tail, index % stream.tail.shape[2])
+        from_new = _read(new, jnp.clip(position - stream.length[:, None], 0, chunk_length - 1))
+        held = (position < stream.length[:, None])[:, None, :, None]
+        pages = jnp.where(held, from_tail, from_new).astype(jnp.float32)
+        batch, heads, _, dim = pages.shape
+        return encode_blocks(stream.codec, pages.reshape(batch, heads, -1, stream.block_size, dim))
+
+    if chunk_length < geometry.page:
+        # Most short chunks close no page: then nothing is encoded, and the write below drops every row.
+        shapes = jax.eval_shape(encode)
+        codes = jax.lax.cond(
+            jnp.any(last > first),
+            encode,
+            lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes),
+        )
+    else:
+        codes = encode()
+    ratio = stream.blocks_per_page
+    block = jnp.arange(most * ratio, dtype=jnp.int32)
+    slot = first[:, None] * ratio + block
+    slot = jnp.where(slot < last[:, None] * ratio, slot, geometry.num_pages * ratio + block)
+    return jax.tree.map(lambda held, code: _write(held, slot, code), stream.blocks, codes)
+
+
+def _write(held: Array, slots: Int[Array, "B new"], new: Array) -> Array:
+    """``held[b, :, slots[b, i]] = new[b, :, i]``; slots beyond the end (all different) are dropped."""
+
+    def row(held: Array, slots: Array, new: Array) -> Array:
+        return held.at[:, slots].set(new, mode="drop", unique_indices=True)
+
+    return jax.vmap(row)(held, slots, new)
+
+
+def _read(held: Array, slots: Int[Array, "B new"]) -> Array:
+    return jnp.take_along_axis(held, slots[:, None, :, None], axis=2)
+
+
+def _count(stream: Stream, chunk_length: int, valid: Array | None) -> Array:
+    if valid is None:
+        return jnp.full_like(stream.length, chunk_length)
+    return jnp.sum(valid, axis=1, dtype=jnp.int32)
+
+
+def _check_capacity(stream: Stream, chunk_length: int, valid: Array | None) -> None:
+    limit = stream.geometry.max_length
+    if valid is None and chunk_length > limit:
+        raise ValueError(f"a chunk of {chunk_length} tokens does not fit a cache of max_length={limit}")
+    if isinstance(stream.length, jax.core.Tracer) or isinstance(valid, jax.core.Tracer):
+        return
+    needed = int(jnp.max(stream.length + _count(stream, chunk_length, valid)))
+    if needed > limit:
+        raise ValueError(
+            f"the cache would hold {needed} tokens, but max_length={limit}; make it with max_length={needed} or more"
+        )

@@ -1,0 +1,3 @@
+"""Attention over a compressed cache."""
+
+from kakeya_jax.pallas_kernels.attention.api import compressed_attention as compressed_attention

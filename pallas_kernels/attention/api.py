@@ -1,0 +1,58 @@
+"""One function for attention over packed codes, whatever computes it."""
+
+from collections.abc import Callable
+
+from kakeya_jax.cache import ChunkWindow
+from kakeya_jax.pallas_kernels.attention.reference import attention_reference
+from kakeya_jax.rope import Rope
+from kakeya_jax.stream import Stream
+from kakeya_jax.typing import Array, Float, Int
+
+_IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {"reference": attention_reference}
+"""Backends from the fastest to the one that always works."""
+
+
+def compressed_attention(
+    query: Float[Array, "B T H D"],
+    key_stream: Stream,
+    value_stream: Stream,
+    *,
+    positions: Int[Array, "B T"],
+    rope: Rope,
+    scale: float,
+    chunk: ChunkWindow | None = None,
+    implementation: str | None = None,
+) -> Float[Array, "B T H D"]:
+    """Attention of rotated queries over exact sinks, coded pages and the exact window, by position.
+
+    The query at position ``p`` sees token ``j <= p`` as the cache served it once ``p + 1`` tokens were held: coded if its
+    page was closed by then, exact otherwise.
+
+    Args:
+        query: queries after their rotary embedding.
+        key_stream: keys, the queries' own tokens already appended.
+        value_stream: values, likewise, with the same geometry.
+        positions: absolute position of each query.
+        rope: the rotary embedding, applied to keys that are stored before it.
+        scale: factor of the logits.
+        chunk: the exact window of a chunk with more than one query (what ``LayerCache.append`` returned); ``None`` takes
+            the streams' own tails.
+        implementation: ``"reference"``, or ``None`` for the fastest that supports the arguments.
+
+    Raises:
+        ValueError: unknown implementation.
+        NotImplementedError: the implementation asked for does not support these arguments; the message says why.
+    """
+    if implementation is not None and implementation not in _IMPLEMENTATIONS:
+        raise ValueError(f"unknown implementation {implementation!r}; known: {', '.join(_IMPLEMENTATIONS)}")
+    names = list(_IMPLEMENTATIONS) if implementation is None else [implementation]
+    for name in names[:-1]:
+        try:
+            return _IMPLEMENTATIONS[name](
+                query, key_stream, value_stream, positions=positions, rope=rope, scale=scale, chunk=chunk
+            )
+        except NotImplementedError:
+            continue
+    return _IMPLEMENTATIONS[names[-1]](
+        query, key_stream, value_stream, positions=positions, rope=rope, scale=scale, chunk=chunk
+    )

@@ -1,0 +1,49 @@
+"""A tiny decoder with random weights, scaled so that attention is peaked and predictions are confident."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kakeya_jax.models.config import ModelConfig
+from kakeya_jax.models.decoder import Decoder
+from kakeya_jax.rope import Rope
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> ModelConfig:
+    return ModelConfig(
+        model_type="llama",
+        vocab_size=101,
+        hidden_size=64,
+        intermediate_size=96,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=32,
+        rope=Rope(head_dim=32),
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config):
+    model = Decoder(tiny_config)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    flat, tree = jax.tree.flatten_with_path(params)
+    scaled = [_scale(jax.tree_util.keystr(path), leaf, index) for index, (path, leaf) in enumerate(flat)]
+    return model, jax.tree.unflatten(tree, scaled)
+
+
+def _scale(path: str, leaf: jax.Array, index: int) -> jax.Array:
+    if leaf.ndim != 2:
+        return leaf
+    normal = jax.random.normal(jax.random.key(index), leaf.shape)
+    gain = 2.0 if "q_proj" in path or "k_proj" in path else 1.0
+    return 0.4 * normal if "embed" in path else gain * normal / np.sqrt(leaf.shape[0])
+
+
+@pytest.fixture(scope="session")
+def tiny_tokens(tiny_config) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, tiny_config.vocab_size, 1600).astype(np.int32)
