@@ -138,6 +138,39 @@ def demo(
 
 
 @app.command()
+def calibrate(
+    model: ModelArgument,
+    recipe: Annotated[str, typer.Option(help="What the tables are for.", metavar="RECIPE")],
+    out: Annotated[Path, typer.Option(help="The file to write.", metavar="FILE")],
+    text: Annotated[Path | None, typer.Option(help="UTF-8 training text.", metavar="FILE")] = None,
+    tokens: Annotated[Path | None, typer.Option(help="Token ids instead of a text.", metavar="FILE")] = None,
+    context: Annotated[int, typer.Option(help="Tokens of each passage.")] = 2048,
+    passages: Annotated[int, typer.Option(help="How many, evenly spaced.")] = 6,
+    offline: OfflineFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Fit the tables that a recipe needs, on text that is not evaluated on."""
+    _configure(offline=offline)
+    from kakeya_jax.eval.run_calibrate import run_calibrate
+
+    source = text or tokens
+    if source is None or (text and tokens):
+        raise ValueError("give training text: either --text FILE or --tokens FILE")
+    saved = run_calibrate(
+        model,
+        recipe,
+        source,
+        out,
+        is_text=bool(text),
+        context=context,
+        passages=passages,
+        offline=offline,
+        quiet=quiet,
+    )
+    print(saved)
+
+
+@app.command()
 def codecs(
     head_dim: Annotated[int, typer.Option(help="For the bits per value.")] = 128, as_json: JsonFlag = False
 ) -> None:
@@ -173,12 +206,12 @@ def explain(
 ) -> None:
     """Show the bytes of every layer, without running the model or reading its weights."""
     _configure(offline=offline)
-    from kakeya_jax.calibration.artifact import load_tables
+    from kakeya_jax.calibration.artifact import load_calibration
     from kakeya_jax.eval import explain as work
     from kakeya_jax.recipe import Recipe
 
     parsed = Recipe.parse(recipe)
-    tables = load_tables(calibration) if calibration else None
+    tables = load_calibration(calibration).tables if calibration else None
     config = work.load_config(model, offline=offline)
     report = work.explain(config, parsed, context=context, batch_size=batch, tables=tables)
     shown = (work.report_dict if as_json else work.report_table)(report, parsed, model)

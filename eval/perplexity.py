@@ -1,7 +1,7 @@
 """The measurement: what a compressed cache does to a model's predictions.
 
-The reference is the dense model without a cache. A candidate is the same model reading a ``CompressedCache``, the
-very one that users get: what is scored is attention over packed codes, never over values that were not coded.
+The reference is the dense model without a cache. A candidate is the same model reading a ``CompressedCache``,
+the very one that users get: what is scored is attention over packed codes, never over values not coded.
 """
 
 import dataclasses
@@ -64,8 +64,8 @@ def evaluate(
         warmup: unscored first tokens of a stream; by default 512, or a quarter of a shorter context.
         continuation: tokens fed after a snapshot; by default 512, or a quarter of a shorter context.
         chunk: tokens fed at once; by default at most 512. Changes speed and memory, not results.
-        cache_dtype: of the tokens kept exact; by default that of the model's activations. Their bytes are always
-            counted as bfloat16.
+        cache_dtype: of the tokens kept exact; by default that of the model's activations. Their bytes are
+            always counted as bfloat16.
         gates: thresholds of the verdicts.
         calibration: tables for codecs that need them.
         progress: told about every step.
@@ -74,8 +74,8 @@ def evaluate(
         One row for each recipe, in the order given.
 
     Raises:
-        ValueError: text shorter than a context, tokens of another vocabulary, no recipes, or one that does not
-            fit the model.
+        ValueError: text shorter than a context, tokens of another vocabulary, no recipes, or one that does
+            not fit the model.
     """
     if not recipes:
         raise ValueError("no recipes to measure; name at least one")

@@ -20,9 +20,9 @@ class Protocol:
     """What of each passage is run and scored.
 
     Attributes:
-        name: ``"stream"``: every token runs through the cache, so errors propagate through layers and time.
-            ``"snapshot"``: the prefix is prefilled clean, its keys and values are coded once, and a continuation
-            is teacher-forced over them.
+        name: ``"stream"``: every token runs through the cache, so errors propagate through layers and
+            time. ``"snapshot"``: the prefix is prefilled clean, its keys and values are coded once, and a
+            continuation is teacher-forced over them.
         context: tokens of a passage.
         warmup: first tokens of a stream whose predictions are not scored.
         continuation: last tokens of a snapshot, fed after the cache was coded; the prediction of the first of
@@ -85,7 +85,7 @@ def stream(
     *,
     chunk: int,
 ) -> TokenScores:
-    """Runs ``tokens`` through the cache in chunks, as a server would, and scores every prediction but the last.
+    """Runs ``tokens`` through the cache in chunks, as a server would; scores every prediction but the last.
 
     Each chunk is appended to the cache and attends to what the cache holds.
 

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from kakeya_jax.calibration.artifact import load_tables
+from kakeya_jax.calibration.artifact import load_calibration
 from kakeya_jax.eval.demo import NOTE, bundled_text
 from kakeya_jax.eval.gates import parse_gates
 from kakeya_jax.eval.perplexity import evaluate
@@ -62,7 +62,7 @@ def run_request(request: Request, *, quiet: bool = False) -> EvalResult:
     for name in names:
         Recipe.parse(name)
     gates = parse_gates(request.gates)
-    tables = load_tables(request.calibration) if request.calibration else None
+    calibration = load_calibration(request.calibration) if request.calibration else None
     tokens = None if request.tokens is None else load_tokens(request.tokens)
     if tokens is None:
         tokens = _encode(request)
@@ -73,6 +73,9 @@ def run_request(request: Request, *, quiet: bool = False) -> EvalResult:
             "use a longer text or a smaller --context"
         )
     model, params = checkpoint.load(request.model, dtype=request.dtype, offline=request.offline)
+    if calibration is not None:
+        calibration.check_model(model.config, params)
+        calibration.check_text(tokens)
     with show_progress(quiet=quiet) as progress:
         result = evaluate(
             model,
@@ -87,7 +90,7 @@ def run_request(request: Request, *, quiet: bool = False) -> EvalResult:
             chunk=request.chunk,
             cache_dtype=request.cache_dtype,
             gates=gates,
-            calibration=tables,
+            calibration=calibration.tables if calibration else None,
             progress=progress,
         )
     return dataclasses.replace(

@@ -1,4 +1,4 @@
-"""What is recorded for one predicted token: both losses, their divergence, and whether both guess the same."""
+"""What is recorded for one predicted token: both losses, their divergence, whether both guess the same."""
 
 import jax
 import jax.numpy as jnp
@@ -48,15 +48,15 @@ def score(
 def kl_divergence(p: Float[Array, "*shape V"], q: Float[Array, "*shape V"]) -> Float[Array, "*shape"]:
     """KL(p || q) of log-probabilities, nats; never negative.
 
-    The textbook sum of ``p (log p - log q)`` is a difference of large terms: rounding the two normalisers alone
-    gives 1e-6 for equal distributions. Because both sum to one, adding ``q - p`` changes nothing, and every term
-    becomes ``p (e^d - 1 - d) >= 0`` with ``d = log q - log p``, of second order in the difference.
+    The textbook sum of ``p (log p - log q)`` is a difference of large terms: rounding the two normalisers
+    alone gives 1e-6 for equal distributions. Because both sum to one, adding ``q - p`` changes nothing, and
+    every term becomes ``p (e^d - 1 - d) >= 0`` with ``d = log q - log p``, of second order in the difference.
     """
     d = q - p
     near = jnp.abs(d) < 0.5
     d_near = jnp.where(near, d, 0.0)
     terms_near = jnp.exp(p) * (jnp.expm1(d_near) - d_near)
-    # Far apart, e^d could overflow where p underflows; q itself cannot. An impossible token (p = 0) costs only q.
+    # Far apart, e^d could overflow where p underflows; q cannot. An impossible token (p = 0) costs only q.
     d_far = jnp.where(jnp.exp(p) > 0, d, 0.0)
     terms_far = jnp.exp(q) - jnp.exp(p) * (1.0 + d_far)
     terms = jnp.where(near, terms_near, terms_far)

@@ -70,11 +70,11 @@ def heading(result: EvalResult) -> str:
 def footer(result: EvalResult) -> list[str]:
     """How to read the columns, the thresholds, and warnings."""
     lines = [
-        "bits/value: coded values only, without the exact window. bytes/token and ratio (against bfloat16): everything "
-        f"held at {result.context} tokens, window included"
+        "bits/value: coded values only, without the exact window. bytes/token and ratio (against bfloat16): "
+        f"everything held at {result.context} tokens, window included"
         + (" (counted as bfloat16)." if result.cache_dtype != "bfloat16" else "."),
-        "exact window: sinks + recent tokens kept exact (least-most). KL: KL(reference || candidate) in nats. encode: "
-        "seconds for the K and V of one context, all layers.",
+        "exact window: sinks + recent tokens kept exact (least-most). KL: KL(reference || candidate), nats. "
+        "encode: seconds for the K and V of one context, all layers.",
         str(result.gates),
     ]
     if result.note:

@@ -6,10 +6,18 @@ attention reads. Importing it needs neither Flax nor a GPU; the layers above (``
 ``.models``, ``.calibration``, ``.eval``) are imported by name.
 """
 
+from kakeya_jax.accounting import CacheReport as CacheReport
+from kakeya_jax.accounting import cache_report as cache_report
+from kakeya_jax.accounting import nbytes as nbytes
+from kakeya_jax.cache import CompressedCache as CompressedCache
+from kakeya_jax.cache_file import load_cache as load_cache
+from kakeya_jax.cache_file import save_cache as save_cache
 from kakeya_jax.codec import Codec as Codec
 from kakeya_jax.codec import CodecConfig as CodecConfig
 from kakeya_jax.codec import round_trip as round_trip
 from kakeya_jax.codecs.registry import codec_config as codec_config
 from kakeya_jax.codecs.registry import codec_names as codec_names
+from kakeya_jax.recipe import Recipe as Recipe
+from kakeya_jax.recipe import Rule as Rule
 
 __version__ = "0.1.0"

@@ -22,11 +22,19 @@ class ModelShape(Protocol):
     """What of a model decides its cache; a decoder's config has it."""
 
     @property
-    def num_layers(self) -> int: ...
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        ...
+
     @property
-    def num_kv_heads(self) -> int: ...
+    def num_kv_heads(self) -> int:
+        """Key/value heads of a layer."""
+        ...
+
     @property
-    def head_dim(self) -> int: ...
+    def head_dim(self) -> int:
+        """Dimension of a head's vectors."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,9 +155,7 @@ class CompressedCache:
 
         def stream(layer: int, plan: LayerPlan, name: StreamName) -> Stream:
             part: StreamPlan = getattr(plan, name)
-            codec = part.codec.build(
-                shape.head_dim, layer=layer, stream=name, tables=(tables or {}).get((layer, name))
-            )
+            codec = part.codec.build(shape.head_dim, layer=layer, stream=name, tables=(tables or {}).get((layer, name)))
             geometry = Geometry(sinks=plan.sinks, recent=plan.recent, page=plan.page, max_length=max_length)
             return Stream.init(
                 codec,
@@ -207,7 +213,7 @@ class CompressedCache:
 def chunk_positions(
     length: Int[Array, " B"], chunk_length: int, valid: Bool[Array, "B T"] | None = None
 ) -> Int[Array, "B T"]:
-    """Absolute position of each token of a chunk that follows ``length`` tokens; of padding, that of the token before."""
+    """Absolute position of each token of a chunk that follows ``length`` tokens; padding repeats the one before."""
     if valid is None:
         return length[:, None] + jnp.arange(chunk_length, dtype=jnp.int32)
     return length[:, None] + jnp.maximum(jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0)
@@ -241,7 +247,9 @@ def recode(source: CompressedCache, target: CompressedCache, *, rope: Rope, leng
 
     def layer(held: LayerCache, empty: LayerCache) -> LayerCache:
         if held.key.rope != "pre":
-            raise ValueError("recode needs keys stored before their rotary embedding; fill the source with dense_recipe()")
+            raise ValueError(
+                "recode needs keys stored before their rotary embedding; fill the source with dense_recipe()"
+            )
         key, value = (jnp.swapaxes(read(part)[:, :, :length], 1, 2) for part in (held.key, held.value))
         return empty.append(key, value, rope=rope).layer
 

@@ -75,7 +75,9 @@ def _check_format(metadata: dict[str, str], path: Any) -> None:
         what = f"a {found!r} file" if found else "a safetensors file of another kind"
         raise ValueError(f"{path} is {what}, not a {FORMAT} file")
     if int(metadata["version"]) > VERSION:
-        raise ValueError(f"{path} has cache format {metadata['version']}; this version reads up to {VERSION}: upgrade kakeya-jax")
+        raise ValueError(
+            f"{path} has cache format {metadata['version']}; this version reads up to {VERSION}: upgrade kakeya-jax"
+        )
 
 
 def _structure(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> CompressedCache:

@@ -4,7 +4,8 @@
     frozen, hashable,      pytree: static config,      pytree of packed words and side information;
     validated, JSON        tables as leaves            leading axes are batch axes
 
-``encode`` and ``decode`` are pure functions of one block ``[n, d]``; callers ``vmap`` them over batch, heads and blocks.
+``encode`` and ``decode`` are pure functions of one block ``[n, d]``; callers ``vmap`` them over batch, heads
+and blocks.
 """
 
 import dataclasses
@@ -33,8 +34,8 @@ class CodecConfig:
     rope: ClassVar[RopeClass] = "post"
     """Whether K is stored before or after its rotary embedding unless a rule says otherwise."""
     one_at_a_time: ClassVar[bool] = False
-    """Whether the cache must encode blocks of one head one after another for their codes not to depend on how many close
-    together (methods with a matrix decomposition: rounding differs between batch sizes)."""
+    """Whether the cache must encode the blocks of a head one after another, so that a code does not depend on how many
+    close together (methods with a matrix decomposition: its rounding differs between batch sizes)."""
 
     block_size: int = 128
 

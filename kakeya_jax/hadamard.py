@@ -31,8 +31,8 @@ def hadamard_matrix(length: int) -> np.ndarray:
 def hadamard_transform(x: Float[Array, "*batch L"]) -> Float[Array, "*batch L"]:
     """``H x`` over the last axis, float32.
 
-    One dense product: up to ``L = 128`` it is about twice as fast on a CPU as butterflies or a Kronecker pair of smaller
-    matrices, and on a GPU it runs where the rest of a codec runs.
+    One dense product: up to ``L = 128`` it is about twice as fast on a CPU as butterflies or a Kronecker pair
+    of smaller matrices, and on a GPU it runs where the rest of a codec runs.
 
     Raises:
         ValueError: the last axis is not a power of two long; pad it with zeros.

@@ -24,8 +24,8 @@ def fit_centers(
 ) -> Float[Array, "k r"]:
     """Unit directions of at most ``k`` lines near which the points lie.
 
-    Farthest-first start (by signed cosine, from a seeded first point), then Lloyd passes that assign by ``|cosine|`` and
-    average with signs, until the assignment repeats. An empty cluster keeps its centre.
+    Farthest-first start (by signed cosine, from a seeded first point), then Lloyd passes that assign by
+    ``|cosine|`` and average with signs, until the assignment repeats. An empty cluster keeps its centre.
 
     Args:
         points: float32; points of norm at most ``2**-23`` or of zero weight are ignored.
@@ -34,7 +34,7 @@ def fit_centers(
         seed: of the first centre.
         weights: nonnegative; all one if None.
     """
-    norm = jnp.sqrt(jnp.sum(points * points, axis=1))
+    norm = row_norms(points)
     weights = jnp.ones_like(norm) if weights is None else weights
     valid = (norm > EPS) & (weights > 0)
     directions = jnp.where(valid[:, None], points / jnp.where(valid, norm, 1.0)[:, None], 0.0)
@@ -45,17 +45,22 @@ def fit_centers(
 class Assignment(NamedTuple):
     """For each point its centre and its signed projection on it."""
 
-    index: Int[Array, " n"]
+    segment: Int[Array, " n"]
     projection: Float[Array, " n"]
 
 
 def assign(points: Float[Array, "n r"], centers: Float[Array, "k r"]) -> Assignment:
-    """The centre of largest ``|<point, centre>|`` (the first if equal) and that product; 0 and 0 for points of zero norm."""
+    """The centre of largest ``|<point, centre>|``, first if equal, and that product; 0, 0 at zero norm."""
     products = _contract("kr,nr->kn", centers, points)
     best = _first_argmax(jnp.abs(products))
     chosen = jnp.sum(jnp.where(best == _rows(products), products, 0.0), axis=0)
-    nonzero = jnp.sum(points * points, axis=1) > EPS
-    return Assignment(index=jnp.where(nonzero, best, 0), projection=jnp.where(nonzero, chosen, 0.0))
+    nonzero = jnp.square(row_norms(points)) > EPS
+    return Assignment(segment=jnp.where(nonzero, best, 0), projection=jnp.where(nonzero, chosen, 0.0))
+
+
+def row_norms(points: Float[Array, "n r"]) -> Float[Array, " n"]:
+    """The Euclidean length of every row."""
+    return jnp.sqrt(_contract("nr,r->n", points * points, jnp.ones(points.shape[1], jnp.float32)))
 
 
 def _farthest_first(directions: Array, valid: Array, k: int, seed: int) -> Array:
@@ -89,7 +94,7 @@ def _lloyd(directions: Array, weights: Array, centers: Array, iterations: int) -
         signed = jnp.where(products >= 0, weights, -weights)
         members = jnp.where(index == _rows(products), signed, 0.0)
         sums = _contract("kn,nr->kr", members, directions)
-        length = jnp.sqrt(jnp.sum(sums * sums, axis=1, keepdims=True))
+        length = row_norms(sums)[:, None]
         moved = jnp.where(length > EPS, sums / jnp.where(length > EPS, length, 1.0), centers)
         return passes + 1, changed, index, jnp.where(changed, moved, centers)
 
@@ -99,7 +104,7 @@ def _lloyd(directions: Array, weights: Array, centers: Array, iterations: int) -
 
 
 def _first_argmax(values: Array) -> Array:
-    """``argmax`` over the first axis; two plain reductions, which vectorise where a reduction over pairs does not."""
+    """``argmax`` over the first axis; two plain reductions vectorise where one over pairs does not."""
     best = jnp.max(values, axis=0, keepdims=True)
     return jnp.min(jnp.where(values == best, _rows(values), len(values)), axis=0)
 
@@ -107,5 +112,3 @@ def _first_argmax(values: Array) -> Array:
 def _rows(array: Array) -> Array:
     """The row number of every entry, int32, broadcastable."""
     return jnp.arange(len(array), dtype=jnp.int32).reshape(-1, *[1] * (array.ndim - 1))
-
-

@@ -74,9 +74,7 @@ def dequantize(indices: Int[Array, "*shape"], levels: Float[Array, " levels"]) -
     bit = 0
     while len(candidates) > 1:
         odd = (indices & (1 << bit)) != 0
-        candidates = [
-            jnp.where(odd, high, low) for low, high in zip(candidates[::2], candidates[1::2], strict=True)
-        ]
+        candidates = [jnp.where(odd, high, low) for low, high in zip(candidates[::2], candidates[1::2], strict=True)]
         bit += 1
     return jnp.broadcast_to(candidates[0], indices.shape)
 
@@ -128,7 +126,7 @@ def fit_levels_from(
     return levels.astype(np.float32)
 
 
-def write_levels(path: str | pathlib.Path, levels: Float[Array, " levels"]) -> None:
+def write_levels(path: str | pathlib.Path, levels: Float[Array, " levels"] | np.ndarray) -> None:
     """Writes a table as raw little-endian float32, the format of the KakeyaTurbo calibration files.
 
     Raises:
@@ -137,9 +135,7 @@ def write_levels(path: str | pathlib.Path, levels: Float[Array, " levels"]) -> N
     table = np.asarray(levels, dtype="<f4")
     bits = table.size.bit_length() - 1
     if table.ndim != 1 or table.size != 2**bits or not 1 <= bits <= MAX_BITS:
-        raise ValueError(
-            f"a level table is a vector of 2, 4, ... or {2**MAX_BITS} values, got shape {table.shape}"
-        )
+        raise ValueError(f"a level table is a vector of 2, 4, ... or {2**MAX_BITS} values, got shape {table.shape}")
     _check_ascending(table, "levels")
     pathlib.Path(path).write_bytes(table.tobytes())
 

@@ -38,7 +38,10 @@ def _split(key: tuple[str, dict], value: tuple[str, dict], **settings: Any) -> C
     )
 
 
-_BESICOVITCH = ("besicovitch", {"direction_bits": 3, "magnitude_bits": 4, "subtract_mean": True, "block_size": 512})
+_BESICOVITCH = (
+    "besicovitch",
+    {"direction_bits": 3, "magnitude_bits": 4, "subtract_mean": True, "block_size": 512},
+)
 _KAKEYA_4 = codec_config("kakeya", bits=4)
 
 _RECIPES: dict[str, Callable[[], Recipe]] = {

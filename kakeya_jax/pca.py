@@ -10,8 +10,9 @@ from kakeya_jax.numeric import EPS
 from kakeya_jax.pytree import pytree_dataclass
 from kakeya_jax.typing import Array, Float, Int
 
-# All sums over tokens are contractions written with their indices: under `jit`, under `vmap` over any number of blocks, and
-# op by op these compile to the same order of summation on a CPU, so a block's code does not depend on how it was batched.
+# All sums over tokens are contractions written with their indices: under `jit`, under `vmap` over any number
+# of blocks, and op by op these compile to the same order of summation on a CPU, so a block's code does not
+# depend on how it was batched.
 _contract = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 _SKETCH_SEED_OFFSET = 0x9E3779B97F4A7C15
 
@@ -22,10 +23,10 @@ class PrincipalComponents:
 
     Attributes:
         mean: float32 ``[d]``.
-        basis: float32 ``[r, d]``, orthonormal rows in order of falling variance; the sign of each row is fixed so that
-            its entry of largest magnitude is positive.
-        variances: float32, falling, at least zero; all ``d`` of them (exact) or those of the sketch (randomized), so that
-            shares of the total refer to what was looked at.
+        basis: float32 ``[r, d]``, orthonormal rows in order of falling variance; the sign of each row is
+            fixed so that its entry of largest magnitude is positive.
+        variances: float32, falling, at least zero; all ``d`` of them (exact) or those of the sketch
+            (randomized), so that shares of the total refer to what was looked at.
     """
 
     mean: Array
@@ -57,13 +58,14 @@ def randomized_pca(
     seed: int = 0,
     weights: Float[Array, " n"] | None = None,
 ) -> PrincipalComponents:
-    """About the first ``rank`` principal components, from ``rank + oversample`` random combinations of the tokens.
+    """About the first ``rank`` principal components, from ``rank + oversample`` random mixes of the tokens.
 
-    Randomised range finder with power iterations, re-orthonormalised by QR after each (Halko, Martinsson and Tropp,
-    arXiv:0909.4061, algorithm 4.4), on the rows of the centred block ``A``; the sketch ``Omega`` is the same for every
-    block. The small singular value decomposition of ``A Q`` is taken as the eigendecomposition of ``Q^T (A^T A) Q``, and the
-    power steps multiply by ``A^T A``: the same spans as with ``A`` and ``A^T`` in turn, without tall factorisations.
-    Directions of less than about ``1e-7`` of the largest variance are lost in float32, far below float16 storage.
+    Randomised range finder with power iterations, re-orthonormalised by QR after each (Halko, Martinsson and
+    Tropp, arXiv:0909.4061, algorithm 4.4), on the rows of the centred block ``A``; the sketch ``Omega`` is
+    the same for every block. The small singular value decomposition of ``A Q`` is taken as the
+    eigendecomposition of ``Q^T (A^T A) Q``, and the power steps multiply by ``A^T A``: the same spans as with
+    ``A`` and ``A^T`` in turn, without tall factorisations. Directions of less than about ``1e-7`` of the
+    largest variance are lost in float32, far below float16 storage.
 
     Args:
         block: float32 vectors.
@@ -77,6 +79,7 @@ def randomized_pca(
     width = min(rank + oversample, d)
     omega = jnp.asarray(smallrng.normal_matrix(seed ^ _SKETCH_SEED_OFFSET, n, width))
     mean, gram, total, centred = _moments(block, weights)
+    omega = omega + 0.0 * mean[0]  # a copy for each block under `vmap`, lest XLA merge the blocks into one product
     span = _contract("nd,nr->dr", centred, omega)
     for _ in range(power_iterations):
         span = _contract("de,er->dr", gram, jnp.linalg.qr(span).Q)
@@ -87,7 +90,7 @@ def randomized_pca(
 
 
 def effective_rank(variances: Float[Array, " m"], variance_ratio: float) -> Int[Array, ""]:
-    """The smallest number of leading ``variances`` whose sum is at least ``variance_ratio`` of all; 1 if all are zero."""
+    """How many leading ``variances`` hold at least ``variance_ratio`` of their sum; 1 if all are zero."""
     total = jnp.sum(variances)
     share = jnp.cumsum(variances) / jnp.where(total > EPS, total, 1.0)
     needed = 1 + jnp.sum(share < variance_ratio, dtype=jnp.int32)
@@ -107,7 +110,7 @@ def reconstruct(
 
 
 def _moments(block: Array, weights: Array | None) -> tuple[Array, Array, Array, Array]:
-    """Mean, scatter matrix ``A^T A``, total weight and ``A``, the centred rows times the roots of their weights."""
+    """Mean, scatter ``A^T A``, total weight and ``A``, the centred rows times the roots of their weights."""
     weights = jnp.ones(len(block), jnp.float32) if weights is None else jnp.maximum(weights, 0.0)
     total = jnp.maximum(jnp.sum(weights), EPS)
     mean = _contract("n,nd->d", weights, block) / total

@@ -38,8 +38,11 @@ def seeded_field(**kwargs: Any) -> Any:
     return dataclasses.field(metadata={"fitted": False}, **kwargs)
 
 
-@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field, static_field,
-                     payload_field, side_field, fitted_field, seeded_field))
+@dataclass_transform(
+    kw_only_default=True,
+    frozen_default=True,
+    field_specifiers=(dataclasses.field, static_field, payload_field, side_field, fitted_field, seeded_field),
+)
 def pytree_dataclass(cls: type[_T]) -> type[_T]:
     """Makes ``cls`` a frozen, keyword-only dataclass and registers it as a pytree; ``static_field`` s are metadata.
 

@@ -1,7 +1,7 @@
 """Recipes: which codec codes which layer's K and V, and which tokens stay exact.
 
-A recipe is data: frozen, hashable, equal when it means the same, with a JSON form (lossless) and a compact text form for
-the command line::
+A recipe is data: frozen, hashable, equal when it means the same, with a JSON form (lossless) and a compact text form
+for the command line::
 
     kakeya-pareto
     turboquant-3,recent=1,sinks=0
@@ -79,6 +79,10 @@ class LayerPlan:
     recent: int
     page: int
 
+    def streams(self) -> tuple[tuple[StreamName, StreamPlan], tuple[StreamName, StreamPlan]]:
+        """The two streams by name."""
+        return ("key", self.key), ("value", self.value)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -99,11 +103,15 @@ class Recipe:
     sinks: int = DEFAULT_SINKS
     recent: int = DEFAULT_RECENT
     boundary: int = 0
-    boundary_codec: CodecConfig = IdentityConfig()
+    boundary_codec: CodecConfig = dataclasses.field(default_factory=IdentityConfig)
     name: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        for label, value, least in (("sinks", self.sinks, 0), ("boundary", self.boundary, 0), ("recent", self.recent, 1)):
+        for label, value, least in (
+            ("sinks", self.sinks, 0),
+            ("boundary", self.boundary, 0),
+            ("recent", self.recent, 1),
+        ):
             if value < least:
                 raise ValueError(f"{label}={value} must be at least {least}")
 

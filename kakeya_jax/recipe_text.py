@@ -15,12 +15,13 @@ Items are separated by commas outside brackets::
 import dataclasses
 import pathlib
 import re
-from typing import Any
+from typing import Any, cast
 
 from kakeya_jax.codec import CodecConfig
 from kakeya_jax.codecs.registry import codec_config, codec_names
 from kakeya_jax.named_recipes import named_recipe, recipe_names
 from kakeya_jax.recipe import DEFAULT_RECENT, DEFAULT_SINKS, Recipe, Rule
+from kakeya_jax.typing import RopeClass
 
 _RULE = re.compile(r"(key|value|both)(?:\[([^\]]*)\])?(?:@(\w+))?")
 _CODEC = re.compile(r"([A-Za-z][\w-]*)(?:\((.*)\))?", re.DOTALL)
@@ -102,13 +103,14 @@ def _parse_rule(target: str, codec: str) -> Rule:
     match = _RULE.fullmatch(target)
     if match is None:
         raise ValueError(
-            f"{target!r} in recipe is not understood; write key=, value=, both=, key[0,-1]=, sinks=, recent= or boundary="
+            f"{target!r} in recipe is not understood; "
+            "write key=, value=, both=, key[0,-1]=, sinks=, recent= or boundary="
         )
     stream, layers, rope = match.groups()
     return Rule(
         stream=stream,
         layers=None if layers is None else _parse_layers(layers),
-        rope=rope,  # checked by Rule
+        rope=cast(RopeClass | None, rope),  # checked by Rule
         codec=_parse_codec(codec),
     )
 

@@ -141,9 +141,7 @@ class YarnScaling:
 
     def _channel(self, turns: float, theta: float, half: int) -> float:
         """The (fractional) channel that makes ``turns`` turns over the original context."""
-        return (
-            half * math.log(self.original_max_position_embeddings / (turns * 2 * math.pi)) / math.log(theta)
-        )
+        return half * math.log(self.original_max_position_embeddings / (turns * 2 * math.pi)) / math.log(theta)
 
 
 RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
@@ -181,9 +179,7 @@ class Rope:
         return 1.0 if self.scaling is None else self.scaling.attention_factor
 
 
-def apply_rope(
-    x: Float[Array, "*shape D"], positions: Int[Array, "*shape"], rope: Rope
-) -> Float[Array, "*shape D"]:
+def apply_rope(x: Float[Array, "*shape D"], positions: Int[Array, "*shape"], rope: Rope) -> Float[Array, "*shape D"]:
     """Rotates ``x`` by its positions; computed in float32, returned in the dtype of ``x``.
 
     Args:

@@ -1,8 +1,8 @@
 """The generator that fixes the sign patterns, k-means starts and sketches of the Kakeya codec: xoshiro256++.
 
-Seeds expand as ``rand_core`` 0.6 does (a PCG32 stream), draws convert as ``rand`` 0.8 does on a 64-bit machine, so that a
-seed names the same pattern in every implementation. Plain Python, cached: everything here runs while tracing, and its
-results are constants of the compiled program.
+Seeds expand as ``rand_core`` 0.6 does (a PCG32 stream), draws convert as ``rand`` 0.8 does on a 64-bit
+machine, so that a seed names the same pattern in every implementation. Plain Python, cached: everything here
+runs while tracing, and its results are constants of the compiled program.
 """
 
 import functools
@@ -19,7 +19,7 @@ def raw_draws(seed: int) -> Iterator[int]:
 
 
 def xoshiro(s0: int, s1: int, s2: int, s3: int) -> Iterator[int]:
-    """The outputs of xoshiro256++ (Blackman and Vigna, arXiv:1805.01407) from a state of four 64-bit words."""
+    """Outputs of xoshiro256++ (Blackman and Vigna, arXiv:1805.01407) from a state of four 64-bit words."""
     while True:
         yield (_rotate_left(s0 + s3 & _MASK, 23) + s0) & _MASK
         shifted = s1 << 17 & _MASK
@@ -33,19 +33,19 @@ def xoshiro(s0: int, s1: int, s2: int, s3: int) -> Iterator[int]:
 
 @functools.lru_cache(maxsize=64)
 def signs(seed: int, length: int) -> np.ndarray:
-    """Float32 signs ``[length]``: the top bit of every draw, set for +1. Shorter patterns are prefixes of longer ones."""
+    """Float32 ``[length]``: +1 where the draw's top bit is set, else -1; a prefix of any longer pattern."""
     draws = raw_draws(seed)
     return _frozen(np.array([1.0 if next(draws) >> 63 else -1.0 for _ in range(length)], np.float32))
 
 
 @functools.lru_cache(maxsize=64)
 def first_index_table(seed: int, length: int) -> np.ndarray:
-    """Int32 ``[length + 1]``: entry ``n`` is the index below ``n`` that a fresh generator draws (entry 0 is 0)."""
+    """Int32 ``[length + 1]``: entry ``n`` is the index below ``n`` a fresh generator draws (entry 0 is 0)."""
     return _frozen(np.array([0] + [index_below(raw_draws(seed), n) for n in range(1, length + 1)], np.int32))
 
 
 def index_below(draws: Iterator[int], n: int) -> int:
-    """A uniform index below ``n >= 1``: the high word of ``draw * n``, rejecting low words beyond the last full zone."""
+    """A uniform index below ``n >= 1``: the high word of ``draw * n`` if the low word is in a full zone."""
     zone = (n << 64 - n.bit_length()) - 1
     while True:
         high, low = divmod(next(draws) * n, 2**64)
@@ -64,7 +64,8 @@ def normal_matrix(seed: int, rows: int, columns: int) -> np.ndarray:
     words = np.fromiter((next(draws) >> 41 for _ in range(count)), np.uint32, count)  # 23 bits of the high half
     uniform = (words | np.uint32(0x3F800000)).view(np.float32) - np.float32(1)
     low = np.float32(2.0**-23)
-    # The largest u1 is exactly 1 - 2**-23 in float32, so the generator's redraw at the upper end never happens.
+    # The largest u1 is exactly 1 - 2**-23 in float32, so the generator's redraw at the upper end never
+    # happens.
     u1, u2 = uniform[0::2] * (np.float32(1) - low) + low, uniform[1::2]
     entries = np.sqrt(np.float32(-2) * np.log(u1)) * np.cos(np.float32(2 * np.pi) * u2)
     return _frozen(entries.reshape(columns, rows).T)

@@ -1,14 +1,16 @@
 """One layer's K or V: exact sinks, coded pages, and an exact tail; appended to with static shapes.
 
-A token's life: it enters the tail exact. When the tail holds ``recent + page`` tokens, the oldest page leaves it together
-and is encoded. Whether token ``j`` is coded *for the query at position p* depends on ``p`` alone, never on how the text
-was cut into chunks, so appending token by token, in chunks or in bulk gives identical codes and identical attention.
+A token's life: it enters the tail exact. When the tail holds ``recent + page`` tokens, the oldest page leaves it
+together and is encoded. Whether token ``j`` is coded *for the query at position p* depends on ``p`` alone, never on how
+the text was cut into chunks, so appending token by token, in chunks or in bulk gives identical codes and identical
+attention.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from kakeya_jax.pytree import pytree_dataclass, static_field
 from kakeya_jax.typing import Array, Bool, Float, Int, RopeClass
@@ -232,8 +234,9 @@ def read(stream: Stream) -> Float[Array, "B K max_length D"]:
 def encode_blocks(codec, blocks: Float[Array, "B K blocks n D"]):
     """The codes of many blocks; leaves ``[B, K, blocks, ...]``.
 
-    A codec whose code hangs on the last bit of a matrix product (``codec.config.one_at_a_time``) gets one block of every
-    head at a time: the same compiled arithmetic then runs however many blocks close together, and the codes are identical.
+    A codec whose code hangs on the last bit of a matrix product (``codec.config.one_at_a_time``) gets one block of
+    every head at a time: the same compiled arithmetic then runs however many blocks close together, and the codes are
+    identical.
     """
 
     def encode(some: Array):
@@ -312,7 +315,7 @@ def _check_capacity(stream: Stream, chunk_length: int, valid: Array | None) -> N
     limit = stream.geometry.max_length
     if valid is None and chunk_length > limit:
         raise ValueError(f"a chunk of {chunk_length} tokens does not fit a cache of max_length={limit}")
-    if isinstance(stream.length, jax.core.Tracer) or isinstance(valid, jax.core.Tracer):
+    if any(isinstance(array, Tracer) for array in (stream.length, valid)):
         return
     needed = int(jnp.max(stream.length + _count(stream, chunk_length, valid)))
     if needed > limit:

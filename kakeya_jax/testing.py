@@ -11,9 +11,10 @@ from kakeya_jax.typing import Array, Float
 def synthetic_kv(rng_seed: int, n: int, d: int, kind: Literal["key", "value"]) -> Float[Array, "n d"]:
     """Vectors with a decaying spectrum in a random basis; deterministic in all arguments.
 
-    Keys carry a mean that is large against their deviations, three (for ``d = 128``) channels with an offset and a
-    variance far above the rest, a steep spectrum, and slow drift from token to token. Values have no large mean, a
-    flatter spectrum, and heavy-tailed token norms. Typical magnitudes are of order one for both.
+    Keys carry a mean that is large against their deviations, three (for ``d = 128``) channels with an offset
+    and a variance far above the rest, a steep spectrum, and slow drift from token to token. Values have no
+    large mean, a flatter spectrum, and heavy-tailed token norms. Typical magnitudes are of order one for
+    both.
     """
     rng = np.random.default_rng(rng_seed)
     make = _keys if kind == "key" else _values

@@ -76,9 +76,7 @@ def dense_attention(
     if implementation == "cudnn":
         if valid is not None:
             raise NotImplementedError("implementation='cudnn' takes no padding mask; use implementation=None")
-        return jax.nn.dot_product_attention(
-            query, key, value, scale=scale, is_causal=True, implementation="cudnn"
-        )
+        return jax.nn.dot_product_attention(query, key, value, scale=scale, is_causal=True, implementation="cudnn")
     batch, length, num_heads, dim = query.shape
     num_kv_heads = key.shape[2]
     grouped = query.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, dim)

@@ -27,7 +27,7 @@ class MuonState(NamedTuple):
 def muon_and_adamw(
     *, muon_rate: float, adam_rate: float, weight_decay: float, max_norm: float = 1.0
 ) -> optax.GradientTransformation:
-    """The optimiser of ``pretrain``: Muon for matrices inside the layers, AdamW for embeddings, norms, biases.
+    """The optimiser of ``pretrain``; Muon for matrices inside layers, AdamW for embeddings, norms, biases.
 
     Args:
         muon_rate: step of the matrices, as the spectral norm of an update.

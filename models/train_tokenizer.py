@@ -1,11 +1,11 @@
-"""Train a byte-level BPE on token shards, and rewrite the shards in its tokens.
+r"""Train a byte-level BPE on token shards, and rewrite the shards in its tokens.
 
     python -m kakeya_jax.models.train_tokenizer --tokens train_tokens.npy.xz \
         --tokenizer house/tokenizer.json --vocab-size 8192 --out DIR
 
 decodes the shards with the tokenizer they were written in, trains a smaller one on the text, and writes
-``DIR/tokenizer.json`` and ``DIR/tokens.npy``. ``--use FILE`` takes a
-trained tokenizer instead.
+``DIR/tokenizer.json`` and ``DIR/tokens.npy``. ``--use FILE`` takes a trained tokenizer
+instead.
 """
 
 import argparse

@@ -59,7 +59,7 @@ class TrainingCheckpoints:
         latest = self._manager.latest_step()
         if latest is None:
             return jax.jit(initial)(), Progress()
-        record = self._manager.restore(latest, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
+        record = self._manager.restore(latest, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
         if record["config"] != self._run_config:
             raise ValueError(
                 f"{self._folder} holds a run with another config; use its config or another folder"
@@ -68,7 +68,7 @@ class TrainingCheckpoints:
         restored = self._manager.restore(
             latest, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
         )
-        return restored.state, Progress(**record["progress"])
+        return restored["state"], Progress(**record["progress"])
 
     def save(self, state: Any, progress: Progress) -> None:
         """Copies the state to the host and writes it in the background."""

@@ -2,5 +2,5 @@
 
 if __name__ != "kakeya_jax.pallas_kernels":
     raise ImportError(
-        f"{__name__!r} is kakeya-jax's folder of that name, not a package of its own; write `import kakeya_jax.pallas_kernels`"
+        f"{__name__!r} is kakeya-jax's folder of that name, not a package; write `import kakeya_jax.pallas_kernels`"
     )

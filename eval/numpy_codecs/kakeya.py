@@ -1,8 +1,8 @@
 """The Kakeya codec in plain numpy: a loop over blocks, array operations inside a block.
 
-Written from the method's description, not from the JAX code; shared with it are the config, the container of the stored
-arrays, the random draws and the published levels. No accelerations beyond numpy's own: singular value decompositions
-and QR factorisations stand where the method names them.
+Written from the method's description, not from the JAX code; shared with it are the config, the random draws,
+the published levels and the default number of outlier slots. No accelerations beyond numpy's own: singular
+value decompositions and QR factorisations stand where the method names them.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,8 @@ import numpy as np
 import scipy.linalg
 
 from kakeya_jax import smallrng
-from kakeya_jax.codecs.kakeya import KakeyaCode, KakeyaConfig
+from kakeya_jax.codecs.kakeya import KakeyaConfig
+from kakeya_jax.eval.numpy_codecs.packing import pack, unpack
 from kakeya_jax.lloyd_max import gaussian_levels
 from kakeya_jax.numeric import EPS
 from kakeya_jax.outliers import default_slots
@@ -25,13 +26,27 @@ class Skeleton(NamedTuple):
     retained: int
 
 
-def encode(vectors: np.ndarray, config: KakeyaConfig) -> list[KakeyaCode]:
+class BlockCode(NamedTuple):
+    """The stored arrays of one block, with the names, shapes and dtypes of ``KakeyaCode``."""
+
+    codes: np.ndarray
+    segment: np.ndarray
+    projection: np.ndarray
+    norm: np.ndarray
+    centers: np.ndarray
+    mean: np.ndarray
+    basis: np.ndarray
+    outlier_index: np.ndarray | None
+    outlier_value: np.ndarray | None
+
+
+def encode(vectors: np.ndarray, config: KakeyaConfig) -> list[BlockCode]:
     """The codes of the full blocks of ``vectors`` ``[N, d]`` (float32, finite), one after the other."""
     size = config.block_size
     return [encode_block(vectors[i : i + size], config) for i in range(0, len(vectors) - size + 1, size)]
 
 
-def decode(codes: list[KakeyaCode], config: KakeyaConfig) -> np.ndarray:
+def decode(codes: list[BlockCode], config: KakeyaConfig) -> np.ndarray:
     """The reconstruction ``[N, d]`` of consecutive blocks."""
     return np.concatenate([decode_block(code, config) for code in codes])
 
@@ -59,7 +74,7 @@ def fit_skeleton(block: np.ndarray, config: KakeyaConfig) -> Skeleton:
     return Skeleton(mean.astype(dtype), basis[:rank].astype(dtype), min(rank, retained))
 
 
-def encode_block(block: np.ndarray, config: KakeyaConfig, skeleton: Skeleton | None = None) -> KakeyaCode:
+def encode_block(block: np.ndarray, config: KakeyaConfig, skeleton: Skeleton | None = None) -> BlockCode:
     """The code of one block ``[n, d]``; a given ``skeleton`` replaces the fitted one."""
     skeleton = skeleton or fit_skeleton(block, config)
     basis = skeleton.basis.astype(np.float32)
@@ -86,9 +101,9 @@ def encode_block(block: np.ndarray, config: KakeyaConfig, skeleton: Skeleton | N
     outlier_index = outlier_value = None
     if config.outlier_threshold is not None:
         outlier_index, outlier_value = _outliers(z, config)
-    return KakeyaCode(
-        codes=_pack(indices, config.bits),
-        segment=_pack(segment[None], _segment_bits(config))[0],
+    return BlockCode(
+        codes=pack(indices, config.bits),
+        segment=pack(segment, _segment_bits(config)),
         projection=projection.astype(np.float16),
         norm=norm.astype(np.float16),
         centers=centers,
@@ -99,20 +114,20 @@ def encode_block(block: np.ndarray, config: KakeyaConfig, skeleton: Skeleton | N
     )
 
 
-def decode_block(code: KakeyaCode, config: KakeyaConfig) -> np.ndarray:
+def decode_block(code: BlockCode, config: KakeyaConfig) -> np.ndarray:
     """The float32 reconstruction ``[n, d]`` of one block."""
-    mean, basis = np.asarray(code.mean, np.float32), np.asarray(code.basis, np.float32)
+    mean, basis = code.mean.astype(np.float32), code.basis.astype(np.float32)
     length, n = _padded_length(basis), len(code.norm)
-    z = gaussian_levels(config.bits)[_unpack(np.asarray(code.codes), config.bits, length)]
-    if code.outlier_index is not None:
-        values = np.asarray(code.outlier_value, np.float32)
-        index = _unpack(np.asarray(code.outlier_index), _index_bits(length), values.shape[1])
+    z = gaussian_levels(config.bits)[unpack(code.codes, config.bits, length)]
+    if code.outlier_index is not None and code.outlier_value is not None:
+        values = code.outlier_value.astype(np.float32)
+        index = unpack(code.outlier_index, _index_bits(length), values.shape[1])
         row, slot = np.nonzero(values)
         z[row, index[row, slot]] = values[row, slot]
-    rotated = (z * np.asarray(code.norm, np.float32)[:, None]) @ _hadamard(length)
+    rotated = (z * code.norm.astype(np.float32)[:, None]) @ _hadamard(length)
     residual = (rotated * smallrng.signs(config.seed, length) / length)[:, : len(basis)]
-    segment = _unpack(np.asarray(code.segment)[None], _segment_bits(config), n)[0]
-    along = np.asarray(code.projection, np.float32)[:, None] * np.asarray(code.centers, np.float32)[segment]
+    segment = unpack(code.segment, _segment_bits(config), n)
+    along = code.projection.astype(np.float32)[:, None] * code.centers.astype(np.float32)[segment]
     return mean + (along + residual) @ basis
 
 
@@ -160,18 +175,7 @@ def _outliers(z: np.ndarray, config: KakeyaConfig) -> tuple[np.ndarray, np.ndarr
     index = np.argsort(-np.abs(z), axis=1, kind="stable")[:, :slots]
     value = np.take_along_axis(z, index, axis=1)
     used = np.abs(value) > threshold
-    return _pack(np.where(used, index, 0), _index_bits(length)), np.where(used, value, 0.0).astype(np.float16)
-
-
-def _pack(values: np.ndarray, bits: int) -> np.ndarray:
-    """Rows of ``bits``-bit integers as bytes, least significant bit first."""
-    planes = (values[..., None] >> np.arange(bits)) & 1
-    return np.packbits(planes.reshape(len(values), -1).astype(np.uint8), axis=1, bitorder="little")
-
-
-def _unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
-    planes = np.unpackbits(packed, axis=1, bitorder="little")[:, : count * bits]
-    return planes.reshape(len(packed), count, bits).astype(int) @ (1 << np.arange(bits))
+    return pack(np.where(used, index, 0), _index_bits(length)), np.where(used, value, 0.0).astype(np.float16)
 
 
 def _hadamard(length: int) -> np.ndarray:

@@ -24,8 +24,7 @@ from kakeya_jax.typing import Array, Float, Int, RopeClass, StreamName
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BesicovitchConfig(CodecConfig):
-    """``direction_bits / g`` bits per value for directions, ``magnitude_bits / g`` (or ``16 / g``) for
-    magnitudes.
+    """``direction_bits / g`` bits per value for directions and ``magnitude_bits / g`` (or ``16 / g``) for sizes.
 
     Quantised magnitudes add one float16 scale per token, the mean adds ``16 / block_size`` bits per value.
 
@@ -35,9 +34,8 @@ class BesicovitchConfig(CodecConfig):
         magnitude: ``"quantized"``, or ``"float16"`` for exact magnitudes.
         magnitude_bits: 1 to 4, of quantised magnitudes.
         magnitude_levels: ``"reachable"``: levels fitted to the signed magnitudes of Gaussian groups, with a
-        scale for each
-            vector by least squares. ``"reference"``: Gaussian levels of magnitude over the vector's largest
-            magnitude, as the KakeyaTurbo reference does it; the levels above 1 are then never used.
+            scale for each vector by least squares. ``"reference"``: Gaussian levels of the magnitude over the
+            vector's largest one, as the KakeyaTurbo reference does it; the levels above 1 are never used.
         subtract_mean: code deviations from the mean of the block.
     """
 
@@ -57,14 +55,6 @@ class BesicovitchConfig(CodecConfig):
             if not low <= getattr(self, option) <= high:
                 raise ValueError(
                     f"besicovitch: {option}={getattr(self, option)} must be between {low} and {high}"
-                )
-        for option, known in (
-            ("magnitude", ("quantized", "float16")),
-            ("magnitude_levels", ("reachable", "reference")),
-        ):
-            if getattr(self, option) not in known:
-                raise ValueError(
-                    f"besicovitch: {option}={getattr(self, option)!r} must be {known[0]!r} or {known[1]!r}"
                 )
 
     def build(

@@ -53,6 +53,11 @@ class Int4Config(CodecConfig):
     group_size: int = 32
     affine: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group_size < 1:
+            raise ValueError(f"int4: group_size={self.group_size} must be at least 1")
+
     def build(
         self,
         head_dim: int,

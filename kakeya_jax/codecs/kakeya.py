@@ -1,10 +1,11 @@
-"""Kakeya block codec: principal components, a direction from k-means, and a rotated, scalar-quantised residual.
+"""Kakeya block codec: principal components, a k-means direction, and a rotated, scalar-quantised residual.
 
-    x - mean  ->  c = U (x - mean)  ->  c = t m_segment + r  ->  z = H (s * r) / ||r||  ->  Lloyd-Max indices of z
+    c = U (x - mean),    c = t m_segment + r,    z = H (s * r) / ||r||  ->  Lloyd-Max indices
 
-``H`` is the Hadamard matrix, ``s`` fixed random signs; every entry of ``z`` has mean square one, whatever the data. The
-residual is decoded with the norm that was stored for it (least mean squared error). Follows the KakeyaTurbo reference
-except for the layout, which is tight: packed segment ids, no unused fields, and a fixed number of outlier slots.
+``H`` is the Hadamard matrix, ``s`` fixed random signs; every entry of ``z`` has mean square one, whatever the
+data. The residual is decoded with the norm that was stored for it (least mean squared error). Follows the
+KakeyaTurbo reference except for the layout, which is tight: packed segment ids, no unused fields, and a fixed
+number of outlier slots.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.core import Tracer
 
 from kakeya_jax import bitpack, hadamard, kmeans, lloyd_max, outliers, pca, smallrng
 from kakeya_jax.codec import CodecConfig
@@ -32,29 +33,32 @@ from kakeya_jax.typing import Array, Float, Int, RopeClass, StreamName
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KakeyaConfig(CodecConfig):
-    """Block codec with its own principal components for every block (or one shared set), 1 to 4 bits for each coefficient.
+    """Principal components for every block (or one shared set), then 1 to 4 bits for each coefficient.
 
-    All shapes are static, so two things differ from the reference: a ``variance_ratio`` below one sets the coefficients
-    beyond the effective rank of a block to zero but stores as many, and outliers have a fixed number of slots.
+    All shapes are static, so two things differ from the reference: a ``variance_ratio`` below one sets the
+    coefficients beyond the effective rank of a block to zero but stores as many, and outliers have a fixed
+    number of slots.
 
     Attributes:
         block_size: tokens that share a skeleton (mean, basis and centres).
         bits: 1 to 4 for each of ``L`` coefficients, ``L`` the power of two at or above the rank.
         pca: ``"exact"``, or ``"randomized"`` from a sketch of ``rank + oversample`` columns.
         rank: coefficients kept; None for all ``D`` (exact) or half of them (randomized).
-        variance_ratio: keep only the leading components that hold this share of a block's variance (of the sketch's
-            variance if randomized); 1 keeps ``rank`` of them.
+        variance_ratio: keep only the leading components that hold this share of a block's variance (of the
+            sketch's variance if randomized); 1 keeps ``rank`` of them.
         oversample: extra columns of the sketch.
         power_iterations: of the sketch.
         skeleton_dtype: of the stored mean and basis. Centres, projections and norms are always float16.
-        basis: ``"block"``, or ``"shared"`` for one mean and basis in the tables ``"mean"`` ``[D]`` and ``"basis"``
-            ``[rank, D]`` (``fit_shared`` makes them); centres stay per block.
+        basis: ``"block"``, or ``"shared"`` for one mean and basis in the tables ``"mean"`` ``[D]`` and
+            ``"basis"`` ``[rank, D]`` (``fit_shared`` makes them); centres stay per block.
         kmeans_centers: directions of each block.
         kmeans_iterations: bound on the assignment passes.
         centroids: ``"gaussian"``, or ``"calibrated"`` for levels in the table ``"centroids"`` ``[2**bits]``.
-        outlier_threshold: entries of ``z`` (root mean square one) beyond it are also stored as float16; None for none.
+        outlier_threshold: entries of ``z`` (root mean square one) beyond it are also stored as float16; None
+            for none.
         outlier_slots: the most entries of a vector that are stored, those of largest magnitude; each takes
-            ``log2(L) + 16`` bits, used or not. None for the mean and one deviation of the number a Gaussian has.
+            ``log2(L) + 16`` bits, used or not. None for the mean and one deviation of the number a Gaussian
+            has.
         seed: of signs, first centres and, with a fixed offset, the sketch.
     """
 
@@ -90,11 +94,15 @@ class KakeyaConfig(CodecConfig):
         _check_range("seed", self.seed, 0, 2**64 - 1)
         for option, choices in _CHOICES.items():
             if getattr(self, option) not in choices:
-                raise ValueError(f"kakeya: {option}={getattr(self, option)!r} must be one of {', '.join(choices)}")
+                raise ValueError(
+                    f"kakeya: {option}={getattr(self, option)!r} must be one of {', '.join(choices)}"
+                )
         if not 0.0 < self.variance_ratio <= 1.0:
             raise ValueError(f"kakeya: variance_ratio={self.variance_ratio} must be above 0 and at most 1")
         if self.basis == "shared" and self.variance_ratio < 1.0:
-            raise ValueError("kakeya: a shared basis has one rank for all blocks; use rank instead of variance_ratio")
+            raise ValueError(
+                "kakeya: a shared basis has one rank for all blocks; use rank instead of variance_ratio"
+            )
         if self.outlier_threshold is not None and not self.outlier_threshold >= 0.1:
             raise ValueError(f"kakeya: outlier_threshold={self.outlier_threshold} must be at least 0.1")
         if self.outlier_threshold is None and self.outlier_slots is not None:
@@ -134,7 +142,7 @@ class KakeyaConfig(CodecConfig):
             basis = _table(tables, "basis", (rank, head_dim), _SHARED_HINT).astype(self.skeleton_dtype)
         if self.centroids == "calibrated":
             levels = _table(tables, "centroids", (2**self.bits,), _CENTROIDS_HINT).astype(jnp.float32)
-            if not isinstance(levels, jax.core.Tracer) and not bool(jnp.all(levels[1:] > levels[:-1])):
+            if not isinstance(levels, Tracer) and not bool(jnp.all(levels[1:] > levels[:-1])):
                 raise ValueError("kakeya: table 'centroids' must ascend strictly; sort it")
         signs = smallrng.signs(self.seed, hadamard.next_power_of_two(rank))
         return Kakeya(
@@ -144,7 +152,7 @@ class KakeyaConfig(CodecConfig):
 
 @pytree_dataclass
 class KakeyaCode:
-    """One block: ``n`` vectors of dimension ``d``, rank ``r``, ``L >= r`` a power of two, ``k`` centres, ``m`` outlier slots.
+    """``n`` vectors of dimension ``d``, rank ``r`` padded to ``L``; ``k`` centres, ``m`` outlier slots.
 
     Attributes:
         codes: Lloyd-Max indices, packed: uint8 ``[n, ceil(L bits / 8)]``.
@@ -182,35 +190,23 @@ class Kakeya:
     basis: Array | None = fitted_field()
 
     @property
-    def levels(self) -> Array | np.ndarray:
+    def levels(self) -> Array:
         """The quantiser's levels, ascending."""
-        return lloyd_max.gaussian_levels(self.config.bits) if self.centroids is None else self.centroids
+        if self.centroids is None:
+            return jnp.asarray(lloyd_max.gaussian_levels(self.config.bits))
+        return self.centroids
 
     def encode(self, block: Float[Array, "n d"], key: Array | None = None) -> KakeyaCode:
         """The code of one block; draws nothing, so equal blocks give equal codes.
 
-        Statistics and coefficients refer to the skeleton as stored, so its rounding adds no bias. Non-finite inputs are
-        clipped (see ``numeric.finite``); projections and norms saturate at the largest float16.
+        Statistics and coefficients refer to the skeleton as stored, so its rounding adds no bias. Non-finite
+        inputs are clipped (see ``numeric.finite``); projections and norms saturate at the largest float16.
         """
         del key
-        x = finite(block)
-        mean, basis, coefficients = self._skeleton(x)
-        centers, assignment, z, norm = self._residual(coefficients)
-        found = self._outliers(z)
-        return KakeyaCode(
-            codes=bitpack.pack(lloyd_max.quantize(z, self.levels), self.config.bits),
-            segment=_pack_segments(assignment.index, self.config.kmeans_centers),
-            projection=to_f16(assignment.projection),
-            norm=to_f16(norm),
-            centers=centers,
-            mean=mean if self.mean is None else None,
-            basis=basis if self.basis is None else None,
-            outlier_index=None if found is None else found.index,
-            outlier_value=None if found is None else found.value,
-        )
+        return _encode(self, block)
 
     def decode(self, code: KakeyaCode) -> Float[Array, "n d"]:
-        """``mean + U^T (t m_segment + s * (H (z norm)) / L)``, with ``z`` dequantised and outliers put in place."""
+        """``mean + U^T (t m_segment + s * (H (z norm)) / L)``, ``z`` dequantised with outliers in place."""
         length = self.signs.shape[0]
         z = lloyd_max.dequantize(bitpack.unpack(code.codes, self.config.bits, length), self.levels)
         if code.outlier_index is not None and code.outlier_value is not None:
@@ -227,44 +223,7 @@ class Kakeya:
 
     def standard_residual(self, block: Float[Array, "n d"]) -> Float[Array, "n L"]:
         """What the levels quantise: ``z``, of mean square one; samples for ``lloyd_max.fit_levels``."""
-        return self._residual(self._skeleton(finite(block))[2])[2]
-
-    def _skeleton(self, x: Array) -> tuple[Array, Array, Array]:
-        """Mean and basis as stored, and the coefficients they give."""
-        config = self.config
-        kept = None
-        if self.mean is not None and self.basis is not None:
-            mean, basis = self.mean, self.basis
-        else:
-            components = _principal_components(config, x, self.rank)
-            # Entries are bounded by the inputs' limit and by one: neither overflows float16.
-            mean = components.mean.astype(config.skeleton_dtype)
-            basis = components.basis.astype(config.skeleton_dtype)
-            if config.variance_ratio < 1.0:
-                kept = jnp.arange(self.rank) < pca.effective_rank(components.variances, config.variance_ratio)
-        coefficients = pca.project(x, mean.astype(jnp.float32), basis.astype(jnp.float32))
-        return mean, basis, coefficients if kept is None else jnp.where(kept, coefficients, 0.0)
-
-    def _residual(self, coefficients: Array) -> tuple[Array, kmeans.Assignment, Array, Array]:
-        """Centres as stored, the assignment to them, and what is left: its rotated direction ``z`` and its length."""
-        config = self.config
-        centers = kmeans.fit_centers(
-            coefficients, config.kmeans_centers, iterations=config.kmeans_iterations, seed=config.seed
-        ).astype(jnp.float16)
-        stored = centers.astype(jnp.float32)
-        assignment = kmeans.assign(coefficients, stored)
-        residual = coefficients - assignment.projection[:, None] * stored[assignment.index]
-        norm = jnp.sqrt(jnp.sum(residual * residual, axis=1))
-        rotated = hadamard.rotate(_pad_last(residual, len(self.signs)), self.signs)
-        z = rotated / jnp.where(norm > EPS, norm, 1.0)[:, None]
-        return centers, assignment, z, norm
-
-    def _outliers(self, z: Array) -> Outliers | None:
-        config, length = self.config, z.shape[-1]
-        if config.outlier_threshold is None:
-            return None
-        slots = config.outlier_slots or outliers.default_slots(length, config.outlier_threshold)
-        return outliers.select(z, config.outlier_threshold, min(slots, length))
+        return _residual(self, _skeleton(self, finite(block))[2])[2]
 
 
 def fit_shared(samples: Float[Array, "N d"], rank: int | None = None) -> dict[str, Array]:
@@ -294,6 +253,66 @@ _CHOICES = {
 }
 _SHARED_HINT = "fit it with kakeya.fit_shared on the stream's vectors, or use basis='block'"
 _CENTROIDS_HINT = "fit it with lloyd_max.fit_levels on standard_residual, or use centroids='gaussian'"
+
+
+@jax.jit
+def _encode(codec: Kakeya, block: Array) -> KakeyaCode:
+    """One compiled program even when called op by op: fused products round differently from separate ones."""
+    x = finite(block)
+    mean, basis, coefficients = _skeleton(codec, x)
+    centers, assignment, z, norm = _residual(codec, coefficients)
+    found = _outliers(codec, z)
+    return KakeyaCode(
+        codes=bitpack.pack(lloyd_max.quantize(z, codec.levels), codec.config.bits),
+        segment=_pack_segments(assignment.segment, codec.config.kmeans_centers),
+        projection=to_f16(assignment.projection),
+        norm=to_f16(norm),
+        centers=centers,
+        mean=mean if codec.mean is None else None,
+        basis=basis if codec.basis is None else None,
+        outlier_index=None if found is None else found.position,
+        outlier_value=None if found is None else found.value,
+    )
+
+
+def _skeleton(codec: Kakeya, x: Array) -> tuple[Array, Array, Array]:
+    """Mean and basis as stored, and the coefficients they give."""
+    config = codec.config
+    kept = None
+    if codec.mean is not None and codec.basis is not None:
+        mean, basis = codec.mean, codec.basis
+    else:
+        components = _principal_components(config, x, codec.rank)
+        # Entries are bounded by the inputs' limit and by one: neither overflows float16.
+        mean = components.mean.astype(config.skeleton_dtype)
+        basis = components.basis.astype(config.skeleton_dtype)
+        if config.variance_ratio < 1.0:
+            kept = jnp.arange(codec.rank) < pca.effective_rank(components.variances, config.variance_ratio)
+    coefficients = pca.project(x, mean.astype(jnp.float32), basis.astype(jnp.float32))
+    return mean, basis, coefficients if kept is None else jnp.where(kept, coefficients, 0.0)
+
+
+def _residual(codec: Kakeya, coefficients: Array) -> tuple[Array, kmeans.Assignment, Array, Array]:
+    """Centres as stored, the assignment, and what is left: its rotated direction ``z`` and its length."""
+    config = codec.config
+    centers = kmeans.fit_centers(
+        coefficients, config.kmeans_centers, iterations=config.kmeans_iterations, seed=config.seed
+    ).astype(jnp.float16)
+    stored = centers.astype(jnp.float32)
+    assignment = kmeans.assign(coefficients, stored)
+    residual = coefficients - assignment.projection[:, None] * stored[assignment.segment]
+    norm = kmeans.row_norms(residual)
+    rotated = hadamard.rotate(_pad_last(residual, len(codec.signs)), codec.signs)
+    z = rotated / jnp.where(norm > EPS, norm, 1.0)[:, None]
+    return centers, assignment, z, norm
+
+
+def _outliers(codec: Kakeya, z: Array) -> Outliers | None:
+    config, length = codec.config, z.shape[-1]
+    if config.outlier_threshold is None:
+        return None
+    slots = config.outlier_slots or outliers.default_slots(length, config.outlier_threshold)
+    return outliers.select(z, config.outlier_threshold, min(slots, length))
 
 
 def _principal_components(config: KakeyaConfig, x: Array, rank: int) -> pca.PrincipalComponents:

@@ -25,9 +25,8 @@ class KiviConfig(CodecConfig):
     """``bits`` per value and ``32 / group_size`` bits of scale and minimum.
 
     Attributes:
-        block_size: the paper's residual length R: so many tokens stay exact until the cache closes the
-        block and
-            quantises it whole. A multiple of ``group_size``, so that no group straddles blocks.
+        block_size: the paper's residual length R: so many tokens stay exact until the cache closes the block
+            and quantises it whole. A multiple of ``group_size``, so that no group straddles blocks.
         bits: 2 or 4.
         group_size: values that share a scale and a minimum.
         axis: ``None`` takes the paper's choice, ``"channel"`` for keys and ``"token"`` for values.
@@ -45,8 +44,6 @@ class KiviConfig(CodecConfig):
             raise ValueError(f"kivi: bits={self.bits} must be 2 or 4")
         if self.group_size < 1:
             raise ValueError(f"kivi: group_size={self.group_size} must be at least 1")
-        if self.axis not in (None, "channel", "token"):
-            raise ValueError(f"kivi: axis={self.axis!r} must be 'channel', 'token' or None")
         if self.block_size % self.group_size:
             raise ValueError(
                 f"kivi: block_size={self.block_size} must be a multiple of group_size={self.group_size}, "

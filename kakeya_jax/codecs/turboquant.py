@@ -31,14 +31,14 @@ class TurboQuantConfig(CodecConfig):
 
     Attributes:
         bits: 1 to 8; with ``qjl`` one of them is the sketch's, so 2 to 8.
-        norm_correction: give every decoded vector exactly its own norm (the quantised direction is not of
-        unit length). qjl: code ``bits - 1`` bits and the signs of a random rotation of the residual.
-        qjl_shrinkage: factor on the decoded residual: 1 keeps inner products unbiased, ``2 / pi`` minimises
-        the mean
-            squared error.
-        rotation: ``"haar"`` as in the paper, or ``"hadamard"`` (signs, Walsh-Hadamard, signs; power-of-two
-        sizes). seed: layer ``l`` rotates its keys with seed ``seed + 2 l`` and its values with ``seed + 2 l
-        + 1``.
+        norm_correction: give every decoded vector exactly its own norm (the quantised direction is not of unit
+            length).
+        qjl: code ``bits - 1`` bits and the signs of a random rotation of the residual.
+        qjl_shrinkage: factor on the decoded residual: 1 keeps inner products unbiased, ``2 / pi`` minimises the
+            mean squared error.
+        rotation: ``"haar"`` as in the paper, or ``"hadamard"`` (signs, Walsh-Hadamard, signs; head dimensions
+            that are powers of two).
+        seed: layer ``l`` rotates its keys with seed ``seed + 2 l`` and its values with ``seed + 2 l + 1``.
     """
 
     name: ClassVar[str] = "turboquant"
@@ -57,8 +57,6 @@ class TurboQuantConfig(CodecConfig):
             raise ValueError(f"turboquant: bits={self.bits} must be between {fewest} and 8 (qjl={self.qjl})")
         if not 0 < self.qjl_shrinkage <= 1:
             raise ValueError(f"turboquant: qjl_shrinkage={self.qjl_shrinkage} must be in (0, 1]")
-        if self.rotation not in ("haar", "hadamard"):
-            raise ValueError(f"turboquant: rotation={self.rotation!r} must be 'haar' or 'hadamard'")
 
     def build(
         self,

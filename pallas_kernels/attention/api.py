@@ -25,8 +25,8 @@ def compressed_attention(
 ) -> Float[Array, "B T H D"]:
     """Attention of rotated queries over exact sinks, coded pages and the exact window, by position.
 
-    The query at position ``p`` sees token ``j <= p`` as the cache served it once ``p + 1`` tokens were held: coded if its
-    page was closed by then, exact otherwise.
+    The query at position ``p`` sees token ``j <= p`` as the cache served it once ``p + 1`` tokens were held: coded if
+    its page was closed by then, exact otherwise.
 
     Args:
         query: queries after their rotary embedding.
@@ -35,8 +35,8 @@ def compressed_attention(
         positions: absolute position of each query.
         rope: the rotary embedding, applied to keys that are stored before it.
         scale: factor of the logits.
-        chunk: the exact window of a chunk with more than one query (what ``LayerCache.append`` returned); ``None`` takes
-            the streams' own tails.
+        chunk: the exact window of a chunk with more than one query (what ``LayerCache.append`` returned); ``None``
+            takes the streams' own tails.
         implementation: ``"reference"``, or ``None`` for the fastest that supports the arguments.
 
     Raises:

@@ -77,9 +77,7 @@ def attention_reference(
     return out.transpose(0, 2, 1, 3, 4).reshape(batch, length, num_heads, dim).astype(query.dtype)
 
 
-def _windows(
-    key_stream: Stream, value_stream: Stream, chunk: ChunkWindow | None
-) -> tuple[ExactWindow, ExactWindow]:
+def _windows(key_stream: Stream, value_stream: Stream, chunk: ChunkWindow | None) -> tuple[ExactWindow, ExactWindow]:
     if chunk is None:
         return key_stream.exact_window(), value_stream.exact_window()
     return chunk.key, chunk.value
@@ -106,7 +104,11 @@ def _merge(
     dtype = queries.dtype
     precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
     logits = jnp.einsum(
-        "bktgd,bksd->bktgs", queries, key.astype(dtype), precision=precision, preferred_element_type=jnp.float32
+        "bktgd,bksd->bktgs",
+        queries,
+        key.astype(dtype),
+        precision=precision,
+        preferred_element_type=jnp.float32,
     )
     logits = jnp.where(visible[:, None, :, None, :], logits * scale, -jnp.inf)
     new_top = jnp.maximum(top, jnp.max(logits, axis=-1))

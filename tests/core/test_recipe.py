@@ -28,7 +28,12 @@ def test_first_matching_rule_decides_and_boundary_comes_first():
     recipe = Recipe.parse("key[2]=int8,key=int4,value=turboquant(bits=2),boundary=1")
     plan = recipe.plan(4)
     names = [(layer.key.codec.name, layer.value.codec.name) for layer in plan]
-    assert names == [("identity", "identity"), ("int4", "turboquant"), ("int8", "turboquant"), ("identity", "identity")]
+    assert names == [
+        ("identity", "identity"),
+        ("int4", "turboquant"),
+        ("int8", "turboquant"),
+        ("identity", "identity"),
+    ]
 
 
 def test_what_no_rule_matches_stays_dense():
@@ -61,7 +66,10 @@ def test_changing_a_named_recipe_labels_it_with_the_whole_text():
         ("", "empty recipe"),
         ("turbo", "unknown codec 'turbo'; known codecs: identity"),
         ("key=nope", "unknown codec 'nope'"),
-        ("key=int4(width=3)", "codec 'int4' has no option width; its options: block_size, group_size, affine"),
+        (
+            "key=int4(width=3)",
+            "codec 'int4' has no option width; its options: block_size, group_size, affine",
+        ),
         ("key=int4(", "unbalanced brackets"),
         ("key=int4,,value=int8", "empty item"),
         ("keys=int4", "'keys' in recipe is not understood"),
@@ -83,7 +91,7 @@ def test_changing_a_named_recipe_labels_it_with_the_whole_text():
     ],
 )
 def test_bad_text_gives_one_clear_line(text: str, message: str):
-    with pytest.raises(ValueError, match="(?s).") as error:
+    with pytest.raises(ValueError, match=r"(?s).") as error:
         Recipe.parse(text)
     assert message in str(error.value)
     assert "\n" not in str(error.value)

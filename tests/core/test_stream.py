@@ -92,9 +92,7 @@ def test_any_window_and_cut_gives_the_same_codes(sinks: int, recent: int, cuts: 
 def test_identity_is_dense_attention(text):
     query, key, value = text
     positions = jnp.arange(LENGTH)[None, :, None]
-    dense = dense_attention(
-        apply_rope(query, positions, ROPE), apply_rope(key, positions, ROPE), value, scale=0.25
-    )
+    dense = dense_attention(apply_rope(query, positions, ROPE), apply_rope(key, positions, ROPE), value, scale=0.25)
     out, _ = run(Recipe(rules=(), sinks=2, recent=3), text, [20, 41])
     # The only difference is the rounding of K and V to bfloat16.
     chex.assert_trees_all_close(out, dense, atol=0.01)
@@ -159,7 +157,14 @@ def test_overflow_inside_jit_poisons_the_output(text):
     layer = empty(INT_RECIPE).append(key, value, rope=ROPE).layer
     positions = chunk_positions(layer.key.length, 10)
     out, after = attend_jit(
-        query[:, :10], key[:, :10], value[:, :10], layer, positions=positions, valid=None, rope=ROPE, scale=0.25
+        query[:, :10],
+        key[:, :10],
+        value[:, :10],
+        layer,
+        positions=positions,
+        valid=None,
+        rope=ROPE,
+        scale=0.25,
     )
     assert bool(jnp.isnan(out).all())
     assert_same_bits(after, layer)
@@ -184,7 +189,7 @@ def test_no_retrace_over_512_steps():
         ),
         donate_argnums=0,
     )  # fmt: skip
-    x = jnp.ones((1, 1, 2, 16))
+    out = x = jnp.ones((1, 1, 2, 16))
     for _ in range(512):
         out, layer = step(layer, x)
     chex.assert_trees_all_close(out, jnp.ones_like(out), atol=0.02)

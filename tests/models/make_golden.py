@@ -1,8 +1,8 @@
 """Makes the golden models of this folder with transformers in torch: `python tests/models/make_golden.py`.
 
-Each is a tiny decoder with random weights (rounded to bfloat16), stored as transformers stores it, with the float32 logits
-that transformers computes from those weights. Norms, biases and projections are all far from their usual initial values, so
-that a wrong one shows.
+Each is a tiny decoder with random weights (rounded to bfloat16), stored as transformers stores it, with the
+float32 logits that transformers computes from those weights. Norms, biases and projections are all far from
+their usual initial values, so that a wrong one shows.
 """
 
 from pathlib import Path
@@ -40,7 +40,7 @@ CASES: dict[str, tuple[str, dict]] = {
 
 def make_model(name: str, seed: int = 0):
     """The random torch model of a case, in float32."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model_type, options = CASES[name]
@@ -59,7 +59,7 @@ def make_model(name: str, seed: int = 0):
 
 def logits_of(model, tokens):
     """Float32 logits ``[B, T, V]`` of numpy ``tokens``, as numpy."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     with torch.no_grad():
         return model(torch.as_tensor(tokens, dtype=torch.long), use_cache=False).logits.float().numpy()
@@ -68,7 +68,7 @@ def logits_of(model, tokens):
 def main() -> None:
     """Writes every case anew."""
     import numpy as np
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     from safetensors.numpy import save_file
 
     for name in CASES:

@@ -18,7 +18,12 @@ SMALL = {
     "max_position_embeddings": 4096,
     "rms_norm_eps": 1e-5,
 }
-LLAMA3 = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+LLAMA3 = {
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,7 +59,9 @@ def test_yarn_keys():
     raw = SMALL | {"rope_scaling": {"type": "yarn", "factor": None, "original_max_position_embeddings": 512}}
     scaling = ModelConfig.from_huggingface(raw).rope.scaling
     assert scaling == YarnScaling(factor=8.0, original_max_position_embeddings=512)
-    scaling = ModelConfig.from_huggingface(SMALL | {"rope_scaling": {"type": "yarn", "factor": 2.0}}).rope.scaling
+    scaling = ModelConfig.from_huggingface(
+        SMALL | {"rope_scaling": {"type": "yarn", "factor": 2.0}}
+    ).rope.scaling
     assert scaling == YarnScaling(factor=2.0, original_max_position_embeddings=4096)
 
 
@@ -90,17 +97,26 @@ def test_full_attention_in_every_layer_is_no_sliding_window():
         ({"model_type": None}, "model_type=None is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantised weights are not supported"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic' is not supported; supported: d"),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "rope type 'dynamic' is not supported; supported: d",
+        ),
         ({"rope_parameters": {"rope_type": "longrope"}}, "rope type 'longrope' is not supported"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "differ between layers"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
         ({"rope_scaling": {"type": "linear"}}, "linear rope needs factor"),
-        ({"rope_scaling": {"type": "llama3", "factor": 8}}, "llama3 rope needs low_freq_factor, high_freq_factor"),
+        (
+            {"rope_scaling": {"type": "llama3", "factor": 8}},
+            "llama3 rope needs low_freq_factor, high_freq_factor",
+        ),
         (
             {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
             "sliding-window layers are not supported",
         ),
-        ({"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
+        (
+            {"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]},
+            "sliding_attention",
+        ),
         ({"num_hidden_layers": None}, "no whole number for num_hidden_layers"),
         ({"num_key_value_heads": 3}, "num_kv_heads=3 must divide num_heads=8"),
         ({"head_dim": 7}, "head_dim=7 must be even"),

@@ -13,14 +13,25 @@ def kept(logits):
     return np.flatnonzero(np.isfinite(np.asarray(logits[0]))).tolist()
 
 
-@pytest.mark.parametrize(("top_k", "expected"), [(1, [1]), (2, [1, 3]), (4, [0, 1, 3, 4]), (5, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4])])
+@pytest.mark.parametrize(
+    ("top_k", "expected"),
+    [(1, [1]), (2, [1, 3]), (4, [0, 1, 3, 4]), (5, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4])],
+)
 def test_top_k_keeps_the_largest(top_k, expected):
     assert kept(keep_top_k(LOGITS, top_k)) == expected
 
 
 @pytest.mark.parametrize(
     ("top_p", "expected"),
-    [(1e-6, [1]), (0.39, [1]), (0.41, [1, 3]), (0.69, [1, 3]), (0.71, [1, 3, 4]), (0.86, [0, 1, 3, 4]), (1.0, [0, 1, 2, 3, 4])],
+    [
+        (1e-6, [1]),
+        (0.39, [1]),
+        (0.41, [1, 3]),
+        (0.69, [1, 3]),
+        (0.71, [1, 3, 4]),
+        (0.86, [0, 1, 3, 4]),
+        (1.0, [0, 1, 2, 3, 4]),
+    ],
 )
 def test_top_p_keeps_the_smallest_set_with_that_mass(top_p, expected):
     assert kept(keep_top_p(LOGITS, top_p)) == expected
@@ -41,7 +52,8 @@ def test_rows_are_cut_independently():
         ({"temperature": 0.5}, PROBABILITIES**2),
         ({"temperature": 1.0, "top_k": 2}, PROBABILITIES * [0, 1, 0, 1, 0]),
         ({"temperature": 1.0, "top_p": 0.8}, PROBABILITIES * [0, 1, 0, 1, 1]),
-        # Temperature comes first: at 2 the distribution is flatter, and more tokens are needed for the same mass.
+        # Temperature comes first: at 2 the distribution is flatter, and more tokens are needed for the same
+        # mass.
         ({"temperature": 2.0, "top_p": 0.8}, PROBABILITIES**0.5 * [1, 1, 0, 1, 1]),
         # top_k comes before top_p, which then sees renormalised probabilities.
         ({"temperature": 1.0, "top_k": 2, "top_p": 0.5}, PROBABILITIES * [0, 1, 0, 0, 0]),

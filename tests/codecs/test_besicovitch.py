@@ -1,0 +1,202 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+
+from kakeya_jax.codec import round_trip
+from kakeya_jax.codecs.besicovitch import (
+    BesicovitchConfig,
+    direction_table,
+    nearest_direction,
+    signed_magnitude_levels,
+)
+from kakeya_jax.eval.numpy_codecs import besicovitch as oracle
+from kakeya_jax.testing import synthetic_kv
+
+recode = jax.jit(round_trip)
+encode = jax.jit(lambda codec, block: codec.encode(block))
+nearest = jax.jit(nearest_direction)
+
+
+def gaussian_mse(**options: object) -> float:
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((4096, 128)).astype(np.float32))
+    codec = BesicovitchConfig(subtract_mean=False, **options).build(128)  # pyright: ignore[reportArgumentType]
+    return float(jnp.mean((recode(codec, x) - x) ** 2))
+
+
+@pytest.mark.parametrize("group_size", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [1, 3, 6, 10])
+def test_directions_are_unit_vectors(group_size: int, bits: int) -> None:
+    table = direction_table(group_size, bits)
+    assert table.shape == (2**bits, group_size)
+    np.testing.assert_allclose(np.linalg.norm(table, axis=1), 1, rtol=1e-6)
+
+
+def test_pairs_cover_half_a_circle_evenly() -> None:
+    table = direction_table(2, 3)
+    angles = np.arctan2(table[:, 1], table[:, 0])
+    np.testing.assert_allclose(angles, np.pi * np.arange(8) / 8, atol=1e-6)
+
+
+def test_spiral_by_hand() -> None:
+    table = direction_table(4, 2)
+    golden, i = (1 + 5**0.5) / 2, 3
+    z = 1 - 2 * (i + 0.5) / 4
+    turn = 2 * np.pi * i / golden
+    r = np.sqrt(1 - z * z)
+    vector = np.array([abs(z), r * np.cos(turn), r * np.sin(turn), 0.1 * np.cos(2 * np.pi * i * 4 / golden)])
+    np.testing.assert_allclose(table[i], vector / np.linalg.norm(vector), rtol=1e-5)
+
+
+@pytest.mark.parametrize("bits", range(1, 11))
+def test_arithmetic_angle_is_the_argmax(bits: int) -> None:
+    table = direction_table(2, bits)
+    groups = np.random.default_rng(bits).standard_normal((50_000, 2)).astype(np.float32)
+    index, magnitude = nearest(jnp.asarray(groups), jnp.asarray(table))
+    projection = np.abs(groups.astype(float) @ table.T.astype(float))
+    best = projection.argmax(axis=1)
+    wrong = np.flatnonzero(np.asarray(index) != best)
+    # Near the middle of two directions the float32 table itself decides; both are equally good to six digits.
+    chosen = projection[wrong, np.asarray(index)[wrong]]
+    np.testing.assert_allclose(chosen, projection[wrong, best[wrong]], rtol=1e-6)
+    assert len(wrong) <= 4e-6 * 2**bits * len(groups)
+    np.testing.assert_allclose(np.abs(magnitude), projection.max(axis=1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 6])
+def test_ties_axes_and_zeros_take_the_first_direction(bits: int) -> None:
+    values = np.array([-2.0, -1.0, -0.0, 0.0, 1.0, 2.0], np.float32)
+    groups = np.stack(np.meshgrid(values, values), axis=-1).reshape(-1, 2)
+    table = direction_table(2, bits)
+    index, magnitude = nearest(jnp.asarray(groups), jnp.asarray(table))
+    np.testing.assert_array_equal(index, np.abs(groups @ table.T).argmax(axis=1))
+    np.testing.assert_allclose(
+        magnitude, np.take_along_axis(groups @ table.T, np.asarray(index)[:, None], 1)[:, 0], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("group_size", [3, 4, 8])
+def test_larger_groups_take_the_argmax(group_size: int) -> None:
+    table = direction_table(group_size, 5)
+    groups = np.random.default_rng(0).standard_normal((2000, group_size)).astype(np.float32)
+    index, _ = nearest(jnp.asarray(groups), jnp.asarray(table))
+    assert (np.asarray(index) == np.abs(groups @ table.T).argmax(axis=1)).mean() > 0.999
+    assert int(nearest(jnp.zeros((1, group_size)), jnp.asarray(table))[0][0]) == 0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BesicovitchConfig(),
+        BesicovitchConfig(direction_bits=6, magnitude="float16"),
+        BesicovitchConfig(magnitude_bits=3, magnitude_levels="reference"),
+        BesicovitchConfig(group_size=4, direction_bits=6, subtract_mean=False),
+    ],
+    ids=str,
+)
+def test_codes_and_vectors_are_those_of_numpy(config: BesicovitchConfig) -> None:
+    x = synthetic_kv(0, 128, 64, "key")
+    codec = config.build(64)
+    code, expected = encode(codec, x), oracle.encode(np.asarray(x), config)
+    assert (np.asarray(code.directions) == np.asarray(expected.directions)).mean() > 0.999
+    assert np.mean(np.asarray(code.magnitudes) == np.asarray(expected.magnitudes)) > 0.99
+    if code.mean is not None and expected.mean is not None:
+        np.testing.assert_allclose(code.mean, expected.mean, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(codec.decode(code), oracle.decode(code, config, 64), rtol=1e-5, atol=1e-5)
+
+
+# Pairs, float16 magnitude: the angle is off by up to pi / 2M, so the error is 1 - sinc(pi / M) of the energy.
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 6])
+def test_direction_error_is_that_of_a_uniform_angle(bits: int) -> None:
+    width = np.pi / 2**bits
+    expected = 0.5 - np.sin(width) / (2 * width)
+    assert gaussian_mse(direction_bits=bits, magnitude="float16") == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("bits", "reachable", "reference"),
+    [(1, 0.2201, 0.9673), (2, 0.0824, 0.2413), (3, 0.03371, 0.1043), (4, 0.01853, 0.03925)],
+)
+def test_reachable_levels_beat_the_reference(bits: int, reachable: float, reference: float) -> None:
+    assert gaussian_mse(magnitude_bits=bits) == pytest.approx(reachable, rel=0.02)
+    measured = gaussian_mse(magnitude_bits=bits, magnitude_levels="reference")
+    assert measured == pytest.approx(reference, rel=0.02)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_all_reachable_levels_are_used_and_the_reference_wastes_some(bits: int) -> None:
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((1024, 128)).astype(np.float32))
+
+    def used(levels: str) -> int:
+        config = BesicovitchConfig(magnitude_bits=bits, magnitude_levels=levels)  # pyright: ignore[reportArgumentType]
+        code = encode(config.build(128), x)
+        index = oracle.unpack(np.asarray(code.magnitudes), bits, 64)
+        return int((np.bincount(index.ravel(), minlength=2**bits) > 0.005 * index.size).sum())
+
+    assert used("reachable") == 2**bits
+    if bits >= 3:
+        assert used("reference") == 2 ** (bits - 1)
+
+
+def test_signed_levels_are_symmetric_and_avoid_zero() -> None:
+    levels = signed_magnitude_levels(2, 3, 3, 64)
+    np.testing.assert_array_equal(levels, -levels[::-1])
+    assert (np.diff(levels) > 0).all()
+
+
+def test_signed_levels_of_pairs_are_the_centroids_of_a_rayleigh_magnitude() -> None:
+    positive = signed_magnitude_levels(2, 8, 3, 64)[4:].astype(float)
+    edges = [0.0, *(positive[1:] + positive[:-1]) / 2, np.inf]
+
+    def density(x: float) -> float:
+        return 2 * x * np.exp(-x * x)  # of unit mean square
+
+    for level, low, high in zip(positive, edges[:-1], edges[1:], strict=True):
+        mass = scipy.integrate.quad(density, low, high)[0]
+        mean = scipy.integrate.quad(lambda x: x * density(x), low, high)[0] / mass
+        assert level == pytest.approx(mean, rel=0.01)
+
+
+def test_mean_is_the_blocks_and_helps_keys() -> None:
+    x = synthetic_kv(0, 128, 64, "key")
+    code = encode(BesicovitchConfig().build(64), x)
+    np.testing.assert_allclose(code.mean, x.mean(axis=0), rtol=2e-3, atol=1e-3)
+
+    def error(config: BesicovitchConfig) -> float:
+        return float(jnp.mean((recode(config.build(64), x) - x) ** 2))
+
+    with_mean = BesicovitchConfig()
+    assert error(with_mean) < 0.3 * error(dataclasses.replace(with_mean, subtract_mean=False))
+
+
+def test_a_vector_equal_to_the_mean_decodes_to_it() -> None:
+    x = jnp.full((8, 16), 1.5)
+    np.testing.assert_array_equal(recode(BesicovitchConfig(block_size=8).build(16), x), x)
+
+
+def test_published_bytes() -> None:
+    code = jax.eval_shape(BesicovitchConfig(block_size=1024).build(128).encode, jnp.zeros((1024, 128)))
+    assert sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(code)) / 1024 == 58.25
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group_size": 1}, "group_size=1 must be between 2 and 8"),
+        ({"direction_bits": 11}, "direction_bits=11 must be between 1 and 10"),
+        ({"magnitude_bits": 5}, "magnitude_bits=5 must be between 1 and 4"),
+        ({"magnitude": "f16"}, "magnitude='f16' must be one of 'quantized', 'float16'"),
+        ({"magnitude_levels": "all"}, "magnitude_levels='all' must be"),
+    ],
+)
+def test_bad_options(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BesicovitchConfig(**options)
+
+
+def test_group_size_must_divide_the_head_dimension() -> None:
+    with pytest.raises(ValueError, match="group_size=3 must divide head_dim=64"):
+        BesicovitchConfig(group_size=3).build(64)

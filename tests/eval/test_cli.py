@@ -1,0 +1,289 @@
+"""The command line as its users meet it: exit codes, one-line errors, JSON."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jsonschema
+import numpy as np
+import pytest
+import tokenizers
+
+from kakeya_jax import accounting
+from kakeya_jax.cache import CompressedCache
+from kakeya_jax.eval import demo, doctor
+from kakeya_jax.eval.cli import run
+from kakeya_jax.eval.results import SCHEMA
+from kakeya_jax.models import checkpoint
+from kakeya_jax.recipe import Recipe
+
+PAGES_OF_16 = "both=int8(block_size=16),sinks=2,recent=8"
+
+
+@pytest.fixture(autouse=True)
+def _keep_environment(monkeypatch: pytest.MonkeyPatch):
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(name, "0")  # commands set them; this restores them
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory, tiny_model) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    model, params = tiny_model
+    checkpoint.save(folder, model.config, params)
+    words = {f"w{i}": i for i in range(model.config.vocab_size)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "text.txt").write_text(" ".join(f"w{i * i % 97}" for i in range(5000)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def token_file(tmp_path_factory: pytest.TempPathFactory, tiny_tokens: np.ndarray) -> Path:
+    path = tmp_path_factory.mktemp("tokens") / "tokens.npy"
+    np.save(path, tiny_tokens)
+    return path
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    def check(*arguments: object) -> str:
+        assert run([str(argument) for argument in arguments]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("kakeya: error: ")
+        assert captured.err.count("\n") == 1
+        return captured.err
+
+    return check
+
+
+def eval_arguments(model: object, tokens: object, *more: object) -> list[str]:
+    arguments = ["eval", model, "--tokens", tokens, "--context", 128, "--passages", 2, "--warmup", 32, *more]
+    return [str(argument) for argument in arguments]
+
+
+def test_eval_writes_table_json_markdown_and_plot(model_folder, token_file, tmp_path, capsys):
+    json_path, markdown, plot = tmp_path / "out.json", tmp_path / "out.md", tmp_path / "out.png"
+    outputs = ("--json", json_path, "--markdown", markdown, "--plot", plot)
+    assert run(eval_arguments(model_folder, token_file, "--recipe", PAGES_OF_16, *outputs)) == 0
+    captured = capsys.readouterr()
+    assert "190 tokens scored" in captured.out
+    assert "[4/4]" in captured.err
+    document = json.loads(json_path.read_text())
+    jsonschema.validate(document, SCHEMA)
+    assert (document["model"], document["text"]) == (str(model_folder), "tokens.npy")
+    assert document["rows"][0]["recipe"] == PAGES_OF_16
+    assert PAGES_OF_16 in markdown.read_text()
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_eval_prints_nothing_but_json(model_folder, capsys):
+    arguments = ["eval", model_folder, "--text", model_folder / "text.txt", "--context", 128, "--passages", 2]
+    arguments += ["--recipe", PAGES_OF_16, "--warmup", 32, "--json", "-", "--quiet", "--gates", "accept=90"]
+    assert run([str(argument) for argument in arguments]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    document = json.loads(captured.out)
+    assert document["rows"][0]["verdict"] == "ACCEPT"
+    assert "accept=90" in document["gates"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("int5", "unknown codec 'int5'; known codecs: identity"),
+        ("key=int8,value=", "is not a codec"),
+        ("key=int4(size=3)", "codec 'int4' has no option size; its options: block_size"),
+        ("key=int8,sinks=many", "sinks='many' in recipe must be a whole number"),
+        ("key=int8(", "unbalanced brackets"),
+        ("nothing.json", "recipe file nothing.json does not exist"),
+        ("int4(group_size=48)", "int4: group_size=48 must divide head_dim=32"),
+    ],
+)
+def test_bad_recipes(fails, model_folder, token_file, recipe: str, message: str):
+    assert message in fails(*eval_arguments(model_folder, token_file, "--recipe", recipe))
+
+
+def test_bad_inputs(fails, model_folder, token_file, tmp_path):
+    recipe = ("--recipe", PAGES_OF_16)
+    assert "there is no folder" in fails(*eval_arguments(tmp_path / "none", token_file, *recipe))
+    assert "does not exist" in fails(*eval_arguments(model_folder, tmp_path / "none.npy", *recipe))
+    assert "give --text FILE or --tokens FILE" in fails("eval", model_folder, *recipe)
+    assert "no recipe" in fails(*eval_arguments(model_folder, token_file))
+    assert "calibration file" in fails(
+        *eval_arguments(model_folder, token_file, *recipe, "--calibration", tmp_path / "none")
+    )
+    assert "dtype 'int3'" in fails(*eval_arguments(model_folder, token_file, *recipe, "--dtype", "int3"))
+    assert "gates 'loose'" in fails(*eval_arguments(model_folder, token_file, *recipe, "--gates", "loose"))
+    long = ("eval", model_folder, "--tokens", token_file, *recipe, "--context", "4096")
+    assert "has 1600 tokens, fewer than one context of 4096" in fails(*long)
+    assert "No such option" in fails("eval", model_folder, "--frobnicate")
+    assert "No such command" in fails("frobnicate")
+
+
+def test_unsupported_architecture(fails, model_folder, token_file, tmp_path):
+    config = json.loads((model_folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
+    message = "model_type='mamba' is not supported; supported: llama, qwen2, qwen3"
+    assert message in fails(*eval_arguments(tmp_path, token_file, "--recipe", "int8"))
+    assert message in fails("explain", "int8", "--model", tmp_path)
+
+
+def test_tracebacks_on_request(monkeypatch):
+    monkeypatch.setenv("KAKEYA_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="there is no folder"):
+        run(["explain", "int8", "--model", "/no/such/folder"])
+
+
+def test_codecs_and_recipes_are_listed(capsys):
+    assert run(["codecs", "--json"]) == 0
+    codecs = {codec["name"]: codec for codec in json.loads(capsys.readouterr().out)}
+    assert codecs["int8"]["bits_per_value"] == {"payload": 8.0, "all_in": 8.125}
+    assert codecs["int4"]["options"]["group_size"] == 32
+    assert run(["recipes", "--json", "--head-dim", "64"]) == 0
+    recipes = {recipe["name"]: recipe for recipe in json.loads(capsys.readouterr().out)}
+    assert set(recipes) == set(Recipe.names())
+    assert recipes["int8"]["bits_per_value"]["all_in"] == 8.25
+    for recipe in recipes.values():
+        assert Recipe.parse(recipe["text"]) == Recipe.named(recipe["name"])
+    assert run(["codecs"]) == 0
+    assert run(["recipes"]) == 0
+    text = capsys.readouterr().out
+    assert "turboquant" in text
+    assert "kakeya-pareto" in text
+
+
+@pytest.mark.parametrize("recipe", ["int8,recent=20", "key=int4,value=kivi(bits=2),boundary=1"])
+def test_explain_counts_the_bytes_of_a_real_cache(model_folder, tiny_config, capsys, recipe: str):
+    (model_folder / "model.safetensors").rename(model_folder / "elsewhere")  # weights are not read
+    try:
+        assert (
+            run(
+                [
+                    "explain",
+                    recipe,
+                    "--model",
+                    str(model_folder),
+                    "--context",
+                    "700",
+                    "--batch",
+                    "3",
+                    "--json",
+                ]
+            )
+            == 0
+        )
+    finally:
+        (model_folder / "elsewhere").rename(model_folder / "model.safetensors")
+    report = json.loads(capsys.readouterr().out)
+    cache = CompressedCache.init(
+        tiny_config, Recipe.parse(recipe), batch_size=3, max_length=700, dtype=jnp.bfloat16
+    )
+    arrays = [
+        (layer.sinks, layer.tail, layer.blocks) for pair in cache.layers for layer in (pair.key, pair.value)
+    ]
+    held = [sum(leaf.nbytes for leaf in jax.tree.leaves(parts)) for parts in arrays]
+    assert [stream["total"] for stream in report["streams"]] == held
+    assert report["bytes"] == sum(held)
+    assert report["dense_bytes"] == 2 * 2 * 2 * 2 * 32 * 700 * 3
+    assert report["compression_ratio"] == pytest.approx(report["dense_bytes"] / sum(held))
+    assert report["bits_per_value"]["all_in"] == accounting.report(cache).all_in_bits_per_value
+
+
+def test_explain_prints_a_line_for_each_stream(model_folder, capsys):
+    assert run(["explain", "int8", "--model", str(model_folder), "--context", "100"]) == 0
+    text = capsys.readouterr().out
+    assert len([line for line in text.splitlines() if " int8 " in line]) == 4
+    assert "nothing is coded at this context" in text
+
+
+def test_demo_writes_results_and_plot(monkeypatch, model_folder, tmp_path, capsys):
+    monkeypatch.setattr(demo, "DEMO", str(model_folder))
+    monkeypatch.setattr(demo, "RECIPES", ("identity", "int8"))
+    monkeypatch.setattr(demo, "CONTEXT", 512)
+    monkeypatch.setattr(demo, "PASSAGES", 2)
+    assert run(["demo", "--out", str(tmp_path / "demo")]) == 0
+    captured = capsys.readouterr()
+    assert "small bundled model" in captured.out
+    assert "kl_vs_bits.png" in captured.err
+    document = json.loads((tmp_path / "demo" / "results.json").read_text())
+    jsonschema.validate(document, SCHEMA)
+    assert [row["recipe"] for row in document["rows"]] == ["identity", "int8"]
+    assert "small bundled model" in document["note"]
+    assert (tmp_path / "demo" / "kl_vs_bits.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_demo_measures_at_least_eight_named_recipes():
+    assert len(set(demo.RECIPES)) >= 8
+    assert set(demo.RECIPES) <= set(Recipe.names())
+
+
+def test_doctor_finds_what_is_broken(monkeypatch, capsys):
+    def broken() -> tuple[str, str]:
+        raise RuntimeError("no\nluck")
+
+    monkeypatch.setattr(doctor, "codec_names", lambda: ("int8",))
+    monkeypatch.setattr(doctor, "_bundled_model", lambda: (doctor.PASS, "there"))
+    assert run(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["healthy"]
+    assert {check["status"] for check in report["checks"]} <= {"PASS", "NOTE"}
+    assert {"packages", "devices", "codec int8", "cache and attention"} <= {
+        c["name"] for c in report["checks"]
+    }
+    assert report["environment"]["backend"] == jax.devices()[0].platform
+    monkeypatch.setattr(doctor, "_cache", broken)
+    assert run(["doctor"]) == 1
+    text = capsys.readouterr().out
+    assert "FAIL" in text
+    assert "RuntimeError: no luck" in text
+
+
+def test_doctor_notices_a_codec_that_destroys_values(monkeypatch):
+    monkeypatch.setattr(doctor, "round_trip", lambda codec, block: 0 * block)
+    assert doctor._check("codec", lambda: doctor._codec("int8")).status == doctor.FAIL
+    monkeypatch.setattr(doctor, "round_trip", lambda codec, block: jnp.nan * block)
+    assert doctor._check("codec", lambda: doctor._codec("int8")).status == doctor.FAIL
+
+
+def test_bench_encode(capsys):
+    sizes = ["--vectors", "512", "--head-dim", "64", "--repeats", "1"]
+    assert run(["bench", "encode", "--codec", "int8", *sizes, "--json"]) == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert [row["codec"] for row in report["rows"]] == ["int8"]
+    assert report["rows"][0]["vectors_per_second"] > 0
+    assert "vectors/s" in captured.err
+
+
+def test_module_and_help():
+    done = subprocess.run(
+        [sys.executable, "-m", "kakeya_jax.eval"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    for command in ("eval", "demo", "codecs", "recipes", "explain", "doctor", "bench"):
+        assert f"\n  {command} " in done.stdout
+
+
+def test_calibrate_then_evaluate(fails, model_folder, token_file, tmp_path, capsys):
+    recipe = "both=kakeya(bits=3,basis=shared,rank=8,block_size=16,kmeans_centers=2),sinks=2,recent=8"
+    out = tmp_path / "new" / "tables.safetensors"
+    train = ["--text", model_folder / "text.txt", "--context", 128, "--passages", 2, "--quiet"]
+    assert run(["calibrate", str(model_folder), "--recipe", recipe, "--out", str(out), *map(str, train)]) == 0
+    assert "tables for 4 streams" in capsys.readouterr().out
+    assert "needs" in fails(*eval_arguments(model_folder, token_file, "--recipe", recipe))
+    calibrated = ["--recipe", recipe, "--calibration", out, "--quiet", "--json", "-"]
+    assert run(eval_arguments(model_folder, token_file, *calibrated)) == 0
+    row = json.loads(capsys.readouterr().out)["rows"][0]
+    assert row["bits_per_value"]["all_in"] > row["bits_per_value"]["payload"] > 0
+    leaking = ["eval", model_folder, "--text", model_folder / "text.txt", "--context", 128, "--passages", 2]
+    assert "fitted on" in fails(*leaking, *calibrated)
+    assert "needs no calibration" in fails(
+        "calibrate", model_folder, "--recipe", "int8", "--out", out, *train
+    )
