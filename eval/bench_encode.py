@@ -79,9 +79,7 @@ def bench_encode(
     ]
     for config in configs:
         if vectors % config.block_size:
-            raise ValueError(
-                f"vectors={vectors} must be a multiple of {config.name}'s block_size={config.block_size}"
-            )
+            raise ValueError(f"vectors={vectors} must be a multiple of {config.name}'s block_size={config.block_size}")
     keys = np.asarray(synthetic_kv(0, vectors, head_dim, "key"))
     rows = []
     for config in configs:

@@ -19,9 +19,7 @@ app = typer.Typer(
 bench = typer.Typer(help="Speed.")
 app.add_typer(bench, name="bench")
 
-ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Folder, hub id, or 'demo', the bundled model.")
-]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Folder, hub id, or 'demo', the bundled model.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 OfflineFlag = Annotated[bool, typer.Option("--offline", help="Never ask the Hugging Face hub.")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
@@ -44,9 +42,7 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         # A click error, wherever this version of typer keeps click, is one that can format itself.
         format_message = getattr(error, "format_message", None)
-        wrong_input = format_message or isinstance(
-            error, ValueError | OSError | ImportError | NotImplementedError
-        )
+        wrong_input = format_message or isinstance(error, ValueError | OSError | ImportError | NotImplementedError)
         if not wrong_input or os.environ.get("KAKEYA_TRACEBACK"):
             raise
         return _complain(format_message() if format_message else str(error) or type(error).__name__)
@@ -58,9 +54,7 @@ def eval_command(
     model: ModelArgument,
     recipe: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Name, text form, or JSON file; repeat it. 'all': every named recipe.", metavar="RECIPE"
-        ),
+        typer.Option(help="Name, text form, or JSON file; repeat it. 'all': every named recipe.", metavar="RECIPE"),
     ] = None,
     text: Annotated[Path | None, typer.Option(help="UTF-8 text to evaluate on.", metavar="FILE")] = None,
     tokens: Annotated[
@@ -114,13 +108,11 @@ def eval_command(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for results.json, results.md and the plot.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder for results.json, results.md and the plot.")] = Path("runs/demo"),
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Measure ten recipes on the bundled model: no network, no GPU, a few minutes."""
+    """Measure eleven recipes on the bundled model: no network, no GPU, a few minutes."""
     _configure(offline=True)
     from kakeya_jax.eval.demo import run_demo
     from kakeya_jax.eval.progress import show_progress
@@ -129,9 +121,7 @@ def demo(
     with show_progress(quiet=quiet) as progress:
         result = run_demo(out, progress=progress)
     _print(result.to_dict() if as_json else result_table(result), as_json)
-    written = ", ".join(
-        sorted(str(path) for path in out.iterdir() if path.suffix in (".json", ".md", ".png"))
-    )
+    written = ", ".join(sorted(str(path) for path in out.iterdir() if path.suffix in (".json", ".md", ".png")))
     print(f"written: {written}", file=sys.stderr)
     if not (out / "kl_vs_bits.png").exists():
         print("no plot: install matplotlib with pip install 'kakeya-jax[report]'", file=sys.stderr)
@@ -232,9 +222,7 @@ def doctor(as_json: JsonFlag = False) -> None:
 
 @bench.command("encode")
 def bench_encode(
-    codec: Annotated[
-        list[str] | None, typer.Option(help="Repeat it; all if not given.", metavar="NAME")
-    ] = None,
+    codec: Annotated[list[str] | None, typer.Option(help="Repeat it; all if not given.", metavar="NAME")] = None,
     vectors: Annotated[int, typer.Option(help="Vectors encoded at once.")] = 4096,
     head_dim: Annotated[int, typer.Option(help="Dimension of the vectors.")] = 128,
     repeats: Annotated[int, typer.Option(help="Calls of each; the median counts.")] = 9,
@@ -247,9 +235,7 @@ def bench_encode(
 
     rows = bench_table.measure(codec, vectors=vectors, head_dim=head_dim, repeats=repeats, quiet=quiet)
     _print(
-        bench_table.as_dict(rows, vectors, head_dim)
-        if as_json
-        else bench_table.table(rows, vectors, head_dim),
+        bench_table.as_dict(rows, vectors, head_dim) if as_json else bench_table.table(rows, vectors, head_dim),
         as_json,
     )
 

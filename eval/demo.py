@@ -22,8 +22,9 @@ RECIPES = (
     "turboquant-4",
     "turboquant-k3v2",
     "besicovitch",
+    "kakeya-pareto",
 )
-CONTEXT = 1024
+CONTEXT = 2048
 PASSAGES = 4
 NOTE = "small bundled model: these numbers show that everything works, not how recipes do on large models"
 

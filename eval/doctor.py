@@ -90,9 +90,7 @@ def _environment_checks() -> Iterator[Check]:
     found = environment()
     python = PASS if sys.version_info >= (3, 11) else FAIL
     yield Check(name="python", status=python, detail=f"{found['python']} on {found['platform']}")
-    missing = [
-        name for name, version in found["packages"].items() if version is None and name != "kakeya-jax"
-    ]
+    missing = [name for name, version in found["packages"].items() if version is None and name != "kakeya-jax"]
     versions = ", ".join(f"{name} {version}" for name, version in found["packages"].items() if version)
     detail = f"missing: {', '.join(missing)}; pip install kakeya-jax" if missing else versions
     yield Check(name="packages", status=FAIL if missing else PASS, detail=detail)

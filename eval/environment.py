@@ -68,9 +68,5 @@ def configure(*, offline: bool = False) -> None:
     import jax
 
     if not compile_cache_folder():
-        folder = (
-            pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-            / "kakeya"
-            / "xla"
-        )
+        folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "kakeya" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -32,9 +32,7 @@ def load_config(model: str, *, offline: bool = False) -> ModelConfig:
         path = huggingface_hub.hf_hub_download(model, "config.json", local_files_only=offline)
     except Exception as error:  # the client's errors share no base class
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ModelError(
-            f"{model} is no local folder, and its config.json cannot be had: {first_line}"
-        ) from None
+        raise ModelError(f"{model} is no local folder, and its config.json cannot be had: {first_line}") from None
     return ModelConfig.from_folder(Path(path).parent)
 
 
@@ -78,9 +76,7 @@ def report_dict(report: CacheReport, recipe: Recipe, model: str) -> dict[str, An
 def report_table(report: CacheReport, recipe: Recipe, model: str) -> Group:
     """The report for a terminal: a line for each layer and stream."""
     title = f"{recipe} on {model}, {report.max_length:,} tokens x {report.batch_size}: bytes"
-    table = Table(
-        box=rich.box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, show_footer=True
-    )
+    table = Table(box=rich.box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, show_footer=True)
     totals = [sum(getattr(stream, part) for stream in report.streams) for part in _PARTS]
     table.add_column("layer", "all", justify="right")
     table.add_column("stream")

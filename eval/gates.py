@@ -32,10 +32,7 @@ class Gate:
 
     def passes(self, delta_ppl_percent: float, top1_agreement: float) -> bool:
         """Whether a row passes; numbers that are not finite never do."""
-        return (
-            abs(delta_ppl_percent) <= self.max_delta_ppl_percent
-            and 100 * top1_agreement >= self.min_top1_percent
-        )
+        return abs(delta_ppl_percent) <= self.max_delta_ppl_percent and 100 * top1_agreement >= self.min_top1_percent
 
     def __str__(self) -> str:
         """One phrase for table footers."""
@@ -55,9 +52,7 @@ class Gates:
         floors = [gate.min_top1_percent for gate in self.gates]
         for values, low, high in ((limits, 0, math.inf), (floors, 0, 100)):
             if any(not low <= value <= high for value in values):
-                raise ValueError(
-                    f"gates {self.name!r}: dPPL limits must be >= 0 and top-1 floors between 0 and 100"
-                )
+                raise ValueError(f"gates {self.name!r}: dPPL limits must be >= 0 and top-1 floors between 0 and 100")
         if limits != sorted(limits) or floors != sorted(floors, reverse=True):
             raise ValueError(f"gates {self.name!r}: write the strict gate first and the looser ones after it")
 

@@ -69,9 +69,7 @@ def codec_table(codecs: list[dict[str, Any]], head_dim: int) -> Table:
 
 def recipe_table(recipes: list[dict[str, Any]], head_dim: int) -> Table:
     """The recipes for a terminal."""
-    table = _table(
-        f"named recipes, head_dim {head_dim}; bits without the exact window and without boundary layers"
-    )
+    table = _table(f"named recipes, head_dim {head_dim}; bits without the exact window and without boundary layers")
     for title in ("recipe", "bits/value\npayload", "bits/value\nall-in", "exact\nwindow", "spelled out"):
         table.add_column(title, justify="right" if "bits" in title else "left")
     for recipe in recipes:

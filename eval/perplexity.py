@@ -97,9 +97,7 @@ def evaluate(
     rows = tuple(_row(each, of, run, gates) for each, of in zip(candidates, scores, strict=True))
     warned = [*_coding_warnings(candidates), window_warning(rows)]
     if count * run.scored < LEAST_SCORED and passages is None:
-        warned.append(
-            f"only {count * run.scored:,} tokens scored: the text holds {count} passages of {context}"
-        )
+        warned.append(f"only {count * run.scored:,} tokens scored: the text holds {count} passages of {context}")
     return EvalResult(
         protocol=protocol,
         context=context,
@@ -131,9 +129,7 @@ class _Candidate:
     run_seconds: float = 0.0
 
     @classmethod
-    def make(
-        cls, model: Any, run: Protocol, recipe: Recipe | str, dtype: Any, tables: Tables | None
-    ) -> "_Candidate":
+    def make(cls, model: Any, run: Protocol, recipe: Recipe | str, dtype: Any, tables: Tables | None) -> "_Candidate":
         parsed = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
         cache = CompressedCache.init(
             model.config, parsed, batch_size=1, max_length=run.context, dtype=dtype, tables=tables
@@ -226,7 +222,5 @@ def _coding_warnings(candidates: list[_Candidate]) -> list[str]:
     return [
         f"recipe {each.label!r} codes nothing at this context: all tokens stay in its exact window"
         for each in candidates
-        if not any(
-            stream.geometry.num_pages for layer in each.cache.layers for stream in (layer.key, layer.value)
-        )
+        if not any(stream.geometry.num_pages for layer in each.cache.layers for stream in (layer.key, layer.value))
     ]

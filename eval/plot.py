@@ -7,6 +7,10 @@ from kakeya_jax.eval.results import EvalResult, Row
 from kakeya_jax.eval.table import heading
 
 _COLORS = {"ACCEPT": "tab:green", "MARGINAL": "tab:orange", "REJECT": "tab:red"}
+_SHAPES = "os^Dv"
+_PLACES = [(x, y) for y in (0, 9, -9, 18, -18, 27, -27, 36, -36, 48, -48) for x in (9, -9)]
+"""Offsets of labels in points, nearest first."""
+
 _FLOOR = 1e-8
 """KL below this is rounding and is drawn here, because the axis is logarithmic."""
 
@@ -21,15 +25,12 @@ def save_plot(result: EvalResult, path: str | pathlib.Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError(
-            "plots need matplotlib; install it with: pip install 'kakeya-jax[report]'"
-        ) from None
+        raise ImportError("plots need matplotlib; install it with: pip install 'kakeya-jax[report]'") from None
     rows = [row for row in result.rows if row.kl_mean == row.kl_mean]
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for verdict in dict.fromkeys(row.verdict for row in rows):
-        _draw(axes, [row for row in rows if row.verdict == verdict], verdict)
+    _draw(axes, rows)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     ticks = [1, 2, 3, 4, 5, 6, 8, 12, 16]
@@ -42,7 +43,7 @@ def save_plot(result: EvalResult, path: str | pathlib.Path) -> None:
     axes.set_title(_wrap(heading(result)), fontsize=9, loc="left")
     axes.grid(alpha=0.3)
     if rows:
-        axes.legend(title="verdict", loc="upper right", fontsize=8)
+        axes.legend(loc="upper right", fontsize=8)
     _label(figure, axes, rows)
     if result.note:
         figure.supxlabel(result.note, fontsize=8, color="dimgray")
@@ -51,50 +52,65 @@ def save_plot(result: EvalResult, path: str | pathlib.Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _draw(axes: Any, rows: list[Row], verdict: str) -> None:
-    height = [_height(row) for row in rows]
-    low = [
-        y - max(row.kl_ci95[0], _FLOOR) if row.kl_ci95 else 0.0 for row, y in zip(rows, height, strict=True)
-    ]
-    high = [row.kl_ci95[1] - y if row.kl_ci95 else 0.0 for row, y in zip(rows, height, strict=True)]
-    error = [[max(value, 0.0) for value in side] for side in (low, high)]
-    axes.errorbar(
-        [row.all_in_bits for row in rows],
-        height,
-        yerr=error,
-        fmt="o",
-        markersize=5,
-        capsize=2,
-        linewidth=1,
-        color=_COLORS.get(verdict, "tab:gray"),
-        label=verdict,
-    )
+def _draw(axes: Any, rows: list[Row]) -> None:
+    """Points with their intervals: colour tells the verdict, shape the exact window."""
+    windows = list(dict.fromkeys(row.window for row in rows))
+    for group in dict.fromkeys((row.verdict, row.window) for row in rows):
+        verdict, window = group
+        members = [row for row in rows if (row.verdict, row.window) == group]
+        height = [_height(row) for row in members]
+        intervals = [row.kl_ci95 or (y, y) for row, y in zip(members, height, strict=True)]
+        below = [max(y - max(low, _FLOOR), 0.0) for (low, _), y in zip(intervals, height, strict=True)]
+        above = [max(high - y, 0.0) for (_, high), y in zip(intervals, height, strict=True)]
+        axes.errorbar(
+            [row.all_in_bits for row in members],
+            height,
+            yerr=[below, above],
+            fmt=_SHAPES[windows.index(window) % len(_SHAPES)],
+            markersize=5,
+            capsize=2,
+            linewidth=1,
+            color=_COLORS.get(verdict, "tab:gray"),
+            label=f"{verdict}, exact {window[0]}+{window[1]}-{window[2]}",
+        )
 
 
 def _label(figure: Any, axes: Any, rows: list[Row]) -> None:
-    """Names every point, in the first place around it where the name covers no other."""
-    renderer = figure.canvas.get_renderer()
+    """Names every point, in the nearest place around it where the name covers no point and no other name."""
+    from matplotlib.transforms import Bbox
+
     figure.draw_without_rendering()
-    taken = []
-    places = [(6, 4, "left"), (6, -10, "left"), (-6, 4, "right"), (-6, -10, "right")]
-    places += [(6, step, "left") for step in (14, -20, 24, -30, 34, -40)]
+    renderer = figure.canvas.get_renderer()
+    points = {row.recipe: axes.transData.transform((row.all_in_bits, _height(row))) for row in rows}
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points.values()]
+    frame = axes.get_window_extent(renderer)
     for row in sorted(rows, key=_height):
-        for x, y, side in places:
+        for x, y in _PLACES:
             label = axes.annotate(
                 row.recipe,
                 (row.all_in_bits, _height(row)),
                 xytext=(x, y),
                 textcoords="offset points",
-                ha=side,
+                ha="left" if x > 0 else "right",
+                va="center",
                 fontsize=8,
+                arrowprops={"arrowstyle": "-", "color": "gray", "linewidth": 0.5} if abs(y) > 12 else None,
             )
             box = label.get_window_extent(renderer)
-            if not any(box.overlaps(other) for other in taken):
+            inside = frame.x0 < box.x0 and box.x1 < frame.x1
+            if inside and not any(_text_box(label, renderer).overlaps(other) for other in taken):
                 break
             label.remove()
         else:
-            continue
-        taken.append(box)
+            label = axes.annotate(row.recipe, (row.all_in_bits, _height(row)), fontsize=8)
+        taken.append(_text_box(label, renderer))
+
+
+def _text_box(label: Any, renderer: Any) -> Any:
+    """The box of the words alone; an annotation's own box includes its line."""
+    from matplotlib.text import Text
+
+    return Text.get_window_extent(label, renderer)
 
 
 def _height(row: Row) -> float:

@@ -44,9 +44,7 @@ class Protocol:
         if self.name == "stream" and not 0 <= self.warmup <= self.context - 2:
             raise ValueError(f"warmup={self.warmup} leaves nothing to score of context={self.context}")
         if self.name == "snapshot" and not 2 <= self.continuation < self.context:
-            raise ValueError(
-                f"continuation={self.continuation} must be between 2 and context - 1 = {self.context - 1}"
-            )
+            raise ValueError(f"continuation={self.continuation} must be between 2 and context - 1 = {self.context - 1}")
 
     @property
     def fed(self) -> int:
@@ -102,9 +100,7 @@ def stream(
     """
     targets = jnp.roll(tokens, -1)  # the last token has no target; its score is dropped below
 
-    def step(
-        cache: CompressedCache, piece: tuple[Array, Array, Array]
-    ) -> tuple[CompressedCache, TokenScores]:
+    def step(cache: CompressedCache, piece: tuple[Array, Array, Array]) -> tuple[CompressedCache, TokenScores]:
         piece_tokens, piece_targets, piece_reference = piece
         logits, cache = model.apply({"params": params}, piece_tokens[None], cache=cache)
         return cache, score(piece_reference, logits[0], piece_targets)
@@ -113,9 +109,7 @@ def stream(
     return jax.tree.map(lambda x: x[:-1], scores)
 
 
-def clean_prefill(
-    model, params, cache: CompressedCache, tokens: Int[Array, " T"], *, chunk: int
-) -> CompressedCache:
+def clean_prefill(model, params, cache: CompressedCache, tokens: Int[Array, " T"], *, chunk: int) -> CompressedCache:
     """Fills a cache that codes nothing (``dense_recipe``) with a prefix."""
 
     def step(cache: CompressedCache, piece: tuple[Array]) -> tuple[CompressedCache, None]:
@@ -160,9 +154,7 @@ def _scan_chunks(step, carry, arrays: tuple[Array, ...], chunk: int):
     length = len(arrays[0])
     chunk = min(chunk, length)
     whole = length // chunk * chunk
-    carry, out = jax.lax.scan(
-        step, carry, jax.tree.map(lambda x: x[:whole].reshape(-1, chunk, *x.shape[1:]), arrays)
-    )
+    carry, out = jax.lax.scan(step, carry, jax.tree.map(lambda x: x[:whole].reshape(-1, chunk, *x.shape[1:]), arrays))
     out = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), out)
     if whole < length:
         carry, rest = step(carry, jax.tree.map(lambda x: x[whole:], arrays))

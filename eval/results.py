@@ -4,7 +4,7 @@ A results file is one object (``SCHEMA`` is its JSON Schema; numbers that are no
 
     {
       "schema_version": 1,
-      "model": "models/house-qwen2-30m",        folder, hub id, or "demo"
+      "model": "house-qwen2-30m",               name of the folder, hub id, or "demo"
       "text": "eval_book_dev.npy",              what was scored
       "protocol": "stream",                     or "snapshot"
       "context": 4096, "warmup": 512, "passages": 6, "continuation": null,
@@ -72,9 +72,9 @@ class Row:
     passage_kl: tuple[float, ...]
 
     @property
-    def window(self) -> tuple[int, int]:
-        """Sinks and the least number of recent tokens kept exact: rows compare only where these are equal."""
-        return self.sinks, self.recent_min
+    def window(self) -> tuple[int, int, int]:
+        """Sinks, and least and most recent tokens kept exact: rows compare only where these are equal."""
+        return self.sinks, self.recent_min, self.recent_max
 
     def to_dict(self) -> dict[str, Any]:
         """The row of the JSON form."""
@@ -133,7 +133,7 @@ def window_warning(rows: tuple[Row, ...]) -> str | None:
     windows = sorted({row.window for row in rows if row.all_in_bits < 16})
     if len(windows) < 2:
         return None
-    listed = ", ".join(f"{sinks} sinks + {recent} recent" for sinks, recent in windows)
+    listed = ", ".join(f"{sinks} sinks + {least}-{most} recent" for sinks, least, most in windows)
     return f"rows keep different tokens exact ({listed}): compare codecs only within one window"
 
 
@@ -186,9 +186,7 @@ SCHEMA: dict[str, Any] = {
                         "bits_per_value": _object({"payload": _NUMBER, "all_in": _NUMBER}),
                         "bytes_per_token": _NUMBER,
                         "compression_ratio": _NUMBER,
-                        "exact_window": _object(
-                            {"sinks": _INTEGER, "recent_min": _INTEGER, "recent_max": _INTEGER}
-                        ),
+                        "exact_window": _object({"sinks": _INTEGER, "recent_min": _INTEGER, "recent_max": _INTEGER}),
                         "ppl": _NUMBER,
                         "delta_ppl_percent": _NUMBER,
                         "delta_ppl_ci95": _INTERVAL,

@@ -29,9 +29,7 @@ def run_calibrate(
         ValueError, OSError: wrong input, or a recipe that needs no tables; the message is one line.
     """
     parsed = Recipe.parse(recipe)
-    tokens = (
-        encode_text(source, load_tokenizer(model_name, offline=offline)) if is_text else load_tokens(source)
-    )
+    tokens = encode_text(source, load_tokenizer(model_name, offline=offline)) if is_text else load_tokens(source)
     texts = cut_passages(tokens, context, passages)
     model, params = checkpoint.load(model_name, offline=offline)
     check_vocabulary(tokens, model.config.vocab_size)

@@ -95,10 +95,16 @@ def run_request(request: Request, *, quiet: bool = False) -> EvalResult:
         )
     return dataclasses.replace(
         result,
-        model=str(request.model),
+        model=_display_name(request.model),
         text=(request.tokens or request.text or bundled_text()).name,
         note=NOTE if request.model == DEMO else "",
     )
+
+
+def _display_name(model: str) -> str:
+    """A hub id as it is, of a folder its own name: where it lies concerns nobody who reads the results."""
+    folder = Path(model).expanduser()
+    return folder.resolve().name if folder.is_dir() else model
 
 
 def expand_recipes(recipes: tuple[str, ...]) -> tuple[str, ...]:

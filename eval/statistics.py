@@ -1,9 +1,9 @@
 """Intervals over passages: the bootstrap behind every ``ci95``.
 
 Tokens of one passage share a text and are not independent, so passages are what is resampled. Passages are
-few, and the plain percentile bootstrap is then too narrow; percentiles are widened by the t distribution
-(the "expanded percentile" interval of Hesterberg, arXiv:1411.5279). For six normal values it covers 90 % where 95 %
-are asked for, the plain bootstrap 80 %.
+few, and the plain percentile bootstrap is then too narrow; percentiles are widened by the t distribution (the
+"expanded percentile" interval of Hesterberg, arXiv:1411.5279). For six normal values it covers 90 % where
+95 % are asked for, the plain bootstrap 80 %.
 """
 
 from collections.abc import Callable

@@ -35,9 +35,7 @@ def result_table(result: EvalResult) -> Group:
     """The terminal form: a heading, one line for each recipe, and what the numbers mean."""
     table = Table(box=rich.box.SIMPLE_HEAD, title=heading(result), title_justify="left", pad_edge=False)
     for name in _COLUMNS:
-        table.add_column(
-            name, justify="left" if name in ("recipe", "verdict") else "right", no_wrap=name != "recipe"
-        )
+        table.add_column(name, justify="left" if name in ("recipe", "verdict") else "right", no_wrap=name != "recipe")
     for row in result.rows:
         *cells, verdict = cells_of(row)
         table.add_row(*cells, Text(verdict, style=_STYLES.get(verdict, "")))
@@ -53,9 +51,7 @@ def markdown_table(result: EvalResult) -> str:
     align = ["---" if name in ("recipe", "verdict") else "--:" for name in _COLUMNS]
     rows = [titles, align] + [[f"`{cells[0]}`", *cells[1:]] for cells in map(cells_of, result.rows)]
     lines = ["| " + " | ".join(cells) + " |" for cells in rows]
-    return "\n".join(
-        [f"**{heading(result)}**", "", *lines, "", *(f"- {line}" for line in footer(result)), ""]
-    )
+    return "\n".join([f"**{heading(result)}**", "", *lines, "", *(f"- {line}" for line in footer(result)), ""])
 
 
 def heading(result: EvalResult) -> str:
@@ -85,9 +81,7 @@ def footer(result: EvalResult) -> list[str]:
 def cells_of(row: Row) -> list[str]:
     """The row's cells as text, in the order of the columns."""
     recent = f"{row.recent_min}" if row.recent_min == row.recent_max else f"{row.recent_min}-{row.recent_max}"
-    interval = (
-        "" if row.delta_ppl_ci95 is None else f" [{row.delta_ppl_ci95[0]:+.2f}, {row.delta_ppl_ci95[1]:+.2f}]"
-    )
+    interval = "" if row.delta_ppl_ci95 is None else f" [{row.delta_ppl_ci95[0]:+.2f}, {row.delta_ppl_ci95[1]:+.2f}]"
     return [
         row.recipe,
         f"{row.payload_bits:.3f}",

@@ -64,26 +64,18 @@ def passage_count(num_tokens: int, context: int, scored_per_passage: int, least_
     return max(1, min(-(-least_scored // scored_per_passage), num_tokens // context))
 
 
-def cut_passages(
-    tokens: Int[np.ndarray, " n"], context: int, count: int
-) -> Int[np.ndarray, "passages context"]:
+def cut_passages(tokens: Int[np.ndarray, " n"], context: int, count: int) -> Int[np.ndarray, "passages context"]:
     """Evenly spaced passages that do not overlap; the first starts the text, the last ends it.
 
     Raises:
         ValueError: the text is too short.
     """
     if len(tokens) < context:
-        raise ValueError(
-            f"text has {len(tokens)} tokens, fewer than context={context}; use a longer text or context"
-        )
+        raise ValueError(f"text has {len(tokens)} tokens, fewer than context={context}; use a longer text or context")
     fit = len(tokens) // context
     if not 1 <= count <= fit:
-        raise ValueError(
-            f"passages={count} must be between 1 and {fit}: text of {len(tokens)}, context={context}"
-        )
-    starts = (
-        np.linspace(0, len(tokens) - context, count).round().astype(int) if count > 1 else np.zeros(1, int)
-    )
+        raise ValueError(f"passages={count} must be between 1 and {fit}: text of {len(tokens)}, context={context}")
+    starts = np.linspace(0, len(tokens) - context, count).round().astype(int) if count > 1 else np.zeros(1, int)
     return np.stack([tokens[start : start + context] for start in starts])
 
 

@@ -33,9 +33,6 @@ class CodecConfig:
     """The method's name in recipes and tables."""
     rope: ClassVar[RopeClass] = "post"
     """Whether K is stored before or after its rotary embedding unless a rule says otherwise."""
-    one_at_a_time: ClassVar[bool] = False
-    """Whether the cache must encode the blocks of a head one after another, so that a code does not depend on how many
-    close together (methods with a matrix decomposition: its rounding differs between batch sizes)."""
 
     block_size: int = 128
 

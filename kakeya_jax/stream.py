@@ -7,6 +7,8 @@ attention.
 """
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -105,8 +107,7 @@ class Stream:
             raise ValueError(f"block_size={block_size} must divide the page of {geometry.page} tokens")
         num_blocks = geometry.num_pages * (geometry.page // block_size)
         lead = (batch_size, num_kv_heads)
-        shape = jax.ShapeDtypeStruct((*lead, num_blocks, block_size, head_dim), jnp.float32)
-        code = jax.eval_shape(lambda blocks: encode_blocks(codec, blocks), shape)
+        code = _code_shapes(codec, (*lead, num_blocks, block_size, head_dim))
         return cls(
             sinks=jnp.zeros((*lead, geometry.sink_capacity, head_dim), dtype),
             blocks=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), code),
@@ -232,28 +233,25 @@ def read(stream: Stream) -> Float[Array, "B K max_length D"]:
 
 
 def encode_blocks(codec, blocks: Float[Array, "B K blocks n D"]):
-    """The codes of many blocks; leaves ``[B, K, blocks, ...]``.
-
-    A codec whose code hangs on the last bit of a matrix product (``codec.config.one_at_a_time``) gets one block of
-    every head at a time: the same compiled arithmetic then runs however many blocks close together, and the codes are
-    identical.
-    """
-
-    def encode(some: Array):
-        return jax.vmap(jax.vmap(lambda block: codec.encode(block)))(some)
-
-    if not codec.config.one_at_a_time:
-        return jax.vmap(encode, in_axes=2, out_axes=2)(blocks)
-    codes = jax.lax.map(
-        lambda some: jax.lax.optimization_barrier(encode(jax.lax.optimization_barrier(some))),
-        jnp.moveaxis(blocks, 2, 0),
-    )
-    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), codes)
+    """The codes of many blocks; leaves ``[B, K, blocks, ...]``."""
+    return jax.vmap(jax.vmap(jax.vmap(lambda block: codec.encode(block))))(blocks)
 
 
 def decode_blocks(codec, codes) -> Float[Array, "B K blocks n D"]:
     """The blocks of many codes, float32."""
     return jax.vmap(jax.vmap(jax.vmap(codec.decode)))(codes)
+
+
+def _code_shapes(codec: object, blocks: tuple[int, ...]) -> Any:
+    """Shapes of the codes of blocks of shape ``blocks``; layers that differ in tables only are traced once."""
+    leaves, structure = jax.tree.flatten(codec)
+    return _traced_code_shapes(structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves), blocks)
+
+
+@functools.lru_cache(maxsize=256)
+def _traced_code_shapes(structure: Any, leaves: tuple[tuple[Any, Any], ...], blocks: tuple[int, ...]) -> Any:
+    codec = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in leaves])
+    return jax.eval_shape(encode_blocks, codec, jax.ShapeDtypeStruct(blocks, jnp.float32))
 
 
 def _close_pages(stream: Stream, new: Array, new_length: Array) -> object:

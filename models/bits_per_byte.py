@@ -26,9 +26,7 @@ SEPARATOR_ID = 0
 """The token that precedes every document in the training shards, put before the text here."""
 
 
-def text_nll(
-    model: Decoder, params: Any, ids: Int[np.ndarray, " n"], *, context: int, batch_size: int = 4
-) -> float:
+def text_nll(model: Decoder, params: Any, ids: Int[np.ndarray, " n"], *, context: int, batch_size: int = 4) -> float:
     """Negative log-likelihood of ``ids`` in nats, summed; every token is scored once.
 
     Windows of ``context`` tokens start every ``context / 2``, and each scores its second half (the first one
@@ -38,9 +36,7 @@ def text_nll(
         ValueError: no tokens, or an odd ``context``.
     """
     if len(ids) == 0 or context % 2:
-        raise ValueError(
-            f"{len(ids)} tokens in windows of {context}: needs at least one token, and an even context"
-        )
+        raise ValueError(f"{len(ids)} tokens in windows of {context}: needs at least one token, and an even context")
     windows, scored = _windows(np.concatenate([[SEPARATOR_ID], ids]).astype(np.int32), context)
     total = 0.0
     for start in range(0, len(windows), batch_size):

@@ -1,4 +1,4 @@
-"""Muon for the matrices of a decoder, AdamW for the rest.
+"""Muon for the matrices of a decoder, Adam for the rest.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by the
 nearest semi-orthogonal matrix, found by a Newton-Schulz iteration. ``optax.contrib.muon`` is the same method
@@ -24,10 +24,10 @@ class MuonState(NamedTuple):
     momentum: optax.Updates
 
 
-def muon_and_adamw(
+def muon_and_adam(
     *, muon_rate: float, adam_rate: float, weight_decay: float, max_norm: float = 1.0
 ) -> optax.GradientTransformation:
-    """The optimiser of ``pretrain``; Muon for matrices inside layers, AdamW for embeddings, norms, biases.
+    """The optimiser of ``pretrain``; Muon for matrices inside layers, Adam for embeddings, norms, biases.
 
     Args:
         muon_rate: step of the matrices, as the spectral norm of an update.
@@ -38,9 +38,7 @@ def muon_and_adamw(
     """
     matrices = optax.chain(scale_by_muon(), optax.add_decayed_weights(weight_decay), optax.scale(-muon_rate))
     rest = optax.chain(optax.scale_by_adam(b1=0.9, b2=0.95), optax.scale(-adam_rate))
-    return optax.chain(
-        optax.clip_by_global_norm(max_norm), optax.partition({"matrix": matrices, "rest": rest}, _kinds)
-    )
+    return optax.chain(optax.clip_by_global_norm(max_norm), optax.partition({"matrix": matrices, "rest": rest}, _kinds))
 
 
 def scale_by_muon(momentum: float = 0.95, iterations: int = 5) -> optax.GradientTransformation:

@@ -26,7 +26,7 @@ import optax
 from kakeya_jax.models import checkpoint
 from kakeya_jax.models.config import ModelConfig
 from kakeya_jax.models.decoder import Decoder
-from kakeya_jax.models.muon import muon_and_adamw
+from kakeya_jax.models.muon import muon_and_adam
 from kakeya_jax.models.pretrain_data import batch_at, batches_per_epoch, load_tokens, split_held_out
 from kakeya_jax.models.training_checkpoints import Progress, TrainingCheckpoints
 from kakeya_jax.pytree import pytree_dataclass
@@ -41,7 +41,7 @@ class TrainingConfig:
         batch_size: windows in a step.
         length: tokens in a window.
         seed: of the initial parameters and of the order of the data.
-        muon_rate: peak step of the matrices, see ``muon_and_adamw``.
+        muon_rate: peak step of the matrices, see ``muon_and_adam``.
         adam_rate: peak step of everything else.
         weight_decay: of the matrices, relative to their step.
         z_loss: weight of the squared log-normaliser, which keeps logits from drifting.
@@ -72,8 +72,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.checkpoint_every % self.steps_per_call:
             raise ValueError(
-                f"checkpoint_every={self.checkpoint_every} must be a multiple of "
-                f"steps_per_call={self.steps_per_call}"
+                f"checkpoint_every={self.checkpoint_every} must be a multiple of steps_per_call={self.steps_per_call}"
             )
         if not 0.0 <= self.decay_fraction <= 1.0:
             raise ValueError(f"decay_fraction={self.decay_fraction} must lie between 0 and 1")
@@ -117,17 +116,15 @@ def train(
         ValueError: neither or both of ``steps`` and ``minutes``; tokens outside the vocabulary; or ``out``
             holds a run with another config.
     """
-    _check(model_config, config, tokens, steps, minutes)
     train_part, held_out_part = (jnp.asarray(part) for part in split_held_out(tokens, config.held_out))
+    _check(model_config, config, tokens, steps, minutes)
     model = Decoder(model_config, dtype=jnp.dtype(config.dtype), implementation=config.attention)
     run_config = {"model": model_config.to_huggingface(), "training": dataclasses.asdict(config)}
     with TrainingCheckpoints(out / "checkpoints", run_config) as checkpoints:
         state, progress = checkpoints.restore(functools.partial(_initial, model, config))
         total = progress.total_steps if progress.total_steps is not None else steps
         if steps is not None and total != steps:
-            raise ValueError(
-                f"{out} holds a run of {total} steps, not {steps}; use the same number or another folder"
-            )
+            raise ValueError(f"{out} holds a run of {total} steps, not {steps}; use the same number or another folder")
         log = _Log(out / "training.jsonl", keep_steps=progress.step, on_log=on_log)
         step, seconds, call_times = progress.step, progress.seconds, []
         while total is None or step < total:
@@ -152,9 +149,7 @@ def train(
             row |= {"seconds": round(seconds, 2), "loss": round(loss, 5)}
             if step % config.checkpoint_every == 0 or step == total:
                 if len(held_out_part) > config.length:
-                    row["held_out_loss"] = round(
-                        held_out_loss(state.params, held_out_part, model, config.length), 5
-                    )
+                    row["held_out_loss"] = round(held_out_loss(state.params, held_out_part, model, config.length), 5)
                 checkpoints.save(state, Progress(step=step, seconds=seconds, total_steps=total))
             log.write(row)
     export(out, model_config, state.params)
@@ -180,9 +175,7 @@ def train_steps(
     optimizer = _optimizer(config)
 
     def one(state: TrainState, _: None) -> tuple[TrainState, Array]:
-        batch = batch_at(
-            tokens, state.step, batch_size=config.batch_size, length=config.length, seed=config.seed
-        )
+        batch = batch_at(tokens, state.step, batch_size=config.batch_size, length=config.length, seed=config.seed)
         grads, loss = jax.grad(_objective, has_aux=True)(state.params, batch, model, config.z_loss)
         direction, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         rate = rate_at(state.step, total_steps, config)
@@ -224,9 +217,7 @@ def _check(
     if (steps is None) == (minutes is None):
         raise ValueError("give either steps or minutes")
     if steps is not None and (steps < 1 or steps % config.steps_per_call):
-        raise ValueError(
-            f"steps={steps} must be a positive multiple of steps_per_call={config.steps_per_call}"
-        )
+        raise ValueError(f"steps={steps} must be a positive multiple of steps_per_call={config.steps_per_call}")
     if int(tokens.max()) >= model_config.vocab_size:
         raise ValueError(
             f"token {tokens.max()} is outside vocab_size={model_config.vocab_size}; is the tokenizer another?"
@@ -240,9 +231,7 @@ def _steps_that_fit(seconds: float, seconds_per_call: float, config: TrainingCon
 
 
 def _optimizer(config: TrainingConfig) -> optax.GradientTransformation:
-    return muon_and_adamw(
-        muon_rate=config.muon_rate, adam_rate=config.adam_rate, weight_decay=config.weight_decay
-    )
+    return muon_and_adam(muon_rate=config.muon_rate, adam_rate=config.adam_rate, weight_decay=config.weight_decay)
 
 
 def _initial(model: Decoder, config: TrainingConfig) -> TrainState:

@@ -20,9 +20,7 @@ def load_tokens(paths: Sequence[Path]) -> np.ndarray:
     shards = [_load(Path(path)) for path in paths]
     for path, shard in zip(paths, shards, strict=True):
         if shard.ndim != 1 or shard.dtype.kind != "u":
-            raise ValueError(
-                f"{path} holds {shard.dtype}{list(shard.shape)}; a shard is a vector of uint16 or uint32"
-            )
+            raise ValueError(f"{path} holds {shard.dtype}{list(shard.shape)}; a shard is a vector of uint16 or uint32")
     return np.concatenate(shards)
 
 

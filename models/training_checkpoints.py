@@ -61,13 +61,9 @@ class TrainingCheckpoints:
             return jax.jit(initial)(), Progress()
         record = self._manager.restore(latest, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
         if record["config"] != self._run_config:
-            raise ValueError(
-                f"{self._folder} holds a run with another config; use its config or another folder"
-            )
+            raise ValueError(f"{self._folder} holds a run with another config; use its config or another folder")
         shapes = jax.eval_shape(initial)
-        restored = self._manager.restore(
-            latest, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
-        )
+        restored = self._manager.restore(latest, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes)))
         return restored["state"], Progress(**record["progress"])
 
     def save(self, state: Any, progress: Progress) -> None:

@@ -13,9 +13,7 @@ import hypothesis
 import jax
 import pytest
 
-hypothesis.settings.register_profile(
-    "local", deadline=None
-)  # the first example of a jitted function compiles
+hypothesis.settings.register_profile("local", deadline=None)  # the first example of a jitted function compiles
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True, database=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
@@ -44,6 +42,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for kind, reason in (("GPU", _NO_GPU), ("parity", _NO_TORCH)):
         count = sum(reason in text for text in reasons)
         if count:
-            terminalreporter.write_line(
-                f"{count} {kind} test{'s' * (count > 1)} skipped: {reason}", yellow=True
-            )
+            terminalreporter.write_line(f"{count} {kind} test{'s' * (count > 1)} skipped: {reason}", yellow=True)

@@ -53,11 +53,7 @@ def imported_modules(source: str, module: str, *, is_package: bool) -> Iterator[
             case ast.Import(names=names):
                 yield from (name.name for name in names)
             case ast.ImportFrom(module=origin, names=names, level=level):
-                base = (
-                    [*package[: len(package) - level + 1], *([origin] if origin else [])]
-                    if level
-                    else [origin]
-                )
+                base = [*package[: len(package) - level + 1], *([origin] if origin else [])] if level else [origin]
                 yield from (".".join([*map(str, base), name.name]) for name in names)
             case ast.Call(
                 func=ast.Name(id="import_module" | "__import__") | ast.Attribute(attr="import_module"),

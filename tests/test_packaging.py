@@ -119,9 +119,7 @@ print(kakeya_jax.__file__, kakeya_jax.models.__file__, sep="\\n")
 """
     printed = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(installed)).split()
     assert all(Path(path).is_relative_to(installed) for path in printed)
-    assert not any(
-        (installed / name).exists() for name in ("models", "eval", "calibration", "pallas_kernels")
-    )
+    assert not any((installed / name).exists() for name in ("models", "eval", "calibration", "pallas_kernels"))
 
 
 def test_installed_console_script_runs_elsewhere(installed: Path, tmp_path: Path):

@@ -39,9 +39,7 @@ def encode(blocks: np.ndarray, config: BesicovitchConfig, stream: StreamName = "
     )
 
 
-def decode(
-    code: BesicovitchCode, config: BesicovitchConfig, head_dim: int, stream: StreamName = "key"
-) -> np.ndarray:
+def decode(code: BesicovitchCode, config: BesicovitchConfig, head_dim: int, stream: StreamName = "key") -> np.ndarray:
     """The reconstruction ``[..., n, d]``."""
     del stream
     count = head_dim // config.group_size

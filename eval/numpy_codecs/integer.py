@@ -27,9 +27,7 @@ def decode(code: IntegerCode, config: Int8Config | Int4Config, stream: StreamNam
     """The reconstruction ``[..., n, d]``."""
     del stream
     scale = np.asarray(code.scale, np.float32)[..., None]
-    bits, group_size, affine = _format(
-        config, 8 * code.codes.shape[-1] // (8 if config.name == "int8" else 4)
-    )
+    bits, group_size, affine = _format(config, 8 * code.codes.shape[-1] // (8 if config.name == "int8" else 4))
     steps = unpack(np.asarray(code.codes), bits, scale.shape[-2] * group_size).astype(np.float32)
     steps = steps.reshape(*scale.shape[:-1], group_size)
     if affine:

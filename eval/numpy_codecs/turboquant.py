@@ -12,9 +12,7 @@ from kakeya_jax.numeric import EPS
 from kakeya_jax.typing import StreamName
 
 
-def encode(
-    blocks: np.ndarray, config: TurboQuantConfig, stream: StreamName = "key", layer: int = 0
-) -> TurboQuantCode:
+def encode(blocks: np.ndarray, config: TurboQuantConfig, stream: StreamName = "key", layer: int = 0) -> TurboQuantCode:
     """The code of ``blocks`` ``[..., n, d]``."""
     d = blocks.shape[-1]
     bits = config.bits - config.qjl
@@ -25,9 +23,7 @@ def encode(
     rotated = (blocks / np.where(zero, np.float32(1), norm)) @ rotation.T
     indices = np.searchsorted((levels[1:] + levels[:-1]) / 2, rotated * np.float32(np.sqrt(d)))
     decoded = levels[indices]
-    length = (
-        np.linalg.norm(decoded, axis=-1, keepdims=True) if config.norm_correction else np.float32(np.sqrt(d))
-    )
+    length = np.linalg.norm(decoded, axis=-1, keepdims=True) if config.norm_correction else np.float32(np.sqrt(d))
     scale = np.where(zero, np.float32(0), norm / length).astype(np.float16)
     signs = residual_norm = None
     if config.qjl:

@@ -53,9 +53,7 @@ class BesicovitchConfig(CodecConfig):
         super().__post_init__()
         for option, low, high in (("group_size", 2, 8), ("direction_bits", 1, 10), ("magnitude_bits", 1, 4)):
             if not low <= getattr(self, option) <= high:
-                raise ValueError(
-                    f"besicovitch: {option}={getattr(self, option)} must be between {low} and {high}"
-                )
+                raise ValueError(f"besicovitch: {option}={getattr(self, option)} must be between {low} and {high}")
 
     def build(
         self,
@@ -76,9 +74,7 @@ class BesicovitchConfig(CodecConfig):
                 levels = gaussian_levels(self.magnitude_bits)
             else:
                 groups = head_dim // self.group_size
-                levels = signed_magnitude_levels(
-                    self.group_size, self.direction_bits, self.magnitude_bits, groups
-                )
+                levels = signed_magnitude_levels(self.group_size, self.direction_bits, self.magnitude_bits, groups)
         return Besicovitch(
             config=self,
             head_dim=head_dim,
@@ -89,8 +85,7 @@ class BesicovitchConfig(CodecConfig):
 
 @pytree_dataclass
 class BesicovitchCode:
-    """Packed directions ``[n, ceil(G db / 8)]`` of the ``G = d / g`` groups of each vector, and their
-    magnitudes.
+    """Packed directions ``[n, ceil(G db / 8)]`` of each vector's ``G = d / g`` groups, and their magnitudes.
 
     ``magnitudes`` is packed ``[n, ceil(G m / 8)]`` with float16 ``scale`` ``[n]``, or float16 ``[n, G]``
     with ``scale`` None. ``mean`` is float16 ``[d]``, or None.
@@ -180,8 +175,10 @@ def direction_table(group_size: int, direction_bits: int) -> np.ndarray:
 def nearest_direction(
     groups: Float[Array, "*batch g"], directions: Float[Array, "M g"]
 ) -> tuple[Int[Array, "*batch"], Float[Array, "*batch"]]:
-    """Index of the direction with the largest absolute projection (the first of equals) and the signed
-    projection."""
+    """Index of the direction with the largest absolute projection (first of equals), and that projection.
+
+    Pairs must come with the half circle of ``direction_table``; larger groups with any directions.
+    """
     count, group_size = directions.shape
     if group_size == 2:
         index = _nearest_of_half_circle(groups[..., 0], groups[..., 1], count)
@@ -192,16 +189,13 @@ def nearest_direction(
 
 
 @functools.lru_cache
-def signed_magnitude_levels(
-    group_size: int, direction_bits: int, magnitude_bits: int, group_count: int
-) -> np.ndarray:
-    """Lloyd-Max levels ``[2**m]`` of the signed magnitudes of Gaussian groups, in units of their vector's
-    rms.
+def signed_magnitude_levels(group_size: int, direction_bits: int, magnitude_bits: int, group_count: int) -> np.ndarray:
+    """Lloyd-Max levels ``[2**m]`` of the signed magnitudes of Gaussian groups over their vector's rms.
 
-    Magnitudes have the density of a chi variable of ``g`` degrees (for pairs: Rayleigh), slightly less
-    because the nearest direction is not exact, and either sign; there is nothing near zero, so half of the
-    levels are the Lloyd-Max levels of the absolute magnitude and the other half their mirror image. Fitted
-    to 2^17 seeded samples.
+    The absolute magnitude is almost a chi variable of ``g`` degrees (for pairs: Rayleigh; a little less, because
+    the nearest direction is not exact), and both signs are equally likely. So half of the levels are the
+    Lloyd-Max levels of the absolute magnitude, fitted to 2^17 seeded samples, and half their mirror image: none
+    is wasted near zero, where a chi variable has no mass.
     """
     vectors = 2**17 // group_count
     groups = np.random.default_rng(0).standard_normal((vectors, group_count, group_size))
@@ -229,8 +223,7 @@ def _nearest_of_half_circle(x: Array, y: Array, count: int) -> Array:
 
 
 def _magnitudes(magnitude: Array, levels: Array) -> tuple[Array, Array]:
-    """Level indices ``[n, G]`` and the float16 factor ``[n]`` that fits the chosen levels best by least
-    squares."""
+    """Level indices ``[n, G]`` and the float16 factor ``[n]`` that suits the chosen levels best (least squares)."""
     rms = jnp.sqrt(jnp.mean(magnitude * magnitude, axis=-1, keepdims=True))
     index = quantize(jnp.where(rms > EPS, magnitude / jnp.maximum(rms, EPS), 0.0), levels)
     level = dequantize(index, levels)

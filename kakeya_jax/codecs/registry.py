@@ -51,7 +51,5 @@ def codec_config(name: str, **options: Any) -> CodecConfig:
     known = [field.name for field in dataclasses.fields(cls)]
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ValueError(
-            f"codec {name!r} has no option {', '.join(unknown)}; its options: {', '.join(known)}"
-        )
+        raise ValueError(f"codec {name!r} has no option {', '.join(unknown)}; its options: {', '.join(known)}")
     return cls(**options)

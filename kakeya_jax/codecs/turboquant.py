@@ -117,8 +117,7 @@ class TurboQuant:
     def encode(self, block: Float[Array, "n d"], key: Array | None = None) -> TurboQuantCode:
         """Nearest level of every coordinate of the rotated direction.
 
-        Vectors with a norm of at most 2^-23 decode to exactly zero; norms above the range of float16
-        saturate.
+        Vectors with a norm of at most 2^-23 decode to exactly zero; a scale beyond float16 saturates.
         """
         del key
         x = finite(block)
@@ -137,7 +136,7 @@ class TurboQuant:
             indices=packed,
             scale=scale,
             signs=bitpack.pack(signs, 1),
-            residual_norm=to_f16(_norm(residual)[:, 0]),
+            residual_norm=to_f16(jnp.where(norm > EPS, _norm(residual), 0.0)[:, 0]),
         )
 
     def decode(self, code: TurboQuantCode) -> Float[Array, "n d"]:

@@ -52,9 +52,7 @@ def kakeya_bits(n: int, d: int, bits: int, rank: int, outlier_slots: int = 0) ->
 
 
 CASES = [
-    Case(
-        codec="identity", bits=lambda n, d: 16, errors={64: (2.463e-6, 2.700e-6), 128: (2.549e-6, 2.734e-6)}
-    ),
+    Case(codec="identity", bits=lambda n, d: 16, errors={64: (2.463e-6, 2.700e-6), 128: (2.549e-6, 2.734e-6)}),
     Case(
         codec="int8",
         bits=lambda n, d: 8 + 16 / d,
@@ -243,9 +241,7 @@ def test_more_bits_are_never_worse(codec: str, option: str, values: tuple, fixed
     errors = []
     for value in values:
         config = codec_config(codec, **fixed, **{option: value})
-        errors.append(
-            relative_error(config.build(128, stream="value"), blocks("value", config.block_size, 128))
-        )
+        errors.append(relative_error(config.build(128, stream="value"), blocks("value", config.block_size, 128)))
     assert errors == sorted(errors, reverse=True)
 
 
@@ -326,9 +322,7 @@ def test_identity_stores_what_it_is_given() -> None:
 
 
 def recoded(case: Case, block: np.ndarray) -> np.ndarray:
-    return np.asarray(
-        recode_blocks(case.config.build(block.shape[-1], stream="value"), jnp.asarray(block)[None])[0]
-    )
+    return np.asarray(recode_blocks(case.config.build(block.shape[-1], stream="value"), jnp.asarray(block)[None])[0])
 
 
 def assert_same_code(codec: Codec, first: Any, second: Any) -> None:

@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,19 +39,16 @@ def test_start_is_farthest_first_by_signed_cosine() -> None:
 
 def test_a_single_centre_is_never_updated() -> None:
     points = jnp.asarray(lines(noise=0.3)[0])
-    np.testing.assert_array_equal(
-        fit(points, 1, iterations=32, seed=1), fit(points, 1, iterations=0, seed=1)
-    )
+    np.testing.assert_array_equal(fit(points, 1, iterations=32, seed=1), fit(points, 1, iterations=0, seed=1))
 
 
 def test_passes_do_not_lower_the_captured_energy() -> None:
     points = jnp.asarray(np.random.default_rng(4).standard_normal((300, 16)).astype(np.float32))
     unit = points / jnp.linalg.norm(points, axis=1, keepdims=True)
     energy = [
-        float(jnp.sum(jnp.abs(assign(unit, fit(points, 8, iterations=i, seed=1)).projection)))
-        for i in (0, 1, 2, 4, 32)
+        float(jnp.sum(jnp.abs(assign(unit, fit(points, 8, iterations=i, seed=1)).projection))) for i in (0, 1, 2, 4, 32)
     ]
-    assert all(later >= earlier - 1e-3 for earlier, later in zip(energy, energy[1:], strict=False))
+    assert all(later >= earlier - 1e-3 for earlier, later in itertools.pairwise(energy))
     assert energy[-1] > 1.1 * energy[0]
 
 

@@ -22,9 +22,7 @@ def gaussian_mse(levels: np.ndarray) -> float:
 
 def test_published_tables_digit_for_digit() -> None:
     np.testing.assert_array_equal(lloyd_max.gaussian_levels(1), np.array([-0.798156, 0.798156], np.float32))
-    np.testing.assert_array_equal(
-        lloyd_max.gaussian_levels(2), np.array([-1.510, -0.4528, 0.4528, 1.510], np.float32)
-    )
+    np.testing.assert_array_equal(lloyd_max.gaussian_levels(2), np.array([-1.510, -0.4528, 0.4528, 1.510], np.float32))
     np.testing.assert_array_equal(
         lloyd_max.gaussian_levels(3)[4:], np.array([0.244943, 0.756268, 1.343757, 2.151945], np.float32)
     )
@@ -109,9 +107,7 @@ def test_fit_levels_keeps_levels_without_samples() -> None:
 
 def test_fit_levels_obeys_its_iteration_bound() -> None:
     samples = np.random.default_rng(0).exponential(size=10_000)
-    np.testing.assert_array_equal(
-        lloyd_max.fit_levels(samples, 2, iterations=0), lloyd_max.gaussian_levels(2)
-    )
+    np.testing.assert_array_equal(lloyd_max.fit_levels(samples, 2, iterations=0), lloyd_max.gaussian_levels(2))
     once, often = (lloyd_max.fit_levels(samples, 2, iterations=i) for i in (1, 200))
     assert np.abs(once - often).max() > 1e-3
 

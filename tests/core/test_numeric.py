@@ -43,9 +43,7 @@ def test_affine_error_is_half_a_step_and_ends_are_kept(bits: int, axis: int) -> 
     assert int(codes.max()) == 2**bits - 1
     y = dequantize_affine(codes, scale, minimum, axis)
     # Half a step, and what rounding the scale to float16 (2^-11 relative) loses at the upper end.
-    bound = (
-        np.expand_dims(np.asarray(scale, np.float32), axis) * (0.5 + (2**bits - 1) * 2**-11) + 2**-9 * 1.01
-    )
+    bound = np.expand_dims(np.asarray(scale, np.float32), axis) * (0.5 + (2**bits - 1) * 2**-11) + 2**-9 * 1.01
     assert (np.abs(y - x) <= bound).all()
 
 

@@ -7,9 +7,7 @@ from kakeya_jax import pca
 from kakeya_jax.testing import synthetic_kv
 
 exact = jax.jit(pca.exact_pca, static_argnums=1)
-randomized = jax.jit(
-    pca.randomized_pca, static_argnums=1, static_argnames=("oversample", "power_iterations", "seed")
-)
+randomized = jax.jit(pca.randomized_pca, static_argnums=1, static_argnames=("oversample", "power_iterations", "seed"))
 
 
 def low_rank(n: int, d: int, rank: int, noise: float) -> np.ndarray:
@@ -65,8 +63,7 @@ def test_power_iterations_sharpen_the_sketch() -> None:
     block = np.asarray(synthetic_kv(4, 256, 64, "value"))
     best = captured(block, exact(jnp.asarray(block), 16).basis)
     shares = [
-        captured(block, randomized(jnp.asarray(block), 16, oversample=2, power_iterations=q).basis)
-        for q in (0, 2, 5)
+        captured(block, randomized(jnp.asarray(block), 16, oversample=2, power_iterations=q).basis) for q in (0, 2, 5)
     ]
     assert shares[0] + 0.02 < shares[1] < shares[2] <= best + 1e-5
     assert shares[2] > 0.99 * best

@@ -10,9 +10,7 @@ import pytest
 from kakeya_jax.rope import LinearScaling, Llama3Scaling, Rope, YarnScaling, apply_rope
 
 PLAIN = Rope(head_dim=64, theta=10000.0)
-LLAMA3 = Llama3Scaling(
-    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
-)
+LLAMA3 = Llama3Scaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
 
 
 def test_default_frequencies_are_the_geometric_series():
@@ -91,16 +89,12 @@ def test_attention_factor_lengthens_the_vectors():
     )
     x = jax.random.normal(jax.random.key(2), (3, 8))
     rotated = apply_rope(x, jnp.arange(3), rope)
-    np.testing.assert_allclose(
-        jnp.linalg.norm(rotated, axis=-1), 1.5 * jnp.linalg.norm(x, axis=-1), rtol=1e-6
-    )
+    np.testing.assert_allclose(jnp.linalg.norm(rotated, axis=-1), 1.5 * jnp.linalg.norm(x, axis=-1), rtol=1e-6)
 
 
 def test_dtype_is_kept_under_strict_promotion():
     with jax.numpy_dtype_promotion("strict"):
-        out = apply_rope(
-            jnp.ones((2, 3, 4, 8), jnp.bfloat16), jnp.zeros((2, 3, 1), jnp.int32), Rope(head_dim=8)
-        )
+        out = apply_rope(jnp.ones((2, 3, 4, 8), jnp.bfloat16), jnp.zeros((2, 3, 1), jnp.int32), Rope(head_dim=8))
     assert out.dtype == jnp.bfloat16
     assert out.shape == (2, 3, 4, 8)
 

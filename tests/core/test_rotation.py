@@ -50,9 +50,7 @@ def test_hadamard_is_signs_transform_signs() -> None:
     np.testing.assert_allclose(np.abs(matrix), 1 / np.sqrt(32), rtol=1e-6)
     first, second = np.random.default_rng(3).choice([-1.0, 1.0], (2, 32))
     x = np.random.default_rng(0).standard_normal(32)
-    np.testing.assert_allclose(
-        matrix @ x, second * (scipy.linalg.hadamard(32) @ (first * x)) / np.sqrt(32), atol=1e-6
-    )
+    np.testing.assert_allclose(matrix @ x, second * (scipy.linalg.hadamard(32) @ (first * x)) / np.sqrt(32), atol=1e-6)
 
 
 def test_rotate_is_the_matrix_product_and_unrotate_inverts_it() -> None:

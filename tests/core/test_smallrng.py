@@ -66,9 +66,7 @@ def test_first_index_table_is_in_range() -> None:
 def test_normals_fill_columns_first() -> None:
     omega = smallrng.normal_matrix(5, 40, 30)
     np.testing.assert_array_equal(smallrng.normal_matrix(5, 40, 10), omega[:, :10])
-    np.testing.assert_array_equal(
-        smallrng.normal_matrix(5, 1200, 1)[:, 0], smallrng.normal_matrix(5, 40, 30).T.ravel()
-    )
+    np.testing.assert_array_equal(smallrng.normal_matrix(5, 1200, 1)[:, 0], smallrng.normal_matrix(5, 40, 30).T.ravel())
     u1, u2 = ((d >> 41) / 2**23 for d in itertools.islice(smallrng.raw_draws(5), 2))
     u1 = u1 * (1 - 2**-23) + 2**-23
     assert omega[0, 0] == pytest.approx(np.sqrt(-2 * np.log(u1)) * np.cos(2 * np.pi * u2), abs=1e-5)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kakeya_jax.cache import CacheShape, CompressedCache, LayerCache, chunk_positions
-from kakeya_jax.codecs.registry import codec_config
+from kakeya_jax.codecs.registry import codec_config, codec_names
 from kakeya_jax.models.attention import attend, dense_attention
 from kakeya_jax.recipe import Recipe, Rule
 from kakeya_jax.rope import Rope, apply_rope
@@ -68,6 +68,24 @@ def test_chunking_changes_nothing(text, chunks: list[int]):
     out, layer = run(INT_RECIPE, text, chunks)
     assert_same_bits(bulk, layer)
     chex.assert_trees_all_close(out, bulk_out, atol=2e-6)
+
+
+SMALL = {"kakeya": "block_size=16,kmeans_centers=4", "kivi": "block_size=16,group_size=8", "int4": "group_size=16"}
+
+
+@pytest.mark.parametrize("name", codec_names())
+def test_every_codec_gives_the_same_codes_however_it_is_fed(name: str, text):
+    recipe = Recipe.parse(f"both={name}({SMALL.get(name, 'block_size=8')}),sinks=3,recent=5")
+    append = jax.jit(LayerCache.append, static_argnames="rope")
+    _, key, value = text
+    bulk = append(empty(recipe), key, value, rope=ROPE).layer
+    for sizes in ([9] * 6 + [7], [1] * LENGTH):
+        layer, start = empty(recipe), 0
+        for size in sizes:
+            part = slice(start, start + size)
+            layer = append(layer, key[:, part], value[:, part], rope=ROPE).layer
+            start += size
+        assert_same_bits(bulk, layer)
 
 
 @settings(max_examples=6, deadline=None)

@@ -77,7 +77,7 @@ def test_eval_writes_table_json_markdown_and_plot(model_folder, token_file, tmp_
     assert "[4/4]" in captured.err
     document = json.loads(json_path.read_text())
     jsonschema.validate(document, SCHEMA)
-    assert (document["model"], document["text"]) == (str(model_folder), "tokens.npy")
+    assert (document["model"], document["text"]) == (model_folder.name, "tokens.npy")
     assert document["rows"][0]["recipe"] == PAGES_OF_16
     assert PAGES_OF_16 in markdown.read_text()
     assert plot.read_bytes().startswith(b"\x89PNG")

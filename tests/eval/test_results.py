@@ -105,7 +105,9 @@ def test_schema_looks_into_rows():
 
 def test_windows_are_compared():
     assert window_warning((ROW, ROW)) is None
-    assert "0 sinks + 1 recent, 4 sinks + 128 recent" in str(window_warning((ROW, TIGHT)))
+    assert "0 sinks + 1-128 recent, 4 sinks + 128-255 recent" in str(window_warning((ROW, TIGHT)))
+    wide = dataclasses.replace(ROW, recent_max=639)
+    assert "4 sinks + 128-639 recent" in str(window_warning((ROW, wide)))
     dense = dataclasses.replace(TIGHT, all_in_bits=16.0)
     assert window_warning((ROW, dense)) is None  # nothing is coded there
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +67,14 @@ def test_the_loss_falls_on_seen_and_held_out_tokens(run: tuple[TrainState, Path]
     assert held_out[-1] < 1.6
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
 def kill_at(step: int) -> Any:
     def on_log(row: dict[str, Any]) -> None:
         if row["step"] == step:
-            raise Killed
+            raise KilledError
 
     return on_log
 
@@ -79,7 +82,7 @@ def kill_at(step: int) -> Any:
 def test_a_killed_run_ends_with_the_same_parameters_and_log(
     run: tuple[TrainState, Path], tokens: np.ndarray, tmp_path: Path
 ) -> None:
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(MODEL, TRAINING, tokens, tmp_path, steps=STEPS, on_log=kill_at(25))
     assert log_of(tmp_path)[-1]["step"] == 25
     # What a kill in the middle of writing step 25 would leave: an unfinished folder, and one without its commit mark.
@@ -94,9 +97,26 @@ def test_a_killed_run_ends_with_the_same_parameters_and_log(
     assert not half.exists()
 
 
-def test_a_finished_run_only_exports_again(
-    run: tuple[TrainState, Path], tokens: np.ndarray
+def test_a_process_killed_while_it_writes_resumes_exactly(
+    run: tuple[TrainState, Path], tokens: np.ndarray, tmp_path: Path
 ) -> None:
+    np.save(tmp_path / "tokens.npy", tokens)
+    command = [sys.executable, "-m", "kakeya_jax.models.pretrain", *command_line(tmp_path, [tmp_path / "tokens.npy"])]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line)["step"] == 20:  # its checkpoint is being written in the background
+            break
+    process.kill()
+    process.stdout.close()
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    resumed = train(MODEL, TRAINING, tokens, tmp_path / "out", steps=STEPS)
+    chex.assert_trees_all_equal(resumed, run[0])
+    assert log_of(tmp_path / "out") == log_of(run[1])
+
+
+def test_a_finished_run_only_exports_again(run: tuple[TrainState, Path], tokens: np.ndarray) -> None:
     state, out = run
     weights = out / "model.safetensors"
     before = weights.read_bytes()
@@ -115,24 +135,19 @@ def test_the_export_is_the_rounded_parameters_and_loads_back(run: tuple[TrainSta
     assert (out / "model.safetensors").stat().st_size < 2 * sum(x.size for x in jax.tree.leaves(params)) + 2048
 
 
-def test_the_seed_decides_the_parameters(run: tuple[TrainState, Path], tokens: np.ndarray, tmp_path: Path) -> None:
-    other = train(MODEL, dataclasses.replace(TRAINING, seed=1), tokens, tmp_path, steps=STEPS)
-    with pytest.raises(AssertionError):
-        chex.assert_trees_all_close(other.params, run[0].params, atol=1e-2)
-
-
-def test_minutes_become_a_number_of_steps_that_reproduces_the_run(tokens: np.ndarray, tmp_path: Path) -> None:
-    timed = train(MODEL, TRAINING, tokens, tmp_path / "timed", minutes=1e-5)
+def test_minutes_become_a_number_of_steps_that_reproduces_the_run(
+    run: tuple[TrainState, Path], tokens: np.ndarray, tmp_path: Path
+) -> None:
+    # With this share of decay the rate is still constant when the number of steps is decided, after 20.
+    config = dataclasses.replace(TRAINING, decay_fraction=0.2, seed=1)
+    timed = train(MODEL, config, tokens, tmp_path / "timed", minutes=1e-5)
     rows = log_of(tmp_path / "timed")
-    total = rows[-1]["total_steps"]
-    assert [row["total_steps"] for row in rows[:3]] == [None] * 3
-    assert rows[-1]["step"] == total == 25  # four timed calls of five steps, and the one that is always left
-    # The rate decays from step 15 on, before the number was known at step 20, so only that part may differ.
-    config = dataclasses.replace(TRAINING, decay_fraction=0.2)
-    late = train(MODEL, config, tokens, tmp_path / "late", minutes=1e-5)
-    counted = train(MODEL, config, tokens, tmp_path / "counted", steps=total)
-    chex.assert_trees_all_equal(late, counted)
-    assert timed.step == late.step
+    assert [row["total_steps"] for row in rows] == [None, None, None, 25, 25]
+    assert rows[-1]["step"] == 25  # four timed calls of five steps, and the one that is always left
+    counted = train(MODEL, config, tokens, tmp_path / "counted", steps=25)
+    chex.assert_trees_all_equal(timed, counted)
+    with pytest.raises(AssertionError):  # another seed gives other parameters
+        chex.assert_trees_all_close(counted.params, run[0].params, atol=1e-2)
 
 
 def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
@@ -180,16 +195,20 @@ def test_checkpoints_fall_between_calls() -> None:
 def test_the_command_line_gives_the_same_model(
     run: tuple[TrainState, Path], tokens: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "model.json").write_text(json.dumps(MODEL.to_huggingface()))
     (tmp_path / "tokenizer.json").write_text("{}")
-    np.save(tmp_path / "a.npy", tokens[:1000])
-    np.save(tmp_path / "b.npy", tokens[1000:])
-    arguments = f"--config {tmp_path}/model.json --tokens {tmp_path}/a.npy {tmp_path}/b.npy --steps {STEPS}"
-    arguments += f" --tokenizer {tmp_path}/tokenizer.json --out {tmp_path}/out"
-    for name, value in dataclasses.asdict(TRAINING).items():
-        if value is not None:
-            arguments += f" --{name.replace('_', '-')} {value}"
-    main(arguments.split())
+    shards = [tmp_path / "a.npy", tmp_path / "b.npy"]
+    for shard, part in zip(shards, np.split(tokens, [1000]), strict=True):
+        np.save(shard, part)
+    main([*command_line(tmp_path, shards), "--tokenizer", str(tmp_path / "tokenizer.json")])
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["step"] == STEPS
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (run[1] / "model.safetensors").read_bytes()
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
+
+
+def command_line(folder: Path, shards: list[Path]) -> list[str]:
+    """The arguments of the run of the fixture, into ``folder / "out"``."""
+    (folder / "model.json").write_text(json.dumps(MODEL.to_huggingface()))
+    arguments = ["--config", str(folder / "model.json"), "--out", str(folder / "out"), "--steps", str(STEPS)]
+    for name, value in dataclasses.asdict(TRAINING).items():
+        arguments += [] if value is None else ["--" + name.replace("_", "-"), str(value)]
+    return [*arguments, "--tokens", *map(str, shards)]

@@ -1,0 +1,287 @@
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kakeya_jax import hadamard, lloyd_max, pca
+from kakeya_jax.codec import Codec
+from kakeya_jax.codecs.kakeya import Kakeya, KakeyaCode, KakeyaConfig, fit_shared
+from kakeya_jax.codecs.registry import codec_config
+from kakeya_jax.eval.numpy_codecs import kakeya as oracle
+from kakeya_jax.testing import synthetic_kv
+
+N, D = 512, 64
+FIELDS = ("codes", "segment", "projection", "norm", "centers", "outlier_index", "outlier_value")
+decode = jax.jit(lambda codec, code: codec.decode(code))
+
+
+def build(d: int = D, tables: Any = None, **options: Any) -> Kakeya:
+    return KakeyaConfig(**options).build(d, tables=tables)
+
+
+def error(codec: Kakeya, x: jax.Array) -> float:
+    return relative_error(x, decode(codec, codec.encode(x)))
+
+
+def relative_error(x: Any, y: Any) -> float:
+    x = np.asarray(x)
+    return float(np.sum((x - np.asarray(y)) ** 2) / np.sum((x - x.mean(axis=0)) ** 2))
+
+
+def mismatches(a: Any, b: Any) -> int:
+    """Entries that differ between two codes, over all fields that both must have."""
+    pairs = [(getattr(a, name), getattr(b, name)) for name in FIELDS]
+    assert all((u is None) == (v is None) for u, v in pairs)
+    return sum(int(np.sum(np.asarray(u) != np.asarray(v))) for u, v in pairs if u is not None)
+
+
+def test_is_registered() -> None:
+    codec = codec_config("kakeya", bits=2).build(D)
+    assert isinstance(codec, Kakeya)
+    assert isinstance(codec, Codec)
+    assert codec.config.rope == "pre"
+
+
+# Relative squared errors about the column means, measured here; a change of more than 3 % is a change of the method.
+PINNED = [
+    ({"bits": 1}, 0.0742, 0.2440),
+    ({"bits": 2}, 0.0229, 0.0765),
+    ({"bits": 3}, 0.00681, 0.02234),
+    ({"bits": 4}, 0.001908, 0.006222),
+    ({"pca": "randomized"}, 0.01412, 0.1705),
+    ({"pca": "randomized", "outlier_threshold": 2.0}, 0.01360, 0.1679),
+    ({"outlier_threshold": 1.5}, 0.004448, 0.01370),
+    ({"skeleton_dtype": "float32"}, 0.006796, 0.02234),
+]
+
+
+@pytest.mark.parametrize(("options", "keys", "values"), PINNED)
+def test_errors_are_pinned(options: dict[str, Any], keys: float, values: float) -> None:
+    codec = build(**options)
+    assert error(codec, synthetic_kv(0, N, D, "key")) == pytest.approx(keys, rel=0.03)
+    assert error(codec, synthetic_kv(0, N, D, "value")) == pytest.approx(values, rel=0.03)
+
+
+@pytest.mark.parametrize(("bits", "distortion"), [(1, 0.3634), (2, 0.1175), (3, 0.03454), (4, 0.009497)])
+def test_gaussian_error_is_the_quantisers_share_of_the_residual(bits: int, distortion: float) -> None:
+    """``distortion`` is that of the Lloyd-Max quantiser of N(0, 1); k-means takes its part before it."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((512, 128)).astype(np.float32))
+    codec = build(128, bits=bits)
+    code = codec.encode(x)
+    residual_share = jnp.sum(jnp.square(code.norm.astype(jnp.float32))) / jnp.sum(jnp.square(x - jnp.mean(x, axis=0)))
+    assert residual_share == pytest.approx(0.906, abs=0.01)
+    assert relative_error(x, decode(codec, code)) == pytest.approx(distortion * float(residual_share), rel=0.03)
+
+
+def test_stored_norm_gives_the_least_error() -> None:
+    codec, x = build(bits=2), synthetic_kv(1, N, D, "value")
+    code = codec.encode(x)
+
+    def scaled(factor: float) -> float:
+        norm = code.norm * jnp.float16(factor)
+        return relative_error(x, decode(codec, dataclasses.replace(code, norm=norm)))
+
+    assert scaled(1.0) < min(scaled(0.8), scaled(1.2))
+    unit = dataclasses.replace(code, norm=jnp.ones_like(code.norm))  # the reference's inner-product decode
+    assert relative_error(x, decode(codec, unit)) > 3 * scaled(1.0)
+
+
+@pytest.mark.parametrize("kind", ["key", "value"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bits": 4},
+        {"bits": 2, "kmeans_centers": 5, "rank": 48, "skeleton_dtype": "float32"},
+        {"bits": 3, "pca": "randomized", "outlier_threshold": 2.0},
+        {"bits": 3, "variance_ratio": 0.9},
+        {"bits": 1, "kmeans_centers": 1, "seed": 3},
+    ],
+    ids=str,
+)
+def test_agrees_with_numpy(kind: Any, options: dict[str, Any]) -> None:
+    config, x = KakeyaConfig(**options), synthetic_kv(2, 256, D, kind)
+    codec = config.build(D)
+    code = codec.encode(x)
+    retained = codec.rank
+    if config.variance_ratio < 1:
+        retained = int(pca.effective_rank(pca.exact_pca(x, D).variances, config.variance_ratio))
+        assert retained < D
+    skeleton = oracle.Skeleton(np.asarray(code.mean), np.asarray(code.basis), retained)
+    expected = oracle.encode_block(np.asarray(x), config, skeleton)
+    assert mismatches(code, expected) <= 8  # ties, and roundings of float16 side information
+    ours = decode(codec, code)
+    np.testing.assert_allclose(
+        relative_error(x, ours), relative_error(x, oracle.decode_block(expected, config)), rtol=1e-4
+    )
+    own = oracle.encode_block(np.asarray(x), config)
+    assert relative_error(x, oracle.decode_block(own, config)) == pytest.approx(relative_error(x, ours), rel=0.06)
+
+
+def test_numpy_baseline_codes_consecutive_blocks() -> None:
+    config, x = KakeyaConfig(block_size=128), synthetic_kv(3, 300, 32, "value")
+    codes = oracle.encode(np.asarray(x), config)
+    assert len(codes) == 2
+    assert relative_error(x[:256], oracle.decode(codes, config)) < 0.04
+
+
+@pytest.mark.parametrize("options", [{"bits": 4}, {"pca": "randomized", "outlier_threshold": 2.0}], ids=str)
+def test_a_code_does_not_depend_on_how_blocks_are_batched(options: dict[str, Any]) -> None:
+    codec = build(**options)
+    blocks = jnp.stack([synthetic_kv(i, 256, D, kind) for i in range(2) for kind in ("key", "value")])
+    eager = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[codec.encode(block) for block in blocks])
+    jitted = jax.jit(codec.encode)
+    pairs = jax.jit(jax.vmap(jax.vmap(codec.encode)))(blocks.reshape(2, 2, 256, D))
+    assert mismatches(jax.tree.map(lambda leaf: leaf[1], eager), jitted(blocks[1])) == 0
+    if jax.default_backend() == "cpu":
+        assert mismatches(eager, jax.vmap(codec.encode)(blocks)) == 0
+        assert mismatches(eager, jax.tree.map(lambda leaf: leaf.reshape(4, *leaf.shape[2:]), pairs)) == 0
+
+
+def test_seed_fixes_the_code() -> None:
+    x = synthetic_kv(4, 128, D, "value")
+    code = build(seed=1).encode(x)
+    assert mismatches(code, build(seed=1).encode(x)) == 0
+    assert mismatches(code, build(seed=2).encode(x)) > 1000
+
+
+def test_more_bits_are_never_worse() -> None:
+    x = synthetic_kv(5, 256, D, "key")
+    errors = [error(build(bits=bits, pca="randomized", rank=48), x) for bits in (1, 2, 3, 4)]
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_more_outlier_slots_are_never_worse() -> None:
+    x = synthetic_kv(5, 256, D, "value")
+    errors = [error(build(bits=2), x)]
+    errors += [error(build(bits=2, outlier_threshold=1.5, outlier_slots=m), x) for m in (1, 4, 12)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.7 * errors[0]
+
+
+def test_stored_arrays_are_tight() -> None:
+    n, d, rank, padded, k, slots = 512, 128, 48, 64, 16, 5
+    codec = build(d, bits=3, rank=rank, outlier_threshold=2.0)
+    code = jax.eval_shape(codec.encode, jax.ShapeDtypeStruct((n, d), jnp.float32))
+    assert isinstance(code, KakeyaCode)
+    sizes = {name: leaf.size * leaf.dtype.itemsize for name, leaf in vars(code).items()}
+    assert sizes == {
+        "codes": n * padded * 3 // 8,
+        "segment": n * 4 // 8,
+        "projection": 2 * n,
+        "norm": 2 * n,
+        "centers": 2 * k * rank,
+        "mean": 2 * d,
+        "basis": 2 * rank * d,
+        "outlier_index": n * 4,  # 5 positions of 6 bits
+        "outlier_value": 2 * n * slots,
+    }
+
+
+def test_one_centre_needs_no_segment_bytes() -> None:
+    codec, x = build(kmeans_centers=1), synthetic_kv(6, 64, D, "value")
+    code = codec.encode(x)
+    assert code.segment.shape == (0,)
+    assert error(codec, x) < 0.04
+
+
+@pytest.mark.parametrize("options", [{"bits": 3}, {"pca": "randomized", "outlier_threshold": 1.5}], ids=str)
+@pytest.mark.parametrize(
+    "block",
+    [
+        np.zeros((64, 32)),
+        np.full((64, 32), 7.3),
+        np.full((64, 32), 1e30),
+        np.random.default_rng(0).standard_normal((64, 32)) * 1e30,
+        np.full((64, 32), 1e-40),
+        np.where(np.eye(64, 32), np.nan, 1.0),
+        np.where(np.eye(64, 32), -np.inf, 1.0),
+        np.eye(64, 32)[::-1] * 3.0,
+    ],
+    ids=["zero", "constant", "huge", "huge random", "denormal", "nan", "infinite", "sparse"],
+)
+def test_decodes_are_finite(options: dict[str, Any], block: np.ndarray) -> None:
+    codec = build(32, **options)
+    decoded = decode(codec, codec.encode(jnp.asarray(block.astype(np.float32))))
+    assert np.all(np.isfinite(decoded))
+    if np.ptp(block) == 0 and block[0, 0] < 100:
+        np.testing.assert_allclose(decoded, block, rtol=1e-3, atol=1e-6)
+
+
+def test_variance_ratio_drops_trailing_coefficients() -> None:
+    x = synthetic_kv(7, N, D, "key")
+    kept = error(build(bits=4, variance_ratio=0.9), x)
+    assert 0.05 < kept < 0.11  # at most a tenth is dropped
+    assert kept > 10 * error(build(bits=4), x)
+
+
+def test_shared_basis_takes_the_place_of_the_blocks_own() -> None:
+    x = synthetic_kv(8, 1024, D, "value")
+    tables = fit_shared(x, rank=48)
+    codec = build(tables=tables, basis="shared", rank=48, bits=4)
+    code = codec.encode(x[:256])
+    assert code.mean is None
+    assert code.basis is None
+    own = error(build(rank=48, bits=4), x[:256])
+    assert own < error(codec, x[:256]) < 2 * own
+
+
+def test_calibrated_levels_are_used_and_help() -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray((rng.integers(-1, 2, (256, 16)) * 4 + 0.05 * rng.standard_normal((256, 16))).astype(np.float32))
+    plain = build(16, bits=2)
+    same = build(16, bits=2, centroids="calibrated", tables={"centroids": plain.levels})
+    assert mismatches(plain.encode(x), same.encode(x)) == 0
+    levels = lloyd_max.fit_levels(jax.jit(plain.standard_residual)(x), 2)
+    fitted = build(16, bits=2, centroids="calibrated", tables={"centroids": levels})
+    assert error(fitted, x) < 0.999 * error(plain, x)
+
+
+def test_standard_residual_has_unit_mean_square() -> None:
+    z = jax.jit(build(rank=48).standard_residual)(synthetic_kv(9, 128, D, "key"))
+    assert z.shape == (128, hadamard.next_power_of_two(48))
+    np.testing.assert_allclose(jnp.mean(z * z, axis=1), 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": 5}, "bits=5 must be between 1 and 4"),
+        ({"rank": 0}, "rank=0 must be at least 1"),
+        ({"pca": "fast"}, "pca='fast' must be one of"),
+        ({"variance_ratio": 1.5}, "variance_ratio=1.5"),
+        ({"basis": "shared", "variance_ratio": 0.5}, "use rank instead"),
+        ({"outlier_threshold": 0.0}, "at least 0.1"),
+        ({"outlier_threshold": float("nan")}, "at least 0.1"),
+        ({"outlier_slots": 3}, "needs an outlier_threshold"),
+        ({"kmeans_centers": 0}, "kmeans_centers=0"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        KakeyaConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "tables", "message"),
+    [
+        ({"rank": 65}, {}, "rank=65 must be at most head_dim=64"),
+        ({"basis": "shared"}, {}, "needs the table 'mean'; fit it with kakeya.fit_shared"),
+        ({"basis": "shared"}, {"mean": jnp.zeros(3)}, r"shape \(3,\), needs \(64,\)"),
+        ({"centroids": "calibrated"}, {}, "needs the table 'centroids'; fit it with lloyd_max"),
+        ({"centroids": "calibrated", "bits": 1}, {"centroids": jnp.zeros(2)}, "must ascend strictly"),
+    ],
+)
+def test_bad_tables_are_refused(options: dict[str, Any], tables: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        KakeyaConfig(**options).build(D, tables=tables)
+
+
+def test_fit_shared_checks_its_input() -> None:
+    with pytest.raises(ValueError, match="rank=9 must be between 1 and the vectors' dimension 8"):
+        fit_shared(jnp.zeros((10, 8)), rank=9)
+    with pytest.raises(ValueError, match="non-finite"):
+        fit_shared(jnp.full((10, 8), jnp.nan))
