@@ -116,11 +116,11 @@ def demo(
     _configure(offline=True)
     from kakeya_jax.eval.demo import run_demo
     from kakeya_jax.eval.progress import show_progress
-    from kakeya_jax.eval.table import result_table
+    from kakeya_jax.eval.table import make_console, result_table
 
     with show_progress(quiet=quiet) as progress:
         result = run_demo(out, progress=progress)
-    _print(result.to_dict() if as_json else result_table(result), as_json)
+    _print(result.to_dict() if as_json else result_table(result, make_console().width), as_json)
     written = ", ".join(sorted(str(path) for path in out.iterdir() if path.suffix in (".json", ".md", ".png")))
     print(f"written: {written}", file=sys.stderr)
     if not (out / "kl_vs_bits.png").exists():

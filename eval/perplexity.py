@@ -77,6 +77,7 @@ def evaluate(
         ValueError: text shorter than a context, tokens of another vocabulary, no recipes, or one that does
             not fit the model.
     """
+    progress = progress or (lambda done, total, what: None)
     if not recipes:
         raise ValueError("no recipes to measure; name at least one")
     run = Protocol(
@@ -93,8 +94,8 @@ def evaluate(
         candidates = [
             _Candidate.make(model, run, recipe, cache_dtype or model.dtype, calibration) for recipe in recipes
         ]
-        scores = _run_all(model, params, texts, candidates, run, progress or (lambda done, total, what: None))
-    rows = tuple(_row(each, of, run, gates) for each, of in zip(candidates, scores, strict=True))
+        scores = _run_all(model, params, texts, candidates, run, progress)
+    rows = _rows(candidates, scores, gates, _steps(texts, candidates), progress)
     warned = [*_coding_warnings(candidates), window_warning(rows)]
     if count * run.scored < LEAST_SCORED and passages is None:
         warned.append(f"only {count * run.scored:,} tokens scored: the text holds {count} passages of {context}")
@@ -167,7 +168,7 @@ def _run_all(
             model.config, dense_recipe(run.context), batch_size=1, max_length=run.context, dtype=jnp.float32
         )
     collected: list[list[TokenScores]] = [[] for _ in candidates]
-    total, done = len(texts) * (len(candidates) + 1), 0
+    total, done = _steps(texts, candidates), 0
     for number, tokens in enumerate(texts, start=1):
         progress(done, total, f"passage {number}/{len(texts)}: dense reference")
         fed = tokens[-run.fed :]
@@ -179,11 +180,26 @@ def _run_all(
             whole = candidate.score(params, candidate.cache, *clean, fed, reference)
             scores.append(jax.tree.map(lambda x: x[run.unscored :], whole))
             done += 1
-    progress(done, total, "encode time and tables")
     return [jax.tree.map(lambda *parts: np.stack(parts), *scores) for scores in collected]
 
 
-def _row(candidate: _Candidate, scores: TokenScores, run: Protocol, gates: Gates) -> Row:
+def _steps(texts: jax.Array, candidates: list[_Candidate]) -> int:
+    """Passes over a passage, and one timing of the encoder for each candidate."""
+    return len(texts) * (len(candidates) + 1) + len(candidates)
+
+
+def _rows(
+    candidates: list[_Candidate], scores: list[TokenScores], gates: Gates, total: int, progress: Progress
+) -> tuple[Row, ...]:
+    rows = []
+    for candidate, of_candidate in zip(candidates, scores, strict=True):
+        progress(total - len(candidates) + len(rows), total, f"encode time: {candidate.label}")
+        rows.append(_row(candidate, of_candidate, gates))
+    progress(total, total, "done")
+    return tuple(rows)
+
+
+def _row(candidate: _Candidate, scores: TokenScores, gates: Gates) -> Row:
     report = candidate.report
     candidate_nll = np.asarray(scores.candidate_nll, np.float64)
     difference = candidate_nll - np.asarray(scores.reference_nll, np.float64)

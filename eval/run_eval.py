@@ -124,7 +124,8 @@ def deliver(
     if json_path == "-":
         print(result.to_json())
     else:
-        make_console().print(result_table(result))
+        console = make_console()
+        console.print(result_table(result, console.width))
         if json_path:
             result.save(json_path)
     if markdown:

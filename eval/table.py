@@ -7,10 +7,10 @@ from rich.text import Text
 
 from kakeya_jax.eval.results import EvalResult, Row
 
-_COLUMNS = (
+_COLUMNS: tuple[str, ...] = (
     "recipe",
-    "bits/value\npayload",
-    "bits/value\nall-in",
+    "bits/\nvalue\npayload",
+    "bits/\nvalue\nall-in",
     "bytes/\ntoken",
     "ratio",
     "ppl",
@@ -22,6 +22,12 @@ _COLUMNS = (
     "encode\ns",
     "verdict",
 )
+_DISPENSABLE = ("encode\ns", "KL p99", "bits/\nvalue\npayload", "bytes/\ntoken", "ppl", "ratio")
+"""Columns left out of narrow terminals, in this order."""
+
+_LEAST_WIDTH = {"recipe": 12, "dPPL %\n[95 %]": 13}
+"""The columns that may fold, and how far."""
+
 _STYLES = {"ACCEPT": "green", "MARGINAL": "yellow", "REJECT": "red"}
 
 
@@ -31,18 +37,45 @@ def make_console(*, stderr: bool = False) -> Console:
     return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=160)
 
 
-def result_table(result: EvalResult) -> Group:
-    """The terminal form: a heading, one line for each recipe, and what the numbers mean."""
+def result_table(result: EvalResult, width: int) -> Group:
+    """The terminal form: a heading, one line for each recipe, and what the numbers mean.
+
+    In a terminal of less than about 150 columns (``width``), less important columns are left out.
+    """
     table = Table(box=rich.box.SIMPLE_HEAD, title=heading(result), title_justify="left", pad_edge=False)
-    for name in _COLUMNS:
-        table.add_column(name, justify="left" if name in ("recipe", "verdict") else "right", no_wrap=name != "recipe")
-    for row in result.rows:
-        *cells, verdict = cells_of(row)
-        table.add_row(*cells, Text(verdict, style=_STYLES.get(verdict, "")))
-    return Group(
-        table,
-        *(Text(line, style="yellow" if line.startswith("warning") else "dim") for line in footer(result)),
-    )
+    cells = [dict(zip(_COLUMNS, cells_of(row), strict=True)) for row in result.rows]
+    shown = _fitting_columns(cells, width)
+    for name in shown:
+        table.add_column(
+            name,
+            justify="left" if name in ("recipe", "verdict") else "right",
+            no_wrap=name not in _LEAST_WIDTH,
+            overflow="fold",
+            min_width=_LEAST_WIDTH.get(name),
+        )
+    for row in cells:
+        style = _STYLES.get(row["verdict"], "")
+        table.add_row(*(Text(row[name], style=style if name == "verdict" else "") for name in shown))
+    lines = footer(result)
+    if len(shown) < len(_COLUMNS):
+        lines.append("narrow terminal: some columns are left out; --json and --markdown have them all")
+    return Group(table, *(Text(line, style="yellow" if line.startswith("warning") else "dim") for line in lines))
+
+
+def _fitting_columns(rows: list[dict[str, str]], width: int) -> list[str]:
+    """All columns, less those that a narrow terminal has no room for."""
+
+    def needed(name: str) -> int:
+        words = [*name.split("\n"), *(row[name] for row in rows)]
+        widest = max(len(word) for word in words)
+        return 3 + (min(widest, _LEAST_WIDTH[name]) if name == "recipe" else widest)
+
+    shown = list(_COLUMNS)
+    for name in _DISPENSABLE:
+        if sum(map(needed, shown)) <= width:
+            break
+        shown.remove(name)
+    return shown
 
 
 def markdown_table(result: EvalResult) -> str:
@@ -81,7 +114,7 @@ def footer(result: EvalResult) -> list[str]:
 def cells_of(row: Row) -> list[str]:
     """The row's cells as text, in the order of the columns."""
     recent = f"{row.recent_min}" if row.recent_min == row.recent_max else f"{row.recent_min}-{row.recent_max}"
-    interval = "" if row.delta_ppl_ci95 is None else f" [{row.delta_ppl_ci95[0]:+.2f}, {row.delta_ppl_ci95[1]:+.2f}]"
+    interval = "" if row.delta_ppl_ci95 is None else f" [{row.delta_ppl_ci95[0]:+.2f},{row.delta_ppl_ci95[1]:+.2f}]"
     return [
         row.recipe,
         f"{row.payload_bits:.3f}",

@@ -27,6 +27,8 @@ class CodecConfig:
     Attributes:
         block_size: tokens coded together. Codecs that treat every token alone accept any size; it is then only the
             page size of the cache.
+        mix_heads: code the vectors of all key/value heads together, as KakeyaTurbo does: what a block shares (basis,
+            mean, centres) is then stored once for all heads. Without it every head has its own blocks.
     """
 
     name: ClassVar[str]
@@ -35,6 +37,7 @@ class CodecConfig:
     """Whether K is stored before or after its rotary embedding unless a rule says otherwise."""
 
     block_size: int = 128
+    mix_heads: bool = False
 
     def __post_init__(self) -> None:
         for option, kind in _option_types(type(self)).items():

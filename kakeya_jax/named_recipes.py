@@ -42,7 +42,7 @@ _BESICOVITCH = (
     "besicovitch",
     {"direction_bits": 3, "magnitude_bits": 4, "subtract_mean": True, "block_size": 512},
 )
-_KAKEYA_4 = codec_config("kakeya", bits=4)
+_KAKEYA_4 = codec_config("kakeya", bits=4, mix_heads=True)
 
 _RECIPES: dict[str, Callable[[], Recipe]] = {
     "identity": _both("identity"),
@@ -58,11 +58,13 @@ _RECIPES: dict[str, Callable[[], Recipe]] = {
     "turboquant-k4v3": _split(("turboquant", {"bits": 4}), ("turboquant", {"bits": 3})),
     "turboquant-qjl-4": _split(("turboquant", {"bits": 4, "qjl": True}), ("turboquant", {"bits": 4})),
     # Published as v1.4 "Pareto": K exact PCA at full rank, 4 bits; V Besicovitch d3 m4 with block mean; boundary layers
-    # exact PCA, 4 bits.
-    "kakeya-pareto": _split(("kakeya", {"bits": 4}), _BESICOVITCH, boundary=1, boundary_codec=_KAKEYA_4),
+    # exact PCA, 4 bits. Heads share a skeleton, as published.
+    "kakeya-pareto": _split(
+        ("kakeya", {"bits": 4, "mix_heads": True}), _BESICOVITCH, boundary=1, boundary_codec=_KAKEYA_4
+    ),
     # The ladder's ratio end: K randomised SVD of rank D/2, 3 bits, outliers beyond 2; V and boundary layers as above.
     "kakeya-ratio": _split(
-        ("kakeya", {"bits": 3, "pca": "randomized", "outlier_threshold": 2.0}),
+        ("kakeya", {"bits": 3, "pca": "randomized", "outlier_threshold": 2.0, "mix_heads": True}),
         _BESICOVITCH,
         boundary=1,
         boundary_codec=_KAKEYA_4,

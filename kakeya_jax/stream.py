@@ -149,7 +149,7 @@ class Stream:
             ),
             self.blocks,
         )
-        decoded = decode_blocks(self.codec, blocks)
+        decoded = decode_blocks(self.codec, blocks, self.tail.shape[1])
         return decoded.reshape(*decoded.shape[:2], -1, decoded.shape[-1])
 
 
@@ -233,13 +233,23 @@ def read(stream: Stream) -> Float[Array, "B K max_length D"]:
 
 
 def encode_blocks(codec, blocks: Float[Array, "B K blocks n D"]):
-    """The codes of many blocks; leaves ``[B, K, blocks, ...]``."""
+    """The codes of many blocks; leaves ``[B, K, blocks, ...]``, or ``[B, 1, blocks, ...]`` if heads are mixed.
+
+    Mixed heads make one block of ``n K`` vectors, token after token and head after head within a token.
+    """
+    if codec.config.mix_heads:
+        batch, heads, count, n, dim = blocks.shape
+        blocks = blocks.transpose(0, 2, 3, 1, 4).reshape(batch, 1, count, n * heads, dim)
     return jax.vmap(jax.vmap(jax.vmap(lambda block: codec.encode(block))))(blocks)
 
 
-def decode_blocks(codec, codes) -> Float[Array, "B K blocks n D"]:
+def decode_blocks(codec, codes, num_kv_heads: int) -> Float[Array, "B K blocks n D"]:
     """The blocks of many codes, float32."""
-    return jax.vmap(jax.vmap(jax.vmap(codec.decode)))(codes)
+    blocks = jax.vmap(jax.vmap(jax.vmap(codec.decode)))(codes)
+    if codec.config.mix_heads:
+        batch, _, count, rows, dim = blocks.shape
+        blocks = blocks.reshape(batch, count, rows // num_kv_heads, num_kv_heads, dim).transpose(0, 3, 1, 2, 4)
+    return blocks
 
 
 def _code_shapes(codec: object, blocks: tuple[int, ...]) -> Any:

@@ -2,8 +2,7 @@
 
 if __name__ != "kakeya_jax.models":
     raise ImportError(
-        f"{__name__!r} is kakeya-jax's folder of that name, not a package of its own;"
-        " write `import kakeya_jax.models`"
+        f"{__name__!r} is kakeya-jax's folder of that name, not a package of its own; write `import kakeya_jax.models`"
     )
 
 from kakeya_jax.models.checkpoint import load as load

@@ -80,15 +80,11 @@ def load_params(folder: str | Path, config: ModelConfig, param_dtype: DTypeLike)
         flat[tensor.path] = jnp.asarray(array.T if tensor.transposed else array, dtype=param_dtype)
     for name in tied_head:
         if not np.array_equal(source[name].read(), source["model.embed_tokens.weight"].read()):
-            raise ModelError(
-                f"{folder}: config.json ties the embeddings, but {name} is not model.embed_tokens.weight"
-            )
+            raise ModelError(f"{folder}: config.json ties the embeddings, but {name} is not model.embed_tokens.weight")
     return traverse_util.unflatten_dict(flat)
 
 
-def save(
-    folder: str | Path, config: ModelConfig, params: Mapping[str, Any], *, shard_bytes: int | None = None
-) -> None:
+def save(folder: str | Path, config: ModelConfig, params: Mapping[str, Any], *, shard_bytes: int | None = None) -> None:
     """Writes ``config.json`` and the weights, in the dtypes the parameters have, as transformers would.
 
     Args:
@@ -189,9 +185,7 @@ def _locate_tensors(folder: Path) -> dict[str, _Stored]:
                 for name in opened.keys():  # noqa: SIM118 (not a dict)
                     view = opened.get_slice(name)
                     if name in found:
-                        raise ModelError(
-                            f"{folder}: {name} is in both {found[name].file.name} and {file.name}"
-                        )
+                        raise ModelError(f"{folder}: {name} is in both {found[name].file.name} and {file.name}")
                     found[name] = _Stored(file, name, tuple(view.get_shape()), view.get_dtype())
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{file} is not a readable safetensors file: {error}") from None
@@ -203,9 +197,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / SINGLE_FILE).is_file():
         return [folder / SINGLE_FILE]
     if not index.is_file():
-        raise ModelError(
-            f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}; only safetensors weights are read"
-        )
+        raise ModelError(f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}; only safetensors weights are read")
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
@@ -236,9 +228,7 @@ def _check_tensors(
         if name in source and source[name].shape != tensor.shape
     ]
     unreadable = [
-        f"{name} is {source[name].dtype}"
-        for name in expected
-        if name in source and source[name].dtype not in _DTYPES
+        f"{name} is {source[name].dtype}" for name in expected if name in source and source[name].dtype not in _DTYPES
     ]
     complaints = [
         f"{what}: {_listing(names)}"
@@ -255,9 +245,7 @@ def _check_tensors(
 
 
 def _check_params(expected: Mapping[str, Tensor], flat: Mapping[tuple[str, ...], Any]) -> None:
-    paths = {
-        tensor.path: tensor.shape[::-1] if tensor.transposed else tensor.shape for tensor in expected.values()
-    }
+    paths = {tensor.path: tensor.shape[::-1] if tensor.transposed else tensor.shape for tensor in expected.values()}
     missing = ["/".join(path) for path in paths if path not in flat]
     unexpected = ["/".join(path) for path in flat if path not in paths]
     wrong = [

@@ -59,9 +59,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.model_type not in MODEL_TYPES:
-            raise ModelError(
-                f"model_type={self.model_type!r} is not supported; supported: {', '.join(MODEL_TYPES)}"
-            )
+            raise ModelError(f"model_type={self.model_type!r} is not supported; supported: {', '.join(MODEL_TYPES)}")
         sizes = (
             "vocab_size",
             "hidden_size",
@@ -82,9 +80,7 @@ class ModelConfig:
         if self.mlp_bias and self.model_type != "llama":
             raise ModelError(f"mlp_bias=True is a variant of llama, not of {self.model_type}")
         if self.attention_bias and self.model_type == "qwen2":
-            raise ModelError(
-                "attention_bias=True is a variant of llama and qwen3; qwen2 always has q, k and v biases"
-            )
+            raise ModelError("attention_bias=True is a variant of llama and qwen3; qwen2 always has q, k and v biases")
 
     @property
     def qkv_bias(self) -> bool:
@@ -111,9 +107,7 @@ class ModelConfig:
         """
         model_type = raw.get("model_type")
         if model_type not in MODEL_TYPES:
-            raise ModelError(
-                f"model_type={model_type!r} is not supported; supported: {', '.join(MODEL_TYPES)}"
-            )
+            raise ModelError(f"model_type={model_type!r} is not supported; supported: {', '.join(MODEL_TYPES)}")
         _reject_unsupported(raw)
         required = (
             "vocab_size",
@@ -186,9 +180,7 @@ class ModelConfig:
             "rms_norm_eps": self.rms_norm_eps,
             "tie_word_embeddings": self.tie_word_embeddings,
             "bos_token_id": self.bos_token_id,
-            "eos_token_id": self.eos_token_ids[0]
-            if len(self.eos_token_ids) == 1
-            else list(self.eos_token_ids) or None,
+            "eos_token_id": self.eos_token_ids[0] if len(self.eos_token_ids) == 1 else list(self.eos_token_ids) or None,
             "rope_theta": self.rope.theta,
             "rope_parameters": {"rope_theta": self.rope.theta, **_write_scaling(self.rope.scaling)},
         }
@@ -211,16 +203,12 @@ def _reject_unsupported(raw: Mapping[str, Any]) -> None:
     other_layers = sorted({str(kind) for kind in raw.get("layer_types") or ()} - {"full_attention"})
     first_sliding = raw.get("max_window_layers", 28)
     sliding = (
-        raw["model_type"] != "llama"
-        and raw.get("use_sliding_window")
-        and raw.get("sliding_window", 4096) is not None
+        raw["model_type"] != "llama" and raw.get("use_sliding_window") and raw.get("sliding_window", 4096) is not None
     )
     sliding = sliding and not raw.get("layer_types") and first_sliding < raw.get("num_hidden_layers", 0)
     if other_layers or sliding:
         what = ", ".join(other_layers) or f"use_sliding_window from layer {first_sliding}"
-        raise ModelError(
-            f"sliding-window layers are not supported ({what}); supported: full attention in every layer"
-        )
+        raise ModelError(f"sliding-window layers are not supported ({what}); supported: full attention in every layer")
 
 
 def _read_rope(raw: Mapping[str, Any], head_dim: int, max_positions: int) -> Rope:
@@ -236,9 +224,7 @@ def _read_rope(raw: Mapping[str, Any], head_dim: int, max_positions: int) -> Rop
         raise ModelError(f"partial_rotary_factor={partial} is not supported; supported: 1.0")
     theta = rope.get("rope_theta") or raw.get("rope_theta") or 10000.0
     original = (
-        raw.get("original_max_position_embeddings")
-        or rope.get("original_max_position_embeddings")
-        or max_positions
+        raw.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or max_positions
     )
     if kind == "yarn" and rope.get("factor") is None:
         rope["factor"] = max_positions / original
@@ -246,9 +232,7 @@ def _read_rope(raw: Mapping[str, Any], head_dim: int, max_positions: int) -> Rop
 
 
 def _read_scaling(kind: str, rope: Mapping[str, Any], original: int) -> RopeScaling | None:
-    required = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}.get(
-        kind, ()
-    )
+    required = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}.get(kind, ())
     missing = [key for key in required if rope.get(key) is None]
     if missing:
         raise ModelError(f"{kind} rope needs {', '.join(missing)} in config.json")

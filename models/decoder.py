@@ -92,9 +92,7 @@ class Decoder(nn.Module):
         x = jnp.take(embed.embedding, tokens, axis=0, mode="fill").astype(self.dtype)
         new_layers: list[Any] = []
         for index in range(config.num_layers):
-            layer = DecoderLayer(
-                config, self.dtype, self.param_dtype, self.implementation, name=f"layers_{index}"
-            )
+            layer = DecoderLayer(config, self.dtype, self.param_dtype, self.implementation, name=f"layers_{index}")
             x, layer_cache = layer(x, None if cache is None else cache.layers[index], positions, mask)
             new_layers.append(layer_cache)
         if last_only:

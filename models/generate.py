@@ -71,9 +71,7 @@ def generate(
     """
     tokens = jnp.asarray(prompt_tokens, dtype=jnp.int32)
     if tokens.ndim != 2 or tokens.shape[1] < 1:
-        raise ValueError(
-            f"prompt_tokens has shape {tokens.shape}; give [batch, tokens] with at least one token"
-        )
+        raise ValueError(f"prompt_tokens has shape {tokens.shape}; give [batch, tokens] with at least one token")
     valid = None if mask is None else jnp.asarray(mask, dtype=bool)
     _check_options(tokens, valid, max_new_tokens, temperature, top_k, top_p)
     if cache is None:

@@ -112,9 +112,7 @@ class DecoderLayer(nn.Module):
     ) -> tuple[Float[Array, "B T E"], Any]:
         """The residual stream after this layer, and the layer's new cache."""
         eps = self.config.rms_norm_eps
-        attention = Attention(
-            self.config, self.dtype, self.param_dtype, self.implementation, name="attention"
-        )
+        attention = Attention(self.config, self.dtype, self.param_dtype, self.implementation, name="attention")
         mlp = SwiGLU(self.config, self.dtype, self.param_dtype, name="mlp")
         normed = RMSNorm(eps, self.param_dtype, name="attention_norm")(x)
         attended, layer_cache = attention(normed, layer_cache, positions, valid)

@@ -42,9 +42,7 @@ def find_folder(model: str | Path, *, offline: bool = False, revision: str | Non
     if folder.exists():
         raise ModelError(f"{folder} is a file; give the folder that holds config.json and the weights")
     if not _looks_like_hub_id(str(model)):
-        raise ModelError(
-            f"there is no folder {folder}; give a model folder, a hub id (owner/name) or {DEMO!r}"
-        )
+        raise ModelError(f"there is no folder {folder}; give a model folder, a hub id (owner/name) or {DEMO!r}")
     return _fetch(str(model), offline=offline, revision=revision)
 
 

@@ -37,9 +37,7 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> np.ndarray:
         """Int32 ids ``[n]`` of ``text``; if asked, with the special tokens its template adds."""
-        return np.asarray(
-            self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids, dtype=np.int32
-        )
+        return np.asarray(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids, dtype=np.int32)
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of ``ids``."""

@@ -4,4 +4,4 @@
 #   bash scripts/demo.sh [options of `kakeya demo`]
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 setup report
-exec "$python" -m kakeya_jax.eval demo "$@"
+exec "$python" -P -m kakeya_jax.eval demo "$@"

@@ -16,13 +16,13 @@ fail() {
 }
 
 supported() { # is $1 a Python >= 3.11?
-    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+    "$1" -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
 find_python() { # prints a Python >= 3.11 that can create environments
     local candidate
     for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
-        if supported "$candidate" && "$candidate" -c 'import venv, ensurepip' >/dev/null 2>&1; then
+        if supported "$candidate" && "$candidate" -I -c 'import venv, ensurepip' >/dev/null 2>&1; then
             command -v -- "$candidate"
             return
         fi
@@ -32,14 +32,14 @@ find_python() { # prints a Python >= 3.11 that can create environments
 }
 
 usable() { # does the environment $1 run and have pip?
-    supported "$1/bin/python" && "$1/bin/python" -m pip --version >/dev/null 2>&1
+    supported "$1/bin/python" && "$1/bin/python" -I -m pip --version >/dev/null 2>&1
 }
 
 create_environment() { # creates the environment $1, also over a broken or half-made one
     local base
     base=$(find_python)
     echo "kakeya-jax: creating $1 with $("$base" -V)" >&2
-    "$base" -m venv --clear "$1" || fail "could not create $1"
+    "$base" -I -m venv --clear "$1" || fail "could not create $1"
 }
 
 setup() { # setup EXTRA
@@ -59,7 +59,7 @@ setup() { # setup EXTRA
     if [[ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]]; then
         rm -f "$stamp"
         echo "kakeya-jax: installing into $environment (once; takes a minute or two)" >&2
-        "$python" -m pip install -qq --disable-pip-version-check --editable "$root[$extra]" >&2 ||
+        "$python" -I -m pip install -qq --disable-pip-version-check --editable "$root[$extra]" >&2 ||
             fail "the installation failed; pip's message above says why"
         echo "$wanted" >"$stamp"
     fi

@@ -68,7 +68,7 @@ def test_changing_a_named_recipe_labels_it_with_the_whole_text():
         ("key=nope", "unknown codec 'nope'"),
         (
             "key=int4(width=3)",
-            "codec 'int4' has no option width; its options: block_size, group_size, affine",
+            "codec 'int4' has no option width; its options: block_size, mix_heads, group_size, affine",
         ),
         ("key=int4(", "unbalanced brackets"),
         ("key=int4,,value=int8", "empty item"),

@@ -70,7 +70,11 @@ def test_chunking_changes_nothing(text, chunks: list[int]):
     chex.assert_trees_all_close(out, bulk_out, atol=2e-6)
 
 
-SMALL = {"kakeya": "block_size=16,kmeans_centers=4", "kivi": "block_size=16,group_size=8", "int4": "group_size=16"}
+SMALL = {
+    "kakeya": "block_size=16,kmeans_centers=4,mix_heads=true",
+    "kivi": "block_size=16,group_size=8",
+    "int4": "group_size=16",
+}
 
 
 @pytest.mark.parametrize("name", codec_names())
@@ -105,6 +109,17 @@ def test_any_window_and_cut_gives_the_same_codes(sinks: int, recent: int, cuts: 
         layer = append(layer, new[:, start : start + size], new[:, start : start + size], rope=ROPE).layer
         start += size
     assert_same_bits(bulk, layer)
+
+
+def test_mixed_heads_share_one_skeleton_and_come_back_in_place(text):
+    _, key, value = text
+    recipe = Recipe.parse("both=kakeya(bits=4,block_size=16,kmeans_centers=4,mix_heads=true),sinks=3,recent=5")
+    layer = empty(recipe).append(key, value, rope=ROPE).layer
+    assert layer.key.blocks.basis.shape == (2, 1, 3, 16, 16)
+    assert layer.key.blocks.norm.shape == (2, 1, 3, 2 * 16)
+    served, original = read(layer.key)[:, :, :LENGTH], jnp.swapaxes(key, 1, 2)
+    error = jnp.sqrt(jnp.sum((served - original) ** 2, axis=(0, 2, 3)) / jnp.sum(original**2, axis=(0, 2, 3)))
+    assert float(error.max()) < 0.2  # a swap of heads or tokens would give an error near 1.4
 
 
 def test_identity_is_dense_attention(text):

@@ -74,7 +74,7 @@ def test_eval_writes_table_json_markdown_and_plot(model_folder, token_file, tmp_
     assert run(eval_arguments(model_folder, token_file, "--recipe", PAGES_OF_16, *outputs)) == 0
     captured = capsys.readouterr()
     assert "190 tokens scored" in captured.out
-    assert "[4/4]" in captured.err
+    assert "[5/5]" in captured.err
     document = json.loads(json_path.read_text())
     jsonschema.validate(document, SCHEMA)
     assert (document["model"], document["text"]) == (model_folder.name, "tokens.npy")
@@ -182,12 +182,8 @@ def test_explain_counts_the_bytes_of_a_real_cache(model_folder, tiny_config, cap
     finally:
         (model_folder / "elsewhere").rename(model_folder / "model.safetensors")
     report = json.loads(capsys.readouterr().out)
-    cache = CompressedCache.init(
-        tiny_config, Recipe.parse(recipe), batch_size=3, max_length=700, dtype=jnp.bfloat16
-    )
-    arrays = [
-        (layer.sinks, layer.tail, layer.blocks) for pair in cache.layers for layer in (pair.key, pair.value)
-    ]
+    cache = CompressedCache.init(tiny_config, Recipe.parse(recipe), batch_size=3, max_length=700, dtype=jnp.bfloat16)
+    arrays = [(layer.sinks, layer.tail, layer.blocks) for pair in cache.layers for layer in (pair.key, pair.value)]
     held = [sum(leaf.nbytes for leaf in jax.tree.leaves(parts)) for parts in arrays]
     assert [stream["total"] for stream in report["streams"]] == held
     assert report["bytes"] == sum(held)
@@ -234,9 +230,7 @@ def test_doctor_finds_what_is_broken(monkeypatch, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["healthy"]
     assert {check["status"] for check in report["checks"]} <= {"PASS", "NOTE"}
-    assert {"packages", "devices", "codec int8", "cache and attention"} <= {
-        c["name"] for c in report["checks"]
-    }
+    assert {"packages", "devices", "codec int8", "cache and attention"} <= {c["name"] for c in report["checks"]}
     assert report["environment"]["backend"] == jax.devices()[0].platform
     monkeypatch.setattr(doctor, "_cache", broken)
     assert run(["doctor"]) == 1
@@ -284,6 +278,4 @@ def test_calibrate_then_evaluate(fails, model_folder, token_file, tmp_path, caps
     assert row["bits_per_value"]["all_in"] > row["bits_per_value"]["payload"] > 0
     leaking = ["eval", model_folder, "--text", model_folder / "text.txt", "--context", 128, "--passages", 2]
     assert "fitted on" in fails(*leaking, *calibrated)
-    assert "needs no calibration" in fails(
-        "calibrate", model_folder, "--recipe", "int8", "--out", out, *train
-    )
+    assert "needs no calibration" in fails("calibrate", model_folder, "--recipe", "int8", "--out", out, *train)

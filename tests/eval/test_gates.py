@@ -45,8 +45,7 @@ def test_chosen_thresholds(name: str, delta: float, top1: float, verdict: str):
 
 def test_thresholds_are_stated():
     assert str(NAMED_GATES["default"]) == (
-        "gates 'default': ACCEPT: |dPPL| <= 1 %, top-1 >= 95 %; "
-        "MARGINAL: |dPPL| <= 3 %, top-1 >= 85 %; else REJECT"
+        "gates 'default': ACCEPT: |dPPL| <= 1 %, top-1 >= 95 %; MARGINAL: |dPPL| <= 3 %, top-1 >= 85 %; else REJECT"
     )
 
 

@@ -114,13 +114,13 @@ def test_windows_are_compared():
 
 def test_terminal_table_shows_what_matters():
     stream = io.StringIO()
-    Console(file=stream, width=160).print(result_table(RESULT))
+    Console(file=stream, width=160).print(result_table(RESULT, 160))
     text = stream.getvalue()
     for part in (
         "21,498 tokens scored",
         "27.193",
         "3.125",
-        "+0.50 [+0.37, +0.60]",
+        "+0.50 [+0.37,+0.60]",
         "0.00430",
         "95.77",
         "4+128-255",
@@ -128,6 +128,18 @@ def test_terminal_table_shows_what_matters():
         assert part in text
     assert "warning: rows keep different tokens exact" in text
     assert "gates 'default'" in text
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_narrow_terminals_lose_columns_but_no_digits(width: int):
+    stream = io.StringIO()
+    long = dataclasses.replace(ROW, recipe="key=kakeya(bits=4),value=besicovitch(direction_bits=3),boundary=2")
+    result = dataclasses.replace(RESULT, rows=(long, TIGHT))
+    Console(file=stream, width=width).print(result_table(result, width))
+    text = stream.getvalue()
+    for part in ("3.125", "+0.50", "[+0.37,+0.60]", "0.00430", "95.77", "4+128-255", "ACCEPT", "narrow terminal"):
+        assert part in text
+    assert "…" not in text
 
 
 def test_markdown_table_has_one_line_for_each_row():

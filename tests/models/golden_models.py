@@ -36,9 +36,7 @@ def compilations(jitted: Any) -> int:
 
 
 @functools.partial(jax.jit, static_argnames=("model", "last_only"))
-def run(
-    model: Decoder, params: Any, tokens: Any, cache: Any = None, mask: Any = None, last_only: bool = False
-):
+def run(model: Decoder, params: Any, tokens: Any, cache: Any = None, mask: Any = None, last_only: bool = False):
     """The jitted forward pass."""
     out = model.apply({"params": params}, tokens, cache=cache, mask=mask, last_only=last_only)
     return cast(DecoderOutput, out)

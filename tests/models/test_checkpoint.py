@@ -30,9 +30,7 @@ def edit(folder, change):
 def test_parameters_are_named_readably_and_complete():
     model, params = models.load(folder_of("qwen3"))
     fresh = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))["params"]
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), fresh
-    )
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(lambda x: (x.shape, x.dtype), fresh)
     assert params["layers_0"]["attention"]["q_proj"]["kernel"].shape == (32, 64)
     assert params["layers_1"]["attention"]["k_norm"]["scale"].shape == (16,)
     assert params["layers_1"]["mlp"]["down_proj"]["kernel"].shape == (48, 32)
@@ -116,9 +114,7 @@ def test_transposed_weights_are_an_error_even_where_the_count_fits(folder):
 
 def test_rotary_buffers_and_an_equal_tied_head_are_ignored(folder):
     _, before = models.load(folder)
-    edit(
-        folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32)})
-    )
+    edit(folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32)}))
     edit(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()}))
     jax.tree.map(np.testing.assert_array_equal, models.load(folder)[1], before)
     edit(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] * 2}))
@@ -169,9 +165,7 @@ def test_offline_asks_only_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     model, _ = models.load("owner/there", offline=True, revision="main")
     assert model.config.model_type == "llama"
-    with pytest.raises(
-        models.ModelError, match="owner/absent is no local folder, and is not in the Hugging Face"
-    ):
+    with pytest.raises(models.ModelError, match="owner/absent is no local folder, and is not in the Hugging Face"):
         models.load("owner/absent", offline=True, revision="main")
 
 

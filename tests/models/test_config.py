@@ -59,9 +59,7 @@ def test_yarn_keys():
     raw = SMALL | {"rope_scaling": {"type": "yarn", "factor": None, "original_max_position_embeddings": 512}}
     scaling = ModelConfig.from_huggingface(raw).rope.scaling
     assert scaling == YarnScaling(factor=8.0, original_max_position_embeddings=512)
-    scaling = ModelConfig.from_huggingface(
-        SMALL | {"rope_scaling": {"type": "yarn", "factor": 2.0}}
-    ).rope.scaling
+    scaling = ModelConfig.from_huggingface(SMALL | {"rope_scaling": {"type": "yarn", "factor": 2.0}}).rope.scaling
     assert scaling == YarnScaling(factor=2.0, original_max_position_embeddings=4096)
 
 

@@ -23,9 +23,7 @@ from kakeya_jax.rope import Rope
 def exact_cache(config, batch_size, max_length):
     """A cache that keeps every token in float32: results must be those without a cache."""
     recipe = dense_recipe(max_length)
-    return CompressedCache.init(
-        config, recipe, batch_size=batch_size, max_length=max_length, dtype=jnp.float32
-    )
+    return CompressedCache.init(config, recipe, batch_size=batch_size, max_length=max_length, dtype=jnp.float32)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -39,9 +37,7 @@ def test_logits_are_those_of_transformers(name):
     np.testing.assert_allclose(out.logits, logits, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "name", ["llama-linear", "llama-llama3", "llama-yarn", "llama-yarn-mscale", "qwen2-yarn"]
-)
+@pytest.mark.parametrize("name", ["llama-linear", "llama-llama3", "llama-yarn", "llama-yarn-mscale", "qwen2-yarn"])
 def test_golden_logits_notice_a_wrong_rope(name):
     model, params = golden(name)
     tokens, logits = expected(name)
@@ -111,9 +107,7 @@ def test_last_only_gives_the_last_valid_token_of_each_row():
         last = run(model, params, batch, None, mask, last_only=True).logits
         assert last.shape == (3, 1, 128)
         for row, length in enumerate(lengths):
-            np.testing.assert_allclose(
-                last[row, 0], alone_logits(model, params, tokens[row, :length])[-1], atol=2e-5
-            )
+            np.testing.assert_allclose(last[row, 0], alone_logits(model, params, tokens[row, :length])[-1], atol=2e-5)
 
 
 def test_positions_count_valid_tokens_after_what_is_cached():

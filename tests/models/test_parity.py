@@ -24,11 +24,7 @@ pytestmark = [
 ]
 
 TOLERANCE = 1e-3
-HOUSE = (
-    sorted(path.parent for path in Path(os.environ["HOUSE"]).glob("*/config.json"))
-    if "HOUSE" in os.environ
-    else []
-)
+HOUSE = sorted(path.parent for path in Path(os.environ["HOUSE"]).glob("*/config.json")) if "HOUSE" in os.environ else []
 
 
 def difference(model, params, torch_model, tokens) -> float:
@@ -98,9 +94,7 @@ def test_rope_tables_of_real_models(name):
     rope = models.ModelConfig.from_huggingface(raw).rope
     expected = theirs.inv_freq.numpy()
     ulps = np.abs(rope.frequencies - expected) / np.spacing(expected)
-    print(
-        f"{name}: {np.count_nonzero(ulps)} of {ulps.size} frequencies differ, by at most {ulps.max():.0f} ulp"
-    )
+    print(f"{name}: {np.count_nonzero(ulps)} of {ulps.size} frequencies differ, by at most {ulps.max():.0f} ulp")
     assert ulps.max() <= 2
     assert rope.attention_factor == pytest.approx(theirs.attention_scaling, rel=1e-12)
 
@@ -124,9 +118,7 @@ def test_transformers_reads_what_save_writes(tmp_path):
 def test_house_models(folder, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    torch_model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    torch_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     model, params = models.load(folder, precision="highest")
     tokens = np.random.default_rng(7).integers(0, model.config.vocab_size, (1, 512), dtype=np.int32)
     largest = difference(model, params, torch_model, tokens)
@@ -140,15 +132,9 @@ def test_house_models_export_byte_exactly(folder, tmp_path):
 
     model, params = models.load(folder, dtype="bfloat16")
     models.save(tmp_path, model.config, params, shard_bytes=20_000_000)
-    original = {
-        name: array
-        for file in sorted(folder.glob("*.safetensors"))
-        for name, array in load_file(file).items()
-    }
+    original = {name: array for file in sorted(folder.glob("*.safetensors")) for name, array in load_file(file).items()}
     exported = {
-        name: array
-        for file in sorted(tmp_path.glob("*.safetensors"))
-        for name, array in load_file(file).items()
+        name: array for file in sorted(tmp_path.glob("*.safetensors")) for name, array in load_file(file).items()
     }
     assert set(original) == set(exported)
     for name, array in original.items():

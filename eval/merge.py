@@ -1,0 +1,97 @@
+"""Results of one measurement that was split over several processes, put together again."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from kakeya_jax.eval.results import EvalResult, Row, window_warning
+
+_SAME = (
+    "model",
+    "text",
+    "protocol",
+    "context",
+    "warmup",
+    "passages",
+    "continuation",
+    "tokens_scored",
+    "gates",
+    "dtype",
+    "cache_dtype",
+    "note",
+)
+_REFERENCE_TOLERANCE = 1e-4
+"""Largest relative difference of the dense perplexity: the same computation on the same kind of device."""
+
+
+def merge_files(paths: Sequence[str | pathlib.Path]) -> EvalResult:
+    """The rows of all files in one result, in the order given.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ValueError: a file is no results file, files measured different things, or a recipe occurs twice.
+    """
+    return merge([load_result(path) for path in paths])
+
+
+def merge(results: Sequence[EvalResult]) -> EvalResult:
+    """The rows of all results in one; see ``merge_files``."""
+    if not results:
+        raise ValueError("nothing to merge; name at least one results file")
+    first, *others = results
+    for other in others:
+        for name in _SAME:
+            if getattr(other, name) != getattr(first, name):
+                raise ValueError(
+                    f"results differ in {name} ({getattr(first, name)!r} and {getattr(other, name)!r}): "
+                    "only one measurement's parts can be merged"
+                )
+        if abs(other.reference_ppl / first.reference_ppl - 1) > _REFERENCE_TOLERANCE:
+            raise ValueError(
+                f"results have different dense perplexities ({first.reference_ppl} and {other.reference_ppl}): "
+                "other weights, or another device"
+            )
+    rows = tuple(row for result in results for row in result.rows)
+    names = [row.recipe for row in rows]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"recipe {', '.join(twice)} is in several results")
+    kept = (text for result in results for text in result.warnings if not text.startswith("rows keep"))
+    warned = [*dict.fromkeys(kept), window_warning(rows)]
+    return dataclasses.replace(first, rows=rows, warnings=tuple(text for text in warned if text))
+
+
+def load_result(path: str | pathlib.Path) -> EvalResult:
+    """Reads a results file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a results file of this schema.
+    """
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"results file {path} does not exist")
+    try:
+        data = json.loads(pathlib.Path(path).read_text())
+        rows = tuple(_row(row) for row in data.pop("rows"))
+        data.pop("schema_version")
+        data["warnings"] = tuple(data["warnings"])
+        return EvalResult(**data, rows=rows)
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a results file of this version: {error}") from None
+
+
+def _row(data: dict[str, Any]) -> Row:
+    data = dict(data)
+    bits, window, passages = data.pop("bits_per_value"), data.pop("exact_window"), data.pop("per_passage")
+    for name in ("delta_ppl_ci95", "kl_ci95"):
+        data[name] = None if data[name] is None else tuple(data[name])
+    return Row(
+        **data,
+        **window,
+        payload_bits=bits["payload"],
+        all_in_bits=bits["all_in"],
+        passage_delta_nll=tuple(passages["delta_nll"]),
+        passage_kl=tuple(passages["kl"]),
+    )
