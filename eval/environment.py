@@ -1,5 +1,6 @@
-"""What a measurement ran on: versions and devices, for results files and ``kakeya doctor``."""
+"""What a measurement ran on: date, versions and devices, for results files and ``kakeya doctor``."""
 
+import datetime
 import importlib.metadata
 import os
 import pathlib
@@ -27,6 +28,7 @@ def environment() -> dict[str, Any]:
 
     devices = jax.devices()
     return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu_count": os.cpu_count(),

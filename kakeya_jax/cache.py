@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from kakeya_jax import numeric
 from kakeya_jax.pytree import pytree_dataclass, static_field
 from kakeya_jax.recipe import LayerPlan, Recipe, StreamPlan
 from kakeya_jax.rope import Rope, apply_rope
@@ -73,6 +74,7 @@ class LayerCache:
         *,
         rope: Rope,
         valid: Bool[Array, "B T"] | None = None,
+        check_finite: bool = False,
     ) -> "LayerUpdate":
         """Appends a chunk; keys come before their rotary embedding.
 
@@ -81,10 +83,15 @@ class LayerCache:
             value: values of the chunk.
             rope: the model's rotary embedding, applied here if this layer stores keys after it.
             valid: which tokens are real; ``None`` means all.
+            check_finite: refuse NaN and infinities (only outside ``jit``). Without it codecs count NaN as 0 and clip
+                huge values, so that one broken number costs itself and not its block.
 
         Raises:
-            ValueError: outside ``jit``, if a row would hold more than ``max_length`` tokens.
+            ValueError: outside ``jit``, if a row would hold more than ``max_length`` tokens, or, with ``check_finite``,
+                if a value is NaN or infinite.
         """
+        if check_finite:
+            numeric.check_finite({"key": key, "value": value}, "chunk")
         if self.key.rope == "post":
             key = apply_rope(key, chunk_positions(self.key.length, key.shape[1], valid)[..., None], rope)
         row_fits = fits(self.key, key.shape[1], valid)

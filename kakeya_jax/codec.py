@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 
+from kakeya_jax import numeric
 from kakeya_jax.typing import Array, Float, RopeClass, StreamName
 
 
@@ -87,8 +88,21 @@ class Codec(Protocol):
         ...
 
 
-def round_trip(codec: Codec, blocks: Float[Array, "*batch n d"]) -> Float[Array, "*batch n d"]:
-    """``decode(encode(.))`` of every block, vmapped over all leading axes; float32."""
+def round_trip(
+    codec: Codec, blocks: Float[Array, "*batch n d"], *, check_finite: bool = False
+) -> Float[Array, "*batch n d"]:
+    """``decode(encode(.))`` of every block, vmapped over all leading axes; float32.
+
+    Args:
+        codec: what to code with.
+        blocks: the blocks. NaN counts as 0, huge values are clipped (``numeric.finite``; ``identity`` keeps them).
+        check_finite: refuse NaN and infinities instead; only outside ``jit``.
+
+    Raises:
+        ValueError: with ``check_finite``, if a value is NaN or infinite; the message says how many are.
+    """
+    if check_finite:
+        numeric.check_finite(blocks, "blocks")
 
     def one(block: Array) -> Array:
         return codec.decode(codec.encode(block))

@@ -82,17 +82,17 @@ class Stream:
     """
 
     sinks: Array
-    blocks: object
+    blocks: Any
     tail: Array
     length: Array
-    codec: object
+    codec: Any
     geometry: Geometry = static_field()
     rope: RopeClass | None = static_field()
 
     @classmethod
     def init(
         cls,
-        codec: object,
+        codec: Any,
         geometry: Geometry,
         *,
         batch_size: int,
@@ -102,7 +102,7 @@ class Stream:
         rope: RopeClass | None,
     ) -> "Stream":
         """An empty stream with room for ``geometry.max_length`` tokens in each row."""
-        block_size = codec.config.block_size  # pyright: ignore[reportAttributeAccessIssue]
+        block_size = codec.config.block_size
         if geometry.page % block_size:
             raise ValueError(f"block_size={block_size} must divide the page of {geometry.page} tokens")
         num_blocks = geometry.num_pages * (geometry.page // block_size)
@@ -121,7 +121,7 @@ class Stream:
     @property
     def block_size(self) -> int:
         """Tokens in one coded block."""
-        return self.codec.config.block_size  # pyright: ignore[reportAttributeAccessIssue]
+        return self.codec.config.block_size
 
     @property
     def blocks_per_page(self) -> int:

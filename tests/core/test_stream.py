@@ -185,6 +185,19 @@ def test_overflow_is_an_error_before_anything_is_lost(text):
     assert_same_bits(update.layer, layer)
 
 
+def test_broken_numbers_are_contained_or_refused(text):
+    _, key, value = text
+    broken = key.at[0, 20, 0, 3].set(jnp.nan).at[0, 21, 0, 4].set(jnp.inf)
+    layer = empty(INT_RECIPE).append(broken, value, rope=ROPE).layer
+    served, clean = (
+        read(part)[:, :, :50] for part in (layer.key, empty(INT_RECIPE).append(key, value, rope=ROPE).layer.key)
+    )
+    assert bool(jnp.isfinite(served).all())
+    assert_same_bits(served[1], clean[1])
+    with pytest.raises(ValueError, match=r"chunk\['key'\] holds 2 non-finite values"):
+        empty(INT_RECIPE).append(broken, value, rope=ROPE, check_finite=True)
+
+
 def test_overflow_inside_jit_poisons_the_output(text):
     query, key, value = text
     layer = empty(INT_RECIPE).append(key, value, rope=ROPE).layer
