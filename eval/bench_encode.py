@@ -25,6 +25,9 @@ _SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
 }
 """The settings of the named recipes, for each codec."""
 
+_SETTLE_SECONDS = 0.3
+"""Pause before a measurement, for threads of the one before to go to sleep."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncodeSpeed:
@@ -66,7 +69,7 @@ def bench_encode(
         names: codecs, all of them if None.
         vectors: a multiple of every block size (512 or 4096 and the like).
         head_dim: dimension of the vectors.
-        repeats: calls of each implementation, taken in turn; the median counts.
+        repeats: calls of each implementation; the median counts.
         on_row: called with each row as soon as it is measured.
 
     Raises:
@@ -95,10 +98,11 @@ def _measure(config: CodecConfig, blocks: np.ndarray, repeats: int) -> EncodeSpe
     encode = jax.jit(lambda codec, blocks: jax.vmap(codec.encode)(blocks))
     compile_seconds = _seconds(lambda: encode(codec, on_device))
     numpy_codecs.encode(blocks, config)  # fills its caches of rotations and levels
-    ours, baseline = [], []
-    for _ in range(repeats):
-        ours.append(_seconds(lambda: encode(codec, on_device)))
-        baseline.append(_seconds(lambda: numpy_codecs.encode(blocks, config)))
+    # One after the other, not in turn: the threads of numpy's BLAS spin for a while after each call and would take
+    # cores from the call that follows.
+    time.sleep(_SETTLE_SECONDS)
+    ours = [_seconds(lambda: encode(codec, on_device)) for _ in range(repeats)]
+    baseline = [_seconds(lambda: numpy_codecs.encode(blocks, config)) for _ in range(repeats)]
     count = blocks.shape[0] * blocks.shape[1]
     stored = sum(leaf.nbytes for leaf in jax.tree.leaves(encode(codec, on_device)))
     return EncodeSpeed(
