@@ -54,7 +54,9 @@ def eval_command(
     model: ModelArgument,
     recipe: Annotated[
         list[str] | None,
-        typer.Option(help="Name, text form, or JSON file; repeat it. 'all': every named recipe.", metavar="RECIPE"),
+        typer.Option(
+            "--recipe", help="Name, text form, or JSON file; repeat it. 'all': every named recipe.", metavar="RECIPE"
+        ),
     ] = None,
     text: Annotated[Path | None, typer.Option(help="UTF-8 text to evaluate on.", metavar="FILE")] = None,
     tokens: Annotated[
@@ -130,7 +132,7 @@ def demo(
 @app.command()
 def calibrate(
     model: ModelArgument,
-    recipe: Annotated[str, typer.Option(help="What the tables are for.", metavar="RECIPE")],
+    recipe: Annotated[str, typer.Option("--recipe", help="What the tables are for.", metavar="RECIPE")],
     out: Annotated[Path, typer.Option(help="The file to write.", metavar="FILE")],
     text: Annotated[Path | None, typer.Option(help="UTF-8 training text.", metavar="FILE")] = None,
     tokens: Annotated[Path | None, typer.Option(help="Token ids instead of a text.", metavar="FILE")] = None,
