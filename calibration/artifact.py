@@ -1,13 +1,16 @@
-"""Calibrated tables in one file: safetensors with a JSON header that says where they came from.
+"""What calibration measured, in one file: safetensors with a JSON header that says where they came from.
 
-Nothing is unpickled. A file made for another model shape is refused, and so is a text that the tables were fitted on.
+Nothing is unpickled, and nothing is used unless all of the file is as it was written. A file made for another model is
+refused, and so is a text that the tables were fitted on. Of symmetric matrices one triangle is stored.
 """
 
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,55 +19,108 @@ import safetensors
 import safetensors.numpy
 
 from kakeya_jax.cache import CacheShape, ModelShape, Tables
+from kakeya_jax.recipe import Recipe
 from kakeya_jax.typing import Int
 
 FORMAT = "kakeya-calibration"
-VERSION = 1
+VERSION = 2
 
 _HASHED_WINDOW = 64
 """Tokens in each hashed window of the corpus: a text leaks if it shares one."""
 
+LayerStream = tuple[int, str]
+"""A layer index and ``"key"``, ``"value"`` or, for statistics of a layer's two streams together, ``"both"``."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExactTokens:
+    """The exact window that Fisher matrices were measured for: see ``stream.Geometry``."""
+
+    sinks: int
+    recent: int
+    page: int
+
+    def __str__(self) -> str:
+        return f"{self.sinks} sinks, {self.recent} recent, pages of {self.page}"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Fitted tables and their origin.
+    """Statistics of a model on training text, tables fitted to single codecs, and where they came from.
 
     Attributes:
-        tables: arrays by layer and stream, then by name.
-        shape: the sizes of the model they were fitted for.
-        model: fingerprint of that model's parameters (see ``fingerprint``).
-        recipe: the recipe they were fitted for, in text form.
-        windows: hashes of the calibration text, one for every 64 tokens.
-        about: anything else worth knowing: corpus name, number of tokens, seed, versions.
+        statistics: float32 arrays by layer and stream, then by name. Of keys (before their rotary embedding) and
+            values: ``mean`` ``[K, D]``, ``covariance`` ``[K, D, D]``, ``largest`` ``[K, D]`` magnitudes, and for each
+            exact window ``i`` ``fisher.i`` ``[K, D, D]``; of keys also ``query`` ``[K, D, D]``, the second moment of
+            the queries. Of both, if collected: ``covariance`` ``[2 K D, 2 K D]`` of all keys, then all values. How
+            many vectors they are means of: ``count`` (of ``mean`` and every ``covariance``), ``query.count`` and
+            ``fisher.i.count`` (tokens that are coded for some query, once for each draw of labels).
+        fitted: tables that only one codec can use, by layer, stream and the codec's text form, then by name.
+        exact: the windows of the Fisher matrices.
+        rope_frequencies: ``[D / 2]`` radians per position, with
+        rope_factor: what the rotary embedding multiplies by.
+        shape: the sizes of the model.
+        model: fingerprint of its parameters (see ``fingerprint``).
+        corpus: hashes of the calibration text, one for every 64 tokens.
+        fisher: how the Fisher matrices were made: ``"gradients"``, or ``"differences"`` without a backward pass.
+        about: plain data worth knowing: ``tokens``, ``passages``, ``passage_length``, ``label_samples``, ``seed``,
+            ``corpus_hash``, ``stability`` (see ``calibration.stability``), and what the caller adds: names, versions,
+            date, the hash of the tokenizer, the command.
     """
 
-    tables: Tables
+    statistics: Mapping[LayerStream, Mapping[str, np.ndarray]]
+    fitted: Mapping[tuple[int, str, str], Mapping[str, np.ndarray]]
+    exact: tuple[ExactTokens, ...]
+    rope_frequencies: tuple[float, ...]
+    rope_factor: float
     shape: CacheShape
     model: str
-    recipe: str
-    windows: tuple[str, ...]
+    corpus: tuple[str, ...]
+    fisher: str
     about: dict[str, Any]
+
+    def tables_for(self, recipe: Recipe) -> Tables:
+        """The tables that a recipe's codecs need; see ``calibration.tables``."""
+        from kakeya_jax.calibration.tables import tables_for
+
+        return tables_for(self, recipe)
+
+    def notes(self) -> tuple[str, ...]:
+        """What whoever uses these tables should know; empty if nothing."""
+        if self.fisher == "differences":
+            return (
+                "calibrated without a backward pass: expect more loss than with gradients (leave out --no-backward)",
+            )
+        return ()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one file; it appears complete or not at all."""
-        arrays = {
-            f"layers.{layer}.{stream}.{name}": np.asarray(array)
-            for (layer, stream), named in self.tables.items()
+        arrays: dict[str, np.ndarray] = {}
+        for (layer, stream), named in self.statistics.items():
+            for name, array in named.items():
+                kind, packed = ("symmetric", _triangle(array)) if _is_symmetric(name) else ("statistics", array)
+                arrays[f"{kind}/{layer}/{stream}/{name}"] = np.asarray(packed, order="C")
+        arrays |= {
+            f"fitted/{layer}/{stream}/{codec}/{name}": np.asarray(array, order="C")
+            for (layer, stream, codec), named in self.fitted.items()
             for name, array in named.items()
         }
         header = {
+            "exact": [dataclasses.asdict(each) for each in self.exact],
+            "rope_frequencies": list(self.rope_frequencies),
+            "rope_factor": self.rope_factor,
             "shape": dataclasses.asdict(self.shape),
             "model": self.model,
-            "recipe": self.recipe,
-            "windows": list(self.windows),
+            "corpus": list(self.corpus),
+            "fisher": self.fisher,
             "about": self.about,
         }
-        checksum = _checksum(arrays)
+        text = json.dumps(header)
         metadata = {
             "format": FORMAT,
             "version": str(VERSION),
-            "checksum": checksum,
-            "header": json.dumps(header),
+            "checksum": _checksum(arrays, text),
+            "header": text,
         }
         target = pathlib.Path(path)
         partial = target.with_name(target.name + ".partial")
@@ -75,9 +131,12 @@ class Calibration:
         """Raises a ``ValueError`` unless these tables were fitted for this model."""
         found = CacheShape.of(config)
         if found != self.shape:
-            raise ValueError(
-                f"calibration was fitted for a model of {_sizes(self.shape)}; this one has {_sizes(found)}"
+            differing = ", ".join(
+                f"{name}={getattr(self.shape, name)} (this one: {getattr(found, name)})"
+                for name in vars(found)
+                if getattr(self.shape, name) != getattr(found, name)
             )
+            raise ValueError(f"calibration was fitted for a model of {differing}; calibrate this model")
         if fingerprint(params) != self.model:
             raise ValueError(
                 f"calibration was fitted for other weights (fingerprint {self.model[:12]}); calibrate this model"
@@ -85,7 +144,7 @@ class Calibration:
 
     def check_text(self, tokens: Int[np.ndarray, " n"]) -> None:
         """Raises a ``ValueError`` if ``tokens`` contains a window of the calibration text, at any offset."""
-        leaked = len(set(self.windows) & set(_window_hashes(tokens, stride=1)))
+        leaked = len(set(self.corpus) & set(_window_hashes(tokens, stride=1)))
         if leaked:
             raise ValueError(
                 f"the evaluation text contains {leaked} windows of {_HASHED_WINDOW} tokens that the calibration was "
@@ -100,37 +159,53 @@ def load_calibration(path: str | os.PathLike[str]) -> Calibration:
         FileNotFoundError: there is no such file.
         ValueError: it is truncated, altered, of another kind, or of a newer format.
     """
+    arrays, header = _read(path)
+    statistics: dict[LayerStream, dict[str, np.ndarray]] = {}
+    fitted: dict[tuple[int, str, str], dict[str, np.ndarray]] = {}
+    for name, array in arrays.items():
+        kind, layer, stream, rest = name.split("/", 3)
+        if kind == "fitted":
+            codec, table = rest.rsplit("/", 1)
+            fitted.setdefault((int(layer), stream, codec), {})[table] = array
+        else:
+            unpacked = _from_triangle(array) if kind == "symmetric" else array
+            statistics.setdefault((int(layer), stream), {})[rest] = unpacked
+    return Calibration(
+        statistics=statistics,
+        fitted=fitted,
+        exact=tuple(ExactTokens(**each) for each in header["exact"]),
+        rope_frequencies=tuple(header["rope_frequencies"]),
+        rope_factor=header["rope_factor"],
+        shape=CacheShape(**header["shape"]),
+        model=header["model"],
+        corpus=tuple(header["corpus"]),
+        fisher=header["fisher"],
+        about=header["about"],
+    )
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the header of a file, checked to be as they were written."""
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"calibration file {path} does not exist")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    except safetensors.SafetensorError as error:
+    except Exception as error:  # safetensors' own, and whatever numpy says to a shape or dtype that was altered
         raise ValueError(
             f"{path} is not a readable calibration file (truncated, or of another kind): {error}"
         ) from None
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is a {metadata.get('format', 'safetensors')!r} file, not a {FORMAT} file")
-    if int(metadata["version"]) > VERSION:
+    if metadata.get("version") != str(VERSION):
         raise ValueError(
-            f"{path} has format {metadata['version']}; this version reads up to {VERSION}: upgrade kakeya-jax"
+            f"{path} has format {metadata.get('version')}, this version of kakeya-jax reads {VERSION}; calibrate again"
         )
-    if metadata.get("checksum") != _checksum(arrays):
+    header = metadata.get("header", "")
+    if metadata.get("checksum") != _checksum(arrays, header):
         raise ValueError(f"{path} was altered after it was written: its checksum does not match; calibrate again")
-    header = json.loads(metadata["header"])
-    tables: dict[Any, dict[str, Any]] = {}
-    for name, array in arrays.items():
-        _, layer, stream, table = name.split(".", 3)
-        tables.setdefault((int(layer), stream), {})[table] = jnp.asarray(array)
-    return Calibration(
-        tables=tables,
-        shape=CacheShape(**header["shape"]),
-        model=header["model"],
-        recipe=header["recipe"],
-        windows=tuple(header["windows"]),
-        about=header["about"],
-    )
+    return arrays, json.loads(header)
 
 
 def fingerprint(params: Any) -> str:
@@ -149,8 +224,14 @@ def fingerprint(params: Any) -> str:
     return digest.hexdigest()
 
 
+def text_hash(tokens: Int[np.ndarray, "*passages n"]) -> str:
+    """A hash of token ids and of how they are cut into passages."""
+    data = np.ascontiguousarray(np.asarray(tokens, np.uint32))
+    return hashlib.sha256(repr(data.shape).encode() + data.tobytes()).hexdigest()
+
+
 def text_windows(tokens: Int[np.ndarray, "*passages n"]) -> tuple[str, ...]:
-    """Hashes of the consecutive 64-token windows of each passage, for ``Calibration.windows``."""
+    """Hashes of the consecutive 64-token windows of each passage, for ``Calibration.corpus``."""
     passages = np.asarray(tokens).reshape(-1, np.shape(tokens)[-1])
     return tuple(window for passage in passages for window in _window_hashes(passage, stride=_HASHED_WINDOW))
 
@@ -163,13 +244,29 @@ def _window_hashes(tokens: Int[np.ndarray, " n"], *, stride: int) -> list[str]:
     ]
 
 
-def _checksum(arrays: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
+def _checksum(arrays: dict[str, np.ndarray], header: str) -> str:
+    digest = hashlib.sha256(header.encode())
     for name in sorted(arrays):
-        digest.update(name.encode())
-        digest.update(arrays[name].tobytes())
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 
-def _sizes(shape: CacheShape) -> str:
-    return f"{shape.num_layers} layers, {shape.num_kv_heads} key/value heads, head_dim {shape.head_dim}"
+def _is_symmetric(name: str) -> bool:
+    """Whether a statistic is a stack of symmetric matrices."""
+    return name in ("covariance", "query") or (name.startswith("fisher.") and not name.endswith(".count"))
+
+
+def _triangle(matrix: np.ndarray) -> np.ndarray:
+    """``[..., D, D]`` as ``[..., D (D + 1) / 2]``."""
+    return matrix[(..., *np.triu_indices(matrix.shape[-1]))]
+
+
+def _from_triangle(triangle: np.ndarray) -> np.ndarray:
+    dim = (math.isqrt(8 * triangle.shape[-1] + 1) - 1) // 2
+    row, column = np.triu_indices(dim)
+    matrix = np.empty((*triangle.shape[:-1], dim, dim), triangle.dtype)
+    matrix[..., row, column] = triangle
+    matrix[..., column, row] = triangle
+    return matrix

@@ -1,118 +1,343 @@
-"""Fits the tables that a recipe's codecs need, on training text, through the model itself."""
+"""Calibration: one pass over training text through the model itself."""
 
+import dataclasses
 import functools
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kakeya_jax import lloyd_max
-from kakeya_jax.cache import CacheShape, CompressedCache, Tables, dense_recipe
-from kakeya_jax.calibration.artifact import Calibration, fingerprint, text_windows
-from kakeya_jax.codec import CodecConfig
-from kakeya_jax.codecs.kakeya import KakeyaConfig, fit_shared
-from kakeya_jax.recipe import Recipe
-from kakeya_jax.rope import apply_rope
-from kakeya_jax.stream import read
-from kakeya_jax.typing import Array, Float, Int, RopeClass, StreamName
+import kakeya_jax
+from kakeya_jax.cache import CacheShape
+from kakeya_jax.calibration import collect, differences, stability
+from kakeya_jax.calibration.artifact import (
+    Calibration,
+    ExactTokens,
+    LayerStream,
+    fingerprint,
+    text_hash,
+    text_windows,
+)
+from kakeya_jax.calibration.codec_tables import check_recipes, fit_codec_tables
+from kakeya_jax.calibration.differences import Sensitivity
+from kakeya_jax.calibration.merge import merge_statistics
+from kakeya_jax.calibration.resume import Resume
+from kakeya_jax.models.probe import coded_for
+from kakeya_jax.pytree import pytree_dataclass
+from kakeya_jax.recipe import DEFAULT_RECENT, DEFAULT_SINKS, Recipe
+from kakeya_jax.stream import Geometry
+from kakeya_jax.typing import Int
+
+STANDARD = ExactTokens(sinks=DEFAULT_SINKS, recent=DEFAULT_RECENT, page=128)
+"""The exact window of recipes that say nothing else."""
+
+MOST_JOINT_CHANNELS = 2048
+"""Keys and values of all heads of a layer are correlated with each other up to so many channels."""
+
+MOST_DIFFERENCE_PASSAGES = 4
+"""Passages for finite differences: each takes a forward pass for every head of every layer, twice."""
+
+Progress = Callable[[int, int, str], None]
+
+_Named = dict[LayerStream, dict[str, np.ndarray]]
 
 
 def fit(
     model: Any,
     params: Any,
     passages: Int[np.ndarray, "N T"],
-    recipe: Recipe,
     *,
+    recipes: Sequence[Recipe] = (),
+    exact: Sequence[ExactTokens] = (STANDARD,),
+    samples: int = 1,
+    seed: int = 0,
+    joint: bool | None = None,
+    backward: bool = True,
+    devices: Sequence[Any] | None = None,
+    resume: pathlib.Path | None = None,
     about: dict[str, Any] | None = None,
-    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+    progress: Progress = lambda done, total, what: None,
 ) -> Calibration:
-    """The tables of every codec of ``recipe`` that needs some.
+    """Statistics of the model on ``passages``, and the tables of codecs that are fitted one by one.
+
+    Even and odd passages are summed apart, to see how much the fit owes to the text (``calibration.stability``).
 
     Args:
-        model: the decoder.
+        model: the decoder; float32 activations.
         params: its parameters.
         passages: training text; never text that will be evaluated.
-        recipe: what will be run with the tables.
+        recipes: recipes with codecs that need tables of their own (calibrated centroids or scales, a shared basis).
+        exact: the exact windows that recipes will use: what an error costs depends on how near to its query a token
+            may be coded. All of them together take little more time than one.
+        samples: draws of labels, a backward pass each, for every passage.
+        seed: of the draws.
+        joint: also collect the covariance of all of a layer's heads together; None: if they are at most
+            ``MOST_JOINT_CHANNELS`` channels.
+        backward: use gradients; without them Fisher matrices are approximated (``calibration.differences``).
+        devices: passages are dealt out to them, each with a copy of the parameters; None: all of this process.
+        resume: where to keep the sums of an unfinished run; an interrupted call with the same arguments goes on from
+            there. The caller deletes the file when the result is safe.
         about: notes for the file's header.
-        progress: told the passages done, their number, and what comes next.
+        progress: told the steps done, their number, and what comes next.
 
     Raises:
-        ValueError: no codec of the recipe takes tables, or a passage is shorter than a codec's block.
+        ValueError: passages too short to code anything of, or for a codec's block; or ``resume`` holds another run.
     """
-    plan = recipe.plan(model.config.num_layers)
-    wanted: list[tuple[int, StreamName, KakeyaConfig, RopeClass | None]] = [
-        (layer, name, stream.codec, stream.rope)
-        for layer, of_layer in enumerate(plan)
-        for name, stream in of_layer.streams()
-        if isinstance(stream.codec, KakeyaConfig) and needs_tables(stream.codec)
-    ]
-    if not wanted:
-        raise ValueError(f"recipe {recipe} needs no calibration: none of its codecs takes fitted tables")
-    length = passages.shape[1]
-    for _, _, codec, _ in wanted:
-        if codec.block_size > length:
-            raise ValueError(
-                f"passages of {length} tokens are shorter than block_size={codec.block_size}; use longer ones"
-            )
-    vectors_of = jax.jit(functools.partial(dense_vectors, model))
-    collected: dict[tuple[int, StreamName], list[np.ndarray]] = {(layer, name): [] for layer, name, _, _ in wanted}
-    for index, passage in enumerate(passages):
-        progress(index, len(passages), "collecting keys and values")
-        streams = vectors_of(params, jnp.asarray(passage))
-        for layer, name, _, rope in wanted:
-            vectors = streams[layer][name]
-            if rope == "post":
-                vectors = apply_rope(vectors, jnp.arange(length, dtype=jnp.int32)[None], model.config.rope)
-            collected[layer, name].append(np.asarray(vectors))
-    progress(len(passages), len(passages), "fitting")
-    tables: Tables = {
-        (layer, name): _fit_kakeya(codec, np.stack(collected[layer, name])) for layer, name, codec, _ in wanted
+    if samples < 1:
+        raise ValueError(f"samples={samples} must be at least 1")
+    config = model.config
+    check_recipes(recipes, config.num_layers, passages.shape[1])
+    windows = tuple(_geometry(each, passages.shape[1]) for each in exact)
+    with_joint = 2 * config.num_kv_heads * config.head_dim <= MOST_JOINT_CHANNELS if joint is None else joint
+    identity: dict[str, Any] = {
+        "model": fingerprint(params),
+        "text": text_hash(passages),
+        "windows": [str(each) for each in exact],
+        "samples": samples if backward else 0,
+        "seed": seed,
+        "joint": with_joint,
+        "backward": backward,
+        "version": kakeya_jax.__version__,
     }
+    run = _Run(
+        model=model,
+        params=params,
+        passages=passages,
+        windows=windows,
+        samples=samples,
+        seed=seed,
+        joint=with_joint,
+        backward=backward,
+        devices=list(devices or jax.local_devices()),
+        file=None if resume is None else Resume(path=resume, run=identity),
+        progress=progress,
+    )
+    with jax.default_matmul_precision("highest"):  # TF32 on a GPU would drown finite differences
+        halves = run.halves()
+    merged = merge_statistics(*halves)
+    frequencies = tuple(map(float, config.rope.frequencies))
     notes = {
         "tokens": int(passages.size),
         "passages": len(passages),
-        "passage_length": length,
+        "passage_length": passages.shape[1],
+        "label_samples": identity["samples"],
+        "seed": seed,
+        "corpus_hash": identity["text"],
+        "stability": stability.compare(*halves, exact, frequencies) if len(passages) > 1 else [],
         **(about or {}),
     }
-    return Calibration(
-        tables=tables,
-        shape=CacheShape.of(model.config),
-        model=fingerprint(params),
-        recipe=recipe.to_text(),
-        windows=text_windows(passages),
+    calibration = Calibration(
+        statistics=merged,
+        fitted={},
+        exact=tuple(exact),
+        rope_frequencies=frequencies,
+        rope_factor=float(config.rope.attention_factor),
+        shape=CacheShape.of(config),
+        model=identity["model"],
+        corpus=text_windows(passages),
+        fisher="gradients" if backward else "differences",
         about=notes,
     )
+    fitted = fit_codec_tables(model, params, passages, recipes, calibration)
+    return dataclasses.replace(calibration, fitted=fitted)
 
 
-def needs_tables(codec: CodecConfig) -> bool:
-    """Whether a codec must be calibrated before it can code."""
-    return isinstance(codec, KakeyaConfig) and (codec.basis == "shared" or codec.centroids == "calibrated")
+def as_arrays(statistics: collect.Statistics) -> _Named:
+    """Named arrays of ``Calibration.statistics``; symmetric matrices are so bit by bit."""
+    named: dict[LayerStream, dict[str, Any]] = {}
+    for index, layer in enumerate(statistics):
+        for stream, moments, fishers in (
+            ("key", layer.key, layer.key_fisher),
+            ("value", layer.value, layer.value_fisher),
+        ):
+            named[index, stream] = {
+                "mean": moments.mean.value(),
+                "covariance": _symmetric(moments.covariance()),
+                "largest": moments.largest,
+                "count": moments.count.value(),
+            }
+            for window, fisher in enumerate(fishers):
+                named[index, stream][f"fisher.{window}"] = _symmetric(fisher.value())
+                named[index, stream][f"fisher.{window}.count"] = fisher.count.value()
+        named[index, "key"]["query"] = _symmetric(layer.query.value())
+        named[index, "key"]["query.count"] = layer.query.count.value()
+        if layer.both is not None:
+            named[index, "both"] = {"covariance": _symmetric(layer.both.covariance()[0])}
+    return jax.tree.map(np.asarray, named)
 
 
-def dense_vectors(
-    model: Any, params: Any, tokens: Int[Array, " T"], *, chunk: int = 512
-) -> list[dict[str, Float[Array, "K T D"]]]:
-    """Keys (before their rotary embedding) and values of every layer for one passage, float32."""
-    length = tokens.shape[0]
-    cache = CompressedCache.init(model.config, dense_recipe(length), batch_size=1, max_length=length, dtype=jnp.float32)
-    for start in range(0, length, chunk):  # traced once for each chunk of a passage, of which there are few
-        _, cache = model.apply({"params": params}, tokens[None, start : start + chunk], cache=cache)
-    return [{"key": read(layer.key)[0], "value": read(layer.value)[0]} for layer in cache.layers]
+@pytree_dataclass
+class _Sums:
+    """What an unfinished run holds.
+
+    Attributes:
+        halves: of even and of odd passages.
+        sensitivities: of even and of odd passages, each ``[windows, layers, 2, K]``; None with a backward pass.
+    """
+
+    halves: tuple[collect.Statistics, ...]
+    sensitivities: tuple[Sensitivity, ...] | None
 
 
-def _fit_kakeya(config: KakeyaConfig, vectors: Float[np.ndarray, "N K T D"]) -> dict[str, Array]:
-    """Shared skeleton, calibrated centroids, or both; heads pooled, centroids on what the quantiser really sees."""
-    dim = vectors.shape[-1]
-    tables: dict[str, Array] = {}
-    if config.basis == "shared":
-        tables |= fit_shared(jnp.asarray(vectors.reshape(-1, dim)), config.rank_of(dim))
-    if config.centroids == "calibrated":
-        start = jnp.asarray(lloyd_max.gaussian_levels(config.bits))
-        codec = config.build(dim, tables={**tables, "centroids": start})
-        whole = vectors.shape[2] // config.block_size * config.block_size
-        blocks = vectors[:, :, :whole].reshape(-1, config.block_size, dim)
-        residuals = jax.lax.map(codec.standard_residual, jnp.asarray(blocks))
-        tables["centroids"] = jnp.asarray(lloyd_max.fit_levels(residuals, config.bits))
-    return tables
+@dataclasses.dataclass(kw_only=True)
+class _Run:
+    """One pass over the text; see ``fit`` for the attributes."""
+
+    model: Any
+    params: Any
+    passages: np.ndarray
+    windows: tuple[Geometry, ...]
+    samples: int
+    seed: int
+    joint: bool
+    backward: bool
+    devices: list[Any]
+    file: Resume | None
+    progress: Progress
+    _resumed: int = 0
+
+    def halves(self) -> tuple[_Named, _Named]:
+        """Statistics of even and of odd passages."""
+        start = self._empty()
+        loaded = None if self.file is None else self.file.load(start)
+        self._resumed, sums = loaded or (0, start)
+        sums = self._moments(sums)
+        halves = [as_arrays(half) for half in sums.halves]
+        if not self.backward:
+            halves = self._differences(sums, halves)
+        self._report(self._steps, "fitting")
+        return halves[0], halves[1]
+
+    def _moments(self, sums: _Sums) -> _Sums:
+        count = len(self.devices)
+        windows = self.windows if self.backward else ()
+        step = jax.jit(
+            functools.partial(collect.update, self.model, windows=windows, samples=self.samples), donate_argnums=1
+        )
+        params = [jax.device_put(self.params, device) for device in self.devices]
+        held = self._deal(sums.halves)
+        for first in range(self._resumed, len(self.passages), count):
+            group = range(first, min(first + count, len(self.passages)))
+            self._report(first, f"passage {first + 1}/{len(self.passages)}")
+            for slot, index in enumerate(group):
+                key = self._key(self.passages[index])
+                passage, key = jax.device_put((jnp.asarray(self.passages[index]), key), self.devices[slot])
+                held[slot][index % 2] = step(params[slot], held[slot][index % 2], passage, key)
+            jax.block_until_ready(held)
+            if self.file is not None and (self.file.is_due() or group[-1] + 1 == len(self.passages)):
+                sums = dataclasses.replace(sums, halves=self._gather(held))
+                self.file.save(group[-1] + 1, sums)
+                held = self._deal(sums.halves)
+        return dataclasses.replace(sums, halves=self._gather(held))
+
+    def _differences(self, sums: _Sums, halves: list[_Named]) -> list[_Named]:
+        """The halves with Fisher matrices from finite differences."""
+        config, whole = self.model.config, merge_statistics(*halves)
+        of_values = differences.value_shapes(config, self.params)
+        frequencies, length = config.rope.frequencies, self.passages.shape[1]
+        shapes = [
+            [
+                np.stack([differences.key_shapes(whole[layer, "key"]["query"], frequencies, each, length), of_value])
+                for layer, of_value in enumerate(of_values)
+            ]
+            for each in self.windows
+        ]
+        deviations = [
+            np.stack([np.sqrt(np.einsum("kdd->kd", whole[layer, name]["covariance"])) for name in ("key", "value")])
+            for layer in range(config.num_layers)
+        ]
+        reference_of = jax.jit(functools.partial(differences.log_probabilities, self.model))
+        measures = [jax.jit(functools.partial(differences.measure, self.model, window=each)) for each in self.windows]
+        assert sums.sensitivities is not None
+        found = jax.tree.map(np.array, sums.sensitivities)
+        reference, reference_index = None, -1
+        for step in range(max(self._resumed, len(self.passages)), self._steps):
+            place = step - len(self.passages)
+            window, rest = place % len(self.windows), place // len(self.windows)
+            index, layer = rest // config.num_layers, rest % config.num_layers
+            self._report(step, f"differences: passage {index + 1}/{self._difference_passages}, layer {layer}")
+            passage = jnp.asarray(self.passages[index])
+            if reference_index != index:
+                reference, reference_index = reference_of(self.params, passage), index
+            key = jax.random.fold_in(self._key(self.passages[index]), layer)
+            each = measures[window](
+                self.params, passage, reference, key, layer, deviations[layer], shapes[window][layer]
+            )
+            found[index % 2].change[window, layer] += np.asarray(each.change)
+            found[index % 2].energy[window, layer] += np.asarray(each.energy)
+            if self.file is not None and self.file.is_due():
+                self.file.save(step + 1, dataclasses.replace(sums, sensitivities=found))
+        for half, named in enumerate(halves):
+            passages = len(range(half, self._difference_passages, 2))
+            for window, geometry in enumerate(self.windows):
+                coded = np.sum(np.any(np.asarray(coded_for(geometry, length)), axis=0))
+                scale = np.asarray(found[half].scale()[window])
+                for layer, shape in enumerate(shapes[window]):
+                    for stream, name in enumerate(("key", "value")):
+                        named[layer, name][f"fisher.{window}"] = scale[layer, stream][:, None, None] * shape[stream]
+                        named[layer, name][f"fisher.{window}.count"] = np.asarray(coded * passages, np.float32)
+        return halves
+
+    def _key(self, passage: np.ndarray) -> jax.Array:
+        """Draws depend on the passage and not on its place, so that parts of a text add up to the whole of it."""
+        return jax.random.fold_in(jax.random.key(self.seed), int(text_hash(passage)[:8], 16))
+
+    @property
+    def _difference_passages(self) -> int:
+        return min(MOST_DIFFERENCE_PASSAGES, len(self.passages))
+
+    @property
+    def _steps(self) -> int:
+        if self.backward:
+            return len(self.passages)
+        return len(self.passages) + self._difference_passages * self.model.config.num_layers * len(self.windows)
+
+    def _report(self, done: int, what: str) -> None:
+        """Steps of this call only, for the time left is reckoned from them."""
+        self.progress(done - self._resumed, self._steps - self._resumed, what)
+
+    def _empty(self) -> _Sums:
+        config = self.model.config
+        sensitivities = None
+        if not self.backward:
+            shape = (len(self.windows), config.num_layers, 2, config.num_kv_heads)
+            sensitivities = (Sensitivity.zeros(shape),) * 2
+        return _Sums(halves=(self._nothing(), self._nothing()), sensitivities=sensitivities)
+
+    def _nothing(self) -> collect.Statistics:
+        return collect.init(self.model.config, len(self.windows) if self.backward else 0, joint=self.joint)
+
+    def _deal(self, halves: tuple[collect.Statistics, ...]) -> list[list[collect.Statistics]]:
+        """Every device's own sums of even and odd passages: the first goes on with ``halves``."""
+        others = [[self._nothing(), self._nothing()] for _ in self.devices[1:]]
+        return [
+            jax.device_put(each, device) for each, device in zip([list(halves), *others], self.devices, strict=True)
+        ]
+
+    def _gather(self, held: list[list[collect.Statistics]]) -> tuple[collect.Statistics, ...]:
+        """The sums of all devices, on the first."""
+        halves = held[0]
+        for other in held[1:]:
+            moved = jax.device_put(other, self.devices[0])
+            halves = [
+                tuple(a.merge(b) for a, b in zip(half, more, strict=True))
+                for half, more in zip(halves, moved, strict=True)
+            ]
+        return tuple(halves)
+
+
+def _symmetric(matrices: jax.Array) -> jax.Array:
+    return 0.5 * (matrices + jnp.swapaxes(matrices, -1, -2))
+
+
+def _geometry(exact: ExactTokens, length: int) -> Geometry:
+    geometry = Geometry(sinks=exact.sinks, recent=exact.recent, page=exact.page, max_length=length)
+    if geometry.num_pages == 0:
+        raise ValueError(
+            f"passages of {length} tokens code nothing with {exact}; use passages of at least "
+            f"{exact.sinks + exact.recent + exact.page} tokens"
+        )
+    return geometry

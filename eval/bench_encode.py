@@ -21,9 +21,11 @@ _SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "kivi": ({"bits": 2}, {"bits": 4}),
     "turboquant": ({"bits": 2}, {"bits": 3}, {"bits": 4}, {"bits": 4, "qjl": True}),
     "besicovitch": ({"direction_bits": 3, "magnitude_bits": 4, "block_size": 512},),
+    "riemannian": ({"direction_bits": 6, "magnitude_bits": 4, "block_size": 512},),
     "kakeya": ({"bits": 4}, {"bits": 3, "pca": "randomized"}),
+    "klt": ({"bits": 2.0}, {"bits": 4.0}, {"bits": 2.0, "form": "quality"}),
 }
-"""The settings of the named recipes, for each codec."""
+"""The settings of the named recipes, for each codec; calibrated tables are neutral ones of the same shapes."""
 
 _SETTLE_SECONDS = 0.3
 """Pause before a measurement, for threads of the one before to go to sleep."""
@@ -37,7 +39,7 @@ class EncodeSpeed:
         codec: the method's name.
         settings: options that differ from the method's defaults, as ``name=value``.
         vectors_per_second: jitted, all blocks in one call, without compilation.
-        numpy_vectors_per_second: the numpy baseline of the same codec on the same vectors.
+        numpy_vectors_per_second: the numpy baseline of the same codec on the same vectors; None if there is none.
         compile_seconds: of the first call, tracing included.
         bits_per_value: of the code, every side byte included.
     """
@@ -45,14 +47,16 @@ class EncodeSpeed:
     codec: str
     settings: str
     vectors_per_second: float
-    numpy_vectors_per_second: float
+    numpy_vectors_per_second: float | None
     compile_seconds: float
     bits_per_value: float
 
     @property
-    def ratio(self) -> float:
+    def ratio(self) -> float | None:
         """How many times as fast as numpy."""
-        return self.vectors_per_second / self.numpy_vectors_per_second
+        return (
+            None if self.numpy_vectors_per_second is None else self.vectors_per_second / self.numpy_vectors_per_second
+        )
 
 
 def bench_encode(
@@ -83,6 +87,8 @@ def bench_encode(
     for config in configs:
         if vectors % config.block_size:
             raise ValueError(f"vectors={vectors} must be a multiple of {config.name}'s block_size={config.block_size}")
+        if config.joint_streams and vectors // config.block_size % 2:
+            raise ValueError(f"vectors={vectors} must be a multiple of two blocks of {config.name}: keys and values")
     keys = np.asarray(synthetic_kv(0, vectors, head_dim, "key"))
     rows = []
     for config in configs:
@@ -92,24 +98,30 @@ def bench_encode(
 
 
 def _measure(config: CodecConfig, blocks: np.ndarray, repeats: int) -> EncodeSpeed:
-    codec = config.build(blocks.shape[-1])
+    codec = config.build(blocks.shape[-1], tables=config.neutral_tables(blocks.shape[-1]))
     on_device = jax.device_put(blocks)
+    if config.joint_streams:
+        on_device = on_device.reshape(-1, 2, *blocks.shape[1:])  # stand for a head's keys and its values
+    elif config.joint_heads:
+        on_device = on_device[:, None]
     # The codec is an argument, not a constant: its tables must not be folded into the program.
     encode = jax.jit(lambda codec, blocks: jax.vmap(codec.encode)(blocks))
     compile_seconds = _seconds(lambda: encode(codec, on_device))
-    numpy_codecs.encode(blocks, config)  # fills its caches of rotations and levels
+    with_baseline = numpy_codecs.has_baseline(config.name)
+    if with_baseline:
+        numpy_codecs.encode(blocks, config)  # fills its caches of rotations and levels
     # One after the other, not in turn: the threads of numpy's BLAS spin for a while after each call and would take
     # cores from the call that follows.
     time.sleep(_SETTLE_SECONDS)
     ours = [_seconds(lambda: encode(codec, on_device)) for _ in range(repeats)]
-    baseline = [_seconds(lambda: numpy_codecs.encode(blocks, config)) for _ in range(repeats)]
+    baseline = [_seconds(lambda: numpy_codecs.encode(blocks, config)) for _ in range(repeats if with_baseline else 0)]
     count = blocks.shape[0] * blocks.shape[1]
     stored = sum(leaf.nbytes for leaf in jax.tree.leaves(encode(codec, on_device)))
     return EncodeSpeed(
         codec=config.name,
         settings=_settings(config),
         vectors_per_second=count / statistics.median(ours),
-        numpy_vectors_per_second=count / statistics.median(baseline),
+        numpy_vectors_per_second=count / statistics.median(baseline) if baseline else None,
         compile_seconds=compile_seconds,
         bits_per_value=8 * stored / blocks.size,
     )

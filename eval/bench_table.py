@@ -44,8 +44,8 @@ def table(rows: list[EncodeSpeed], vectors: int, head_dim: int) -> Table:
             row.codec,
             row.settings,
             f"{row.vectors_per_second:,.0f}",
-            f"{row.numpy_vectors_per_second:,.0f}",
-            f"{row.ratio:.1f}",
+            "-" if row.numpy_vectors_per_second is None else f"{row.numpy_vectors_per_second:,.0f}",
+            "-" if row.ratio is None else f"{row.ratio:.1f}",
             f"{row.compile_seconds:.2f}",
             f"{row.bits_per_value:.3f}",
         )

@@ -69,6 +69,10 @@ def eval_command(
     continuation: Annotated[int | None, typer.Option(help="Tokens fed after a snapshot [512].")] = None,
     chunk: Annotated[int | None, typer.Option(help="Tokens fed at once; not a matter of quality.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="Calibrated tables.", metavar="FILE")] = None,
+    stress: Annotated[
+        float | None,
+        typer.Option(help="Same function, outlier channels of K and V this many times larger.", metavar="FACTOR"),
+    ] = None,
     gates: Annotated[
         str,
         typer.Option(help="default, star, perplexity, or accept=1/95,marginal=3/85 (|dPPL| % / top-1 %)."),
@@ -102,6 +106,7 @@ def eval_command(
         gates=gates,
         dtype=dtype,
         cache_dtype=cache_dtype,
+        stress=stress,
         offline=offline,
     )
     result = run_eval.run_request(request, quiet=quiet)
@@ -114,7 +119,7 @@ def demo(
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Measure eleven recipes on the bundled model: no network, no GPU, a few minutes."""
+    """Measure fifteen recipes on the bundled model: no network, no GPU, a few minutes."""
     _configure(offline=True)
     from kakeya_jax.eval.demo import run_demo
     from kakeya_jax.eval.progress import show_progress
@@ -131,35 +136,128 @@ def demo(
 
 @app.command()
 def calibrate(
-    model: ModelArgument,
-    recipe: Annotated[str, typer.Option("--recipe", help="What the tables are for.", metavar="RECIPE")],
-    out: Annotated[Path, typer.Option(help="The file to write.", metavar="FILE")],
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Folder, hub id, or 'demo', the bundled model.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write.", metavar="FILE")] = None,
     text: Annotated[Path | None, typer.Option(help="UTF-8 training text.", metavar="FILE")] = None,
     tokens: Annotated[Path | None, typer.Option(help="Token ids instead of a text.", metavar="FILE")] = None,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--recipe", help="Also fit tables of its codecs' own (centroids, bases); repeat it.", metavar="RECIPE"
+        ),
+    ] = None,
+    window: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--window",
+            help="Exact tokens SINKS:RECENT[:PAGE] of the recipes to come [4:128]; repeat it.",
+            metavar="WINDOW",
+        ),
+    ] = None,
     context: Annotated[int, typer.Option(help="Tokens of each passage.")] = 2048,
-    passages: Annotated[int, typer.Option(help="How many, evenly spaced.")] = 6,
+    passages: Annotated[int, typer.Option(help="How many, evenly spaced.")] = 12,
+    samples: Annotated[int, typer.Option(help="Backward passes for each passage.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the labels that are drawn.")] = 0,
+    joint: Annotated[bool, typer.Option("--joint/--no-joint", help="Correlations between heads, K and V.")] = True,
+    backward: Annotated[
+        bool, typer.Option("--backward/--no-backward", help="Gradients, or finite differences: less exact.")
+    ] = True,
+    merge: Annotated[
+        list[Path] | None, typer.Option("--merge", help="Merge files of the same model; repeat it.", metavar="FILE")
+    ] = None,
+    check: Annotated[Path | None, typer.Option("--check", help="Only look at a file.", metavar="FILE")] = None,
+    of_model: Annotated[
+        str | None, typer.Option("--model", help="With --check: is the file of this model?", metavar="MODEL")
+    ] = None,
+    as_json: JsonFlag = False,
     offline: OfflineFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Fit the tables that a recipe needs, on text that is not evaluated on."""
-    _configure(offline=offline)
-    from kakeya_jax.eval.run_calibrate import run_calibrate
+    """Measure a model on training text, for the tables that calibrated recipes need.
 
-    source = text or tokens
-    if source is None or (text and tokens):
-        raise ValueError("give training text: either --text FILE or --tokens FILE")
-    saved = run_calibrate(
-        model,
-        recipe,
-        source,
-        out,
-        is_text=bool(text),
+    The text must not be evaluated on. Interrupted, the same command goes on where it was.
+    """
+    _configure(offline=offline)
+    from kakeya_jax.eval import run_calibrate as work
+
+    if check is not None:
+        if model or merge or out:
+            raise ValueError("--check FILE only looks at a file; give a model to compare it with as --model MODEL")
+        report = work.run_check(check, model=of_model, offline=offline)
+        from kakeya_jax.eval.calibration_table import report_table
+
+        _print(report.to_dict() if as_json else report_table(report), as_json)
+        return
+    if out is None:
+        raise ValueError("nowhere to write; give --out FILE (or --check FILE to look at one)")
+    if merge:
+        if model or text or tokens:
+            raise ValueError("--merge FILE --merge FILE --out FILE takes no model and no text")
+        print(work.run_merge(merge, out))
+        return
+    if model is None:
+        raise ValueError("no model; give a folder, a hub id, or 'demo'")
+    request = work.Request(
+        model=model,
+        out=out,
+        text=text,
+        tokens=tokens,
+        recipes=tuple(recipe or ()),
+        windows=tuple(window or ()),
         context=context,
         passages=passages,
+        samples=samples,
+        seed=seed,
+        joint=joint,
+        backward=backward,
         offline=offline,
-        quiet=quiet,
     )
-    print(saved)
+    print(work.run_calibrate(request, quiet=quiet))
+
+
+@app.command()
+def search(
+    model: ModelArgument,
+    calibration: Annotated[Path, typer.Option(help="Of this model: see calibrate.", metavar="FILE")],
+    out: Annotated[Path, typer.Option(help="The recipe's .json file to write.", metavar="FILE")],
+    max_bits: Annotated[float | None, typer.Option(help="Bits per coded value, all-in.")] = None,
+    max_bytes_per_token: Annotated[
+        float | None, typer.Option(help="Bytes for each of --context tokens, exact window included.")
+    ] = None,
+    max_kl: Annotated[float | None, typer.Option(help="Expected loss, nats for each token.")] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Measure on this text, which was not calibrated on.", metavar="FILE")
+    ] = None,
+    tokens: Annotated[Path | None, typer.Option(help="Token ids instead of a text.", metavar="FILE")] = None,
+    context: Annotated[int, typer.Option(help="Tokens of each passage.")] = 4096,
+    passages: Annotated[int | None, typer.Option(help="Default: until 20,000 tokens are scored.")] = None,
+    quality: Annotated[bool, typer.Option("--quality", help="klt in the form that reconstructs keys.")] = False,
+    as_json: JsonFlag = False,
+    offline: OfflineFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Find the best recipe for a budget, or the smallest for a loss, from calibration alone; then measure it."""
+    _configure(offline=offline)
+    from kakeya_jax.eval import run_search as work
+
+    request = work.Request(
+        model=model,
+        calibration=calibration,
+        out=out,
+        max_bits=max_bits,
+        max_bytes_per_token=max_bytes_per_token,
+        max_kl=max_kl,
+        text=text,
+        tokens=tokens,
+        context=context,
+        passages=passages,
+        quality=quality,
+        offline=offline,
+    )
+    report = work.run_search(request, quiet=quiet)
+    _print(report.to_dict() if as_json else work.report_table(report), as_json)
 
 
 @app.command()
@@ -203,7 +301,7 @@ def explain(
     from kakeya_jax.recipe import Recipe
 
     parsed = Recipe.parse(recipe)
-    tables = load_calibration(calibration).tables if calibration else None
+    tables = load_calibration(calibration).tables_for(parsed) if calibration else None
     config = work.load_config(model, offline=offline)
     report = work.explain(config, parsed, context=context, batch_size=batch, tables=tables)
     shown = (work.report_dict if as_json else work.report_table)(report, parsed, model)

@@ -4,12 +4,14 @@ import dataclasses
 import importlib.util
 from pathlib import Path
 
+from kakeya_jax.calibration.artifact import load_calibration
 from kakeya_jax.eval.perplexity import Progress, evaluate
 from kakeya_jax.eval.results import EvalResult
 from kakeya_jax.eval.text import encode_text
 from kakeya_jax.models import checkpoint
 from kakeya_jax.models.locate import DEMO, ModelError, find_folder
 from kakeya_jax.models.tokenizer import load_tokenizer
+from kakeya_jax.recipe import Recipe
 
 RECIPES = (
     "identity",
@@ -23,6 +25,10 @@ RECIPES = (
     "turboquant-k3v2",
     "besicovitch",
     "kakeya-pareto",
+    "klt-2",
+    "klt-3",
+    "klt-quality-2",
+    "klt-pairs-2",
 )
 CONTEXT = 2048
 PASSAGES = 4
@@ -41,6 +47,18 @@ def bundled_text() -> Path:
     return path
 
 
+def bundled_calibration() -> Path:
+    """The calibration that comes with the bundled model.
+
+    Raises:
+        ModelError: the model, or its calibration, is not installed.
+    """
+    path = find_folder(DEMO) / "calibration.safetensors"
+    if not path.is_file():
+        raise ModelError(f"the bundled calibration is missing from {path.parent}; reinstall kakeya-jax")
+    return path
+
+
 def run_demo(out: Path, *, progress: Progress | None = None) -> EvalResult:
     """Measures ``RECIPES``; writes ``results.json``, ``results.md`` and, with matplotlib, ``kl_vs_bits.png``.
 
@@ -54,7 +72,21 @@ def run_demo(out: Path, *, progress: Progress | None = None) -> EvalResult:
     model, params = checkpoint.load(DEMO)
     text = bundled_text()
     tokens = encode_text(text, load_tokenizer(DEMO))
-    result = evaluate(model, params, tokens, RECIPES, context=CONTEXT, passages=PASSAGES, progress=progress)
+    calibration = None
+    if any(Recipe.named(name).needs_calibration for name in RECIPES):
+        calibration = load_calibration(bundled_calibration())
+        calibration.check_model(model.config, params)
+        calibration.check_text(tokens)
+    result = evaluate(
+        model,
+        params,
+        tokens,
+        RECIPES,
+        context=CONTEXT,
+        passages=PASSAGES,
+        calibration=calibration,
+        progress=progress,
+    )
     result = dataclasses.replace(result, model=DEMO, text=text.name, note=NOTE)
     result.save(out / "results.json")
     (out / "results.md").write_text(markdown_table(result))

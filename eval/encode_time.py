@@ -19,7 +19,7 @@ def encode_seconds(cache: CompressedCache, *, repeats: int = 2) -> float:
         cache: an empty cache of the context's length.
         repeats: runs of each stream; the fastest counts.
     """
-    streams = [stream for layer in cache.layers for stream in (layer.key, layer.value)]
+    streams = [stream for layer in cache.layers for _, stream in layer.streams()]
     return sum(_stream_seconds(stream, repeats) for stream in streams)
 
 

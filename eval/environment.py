@@ -72,3 +72,19 @@ def configure(*, offline: bool = False) -> None:
     if not compile_cache_folder():
         folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "kakeya" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
+    one_lapack_thread()
+
+
+def one_lapack_thread() -> None:
+    """Lets scipy's LAPACK, which JAX calls for eigenvectors on a CPU, use one thread; numpy keeps its own.
+
+    The matrices here have at most a few hundred rows. More threads gain nothing on those, and when other work runs on
+    the cores, threads that wait for each other turn a decomposition of milliseconds into one of seconds.
+    """
+    import scipy.linalg  # noqa: F401  (loads the library)
+    import threadpoolctl
+
+    if "OPENBLAS_NUM_THREADS" not in os.environ:
+        for library in threadpoolctl.ThreadpoolController().lib_controllers:
+            if library.internal_api == "openblas" and "scipy.libs" in str(library.filepath):
+                library.set_num_threads(1)

@@ -15,7 +15,7 @@ from kakeya_jax.models.config import ModelConfig
 from kakeya_jax.models.locate import DEMO, ModelError, find_folder
 from kakeya_jax.recipe import Recipe
 
-_PARTS = ("payload", "side", "fitted", "sinks", "tail")
+_PARTS = ("payload", "side", "sinks", "tail")
 
 
 def load_config(model: str, *, offline: bool = False) -> ModelConfig:
@@ -61,6 +61,7 @@ def report_dict(report: CacheReport, recipe: Recipe, model: str) -> dict[str, An
             "all_in": report.all_in_bits_per_value if coded else None,
         },
         "bytes": report.nbytes,
+        "table_bytes": report.table_nbytes,
         "dense_bytes": report.dense_nbytes,
         "bytes_per_token": report.bytes_per_token,
         "compression_ratio": report.compression_ratio,
@@ -104,6 +105,8 @@ def report_table(report: CacheReport, recipe: Recipe, model: str) -> Group:
         f"{_bits_text(report.all_in_bits_per_value)} all-in"
     )
     lines = [Text(summary)]
+    if report.table_nbytes:
+        lines.append(Text(f"calibrated tables, once for the model: {report.table_nbytes:,} bytes, not counted above"))
     if not report.coded_values:
         lines.append(Text("warning: nothing is coded at this context; all tokens stay exact", style="yellow"))
     return Group(table, *lines)
@@ -112,7 +115,7 @@ def report_table(report: CacheReport, recipe: Recipe, model: str) -> Group:
 def _stream_bits(stream: StreamReport) -> float:
     if not stream.coded_values:
         return float("nan")
-    return 8 * (stream.payload + stream.side + stream.fitted) / stream.coded_values
+    return 8 * (stream.payload + stream.side) / stream.coded_values
 
 
 def _bits_text(bits: float) -> str:

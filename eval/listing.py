@@ -10,10 +10,14 @@ from rich.table import Table
 from kakeya_jax.accounting import cache_report
 from kakeya_jax.cache import CacheShape
 from kakeya_jax.codecs.registry import codec_class, codec_names
+from kakeya_jax.neutral_tables import neutral_tables
 from kakeya_jax.recipe import Recipe, Rule
 from kakeya_jax.recipe_text import format_codec
 
 _CONTEXT = 16384
+_KV_HEADS = 2
+_LAYERS, _INNER_LAYER = 64, 20
+"""A depth, and a layer of it that no recipe of the library names as a boundary layer."""
 
 
 def list_codecs(head_dim: int = 128) -> list[dict[str, Any]]:
@@ -34,7 +38,7 @@ def _describe_codec(name: str, head_dim: int) -> dict[str, Any]:
 
 
 def list_recipes(head_dim: int = 128) -> list[dict[str, Any]]:
-    """Name, text form, exact window and bits per value of every named recipe."""
+    """Name, text form, exact window, bits per value, and whether it must be calibrated, of every named recipe."""
     return [
         {
             "name": name,
@@ -42,6 +46,7 @@ def list_recipes(head_dim: int = 128) -> list[dict[str, Any]]:
             "sinks": recipe.sinks,
             "recent": recipe.recent,
             "boundary": recipe.boundary,
+            "needs_calibration": recipe.needs_calibration,
             "bits_per_value": _bits(recipe, head_dim),
         }
         for name, recipe in ((name, Recipe.named(name)) for name in Recipe.names())
@@ -69,19 +74,29 @@ def codec_table(codecs: list[dict[str, Any]], head_dim: int) -> Table:
 
 def recipe_table(recipes: list[dict[str, Any]], head_dim: int) -> Table:
     """The recipes for a terminal."""
-    table = _table(f"named recipes, head_dim {head_dim}; bits without the exact window and without boundary layers")
-    for title in ("recipe", "bits/value\npayload", "bits/value\nall-in", "exact\nwindow", "spelled out"):
+    table = _table(
+        f"named recipes, head_dim {head_dim}; bits of an inner layer of {_KV_HEADS} key/value heads at {_CONTEXT:,} "
+        "tokens, without the exact window"
+    )
+    for title in ("recipe", "bits/value\npayload", "bits/value\nall-in", "exact\nwindow", "calibrated", "spelled out"):
         table.add_column(title, justify="right" if "bits" in title else "left")
     for recipe in recipes:
         window = f"{recipe['sinks']}+{recipe['recent']}"
-        table.add_row(recipe["name"], *_bits_cells(recipe["bits_per_value"]), window, recipe["text"])
+        calibrated = "yes" if recipe["needs_calibration"] else ""
+        table.add_row(recipe["name"], *_bits_cells(recipe["bits_per_value"]), window, calibrated, recipe["text"])
     return table
 
 
 def _bits(recipe: Recipe, head_dim: int) -> dict[str, float]:
-    """Bits of an inner layer: one layer, no boundary, long enough that something is coded."""
-    shape = CacheShape(num_layers=1, num_kv_heads=1, head_dim=head_dim)
-    report = cache_report(shape, dataclasses.replace(recipe, boundary=0), max_length=_CONTEXT)
+    """Bits of an inner layer alone, at a length where something is coded; calibrated tables by their shapes."""
+    plan = recipe.plan(_LAYERS)[_INNER_LAYER]
+    rules = (
+        Rule(stream="key", codec=plan.key.codec, rope=plan.key.rope),
+        Rule(stream="value", codec=plan.value.codec),
+    )
+    inner = dataclasses.replace(recipe, rules=rules, boundary=0)
+    shape = CacheShape(num_layers=1, num_kv_heads=_KV_HEADS, head_dim=head_dim)
+    report = cache_report(shape, inner, max_length=_CONTEXT, tables=neutral_tables(shape, inner))
     return {"payload": report.payload_bits_per_value, "all_in": report.all_in_bits_per_value}
 
 

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from kakeya_jax import accounting
-from kakeya_jax.cache import CompressedCache, Tables, dense_recipe
+from kakeya_jax.cache import CompressedCache, dense_recipe
+from kakeya_jax.calibration.artifact import Calibration
+from kakeya_jax.calibration.tables import window_note
 from kakeya_jax.eval import protocols, statistics
 from kakeya_jax.eval.encode_time import encode_seconds
 from kakeya_jax.eval.environment import environment
@@ -25,6 +27,7 @@ from kakeya_jax.eval.results import EvalResult, Row, window_warning
 from kakeya_jax.eval.score import TokenScores
 from kakeya_jax.eval.text import check_vocabulary, cut_passages, passage_count
 from kakeya_jax.recipe import Recipe
+from kakeya_jax.session_file import SessionSize, session_size
 from kakeya_jax.typing import Int
 
 Progress = Callable[[int, int, str], None]
@@ -48,7 +51,7 @@ def evaluate(
     chunk: int | None = None,
     cache_dtype: Any = None,
     gates: Gates = NAMED_GATES["default"],
-    calibration: Tables | None = None,
+    calibration: Calibration | None = None,
     progress: Progress | None = None,
 ) -> EvalResult:
     """Measures recipes on evenly spaced passages of a text; deterministic.
@@ -67,7 +70,7 @@ def evaluate(
         cache_dtype: of the tokens kept exact; by default that of the model's activations. Their bytes are
             always counted as bfloat16.
         gates: thresholds of the verdicts.
-        calibration: tables for codecs that need them.
+        calibration: of this model, for codecs that need it.
         progress: told about every step.
 
     Returns:
@@ -97,6 +100,8 @@ def evaluate(
         scores = _run_all(model, params, texts, candidates, run, progress)
     rows = _rows(candidates, scores, gates, _steps(texts, candidates), progress)
     warned = [*_coding_warnings(candidates), window_warning(rows)]
+    if calibration is not None:
+        warned += [*calibration.notes(), *(window_note(calibration, candidate.recipe) for candidate in candidates)]
     if count * run.scored < LEAST_SCORED and passages is None:
         warned.append(f"only {count * run.scored:,} tokens scored: the text holds {count} passages of {context}")
     return EvalResult(
@@ -124,25 +129,33 @@ class _Candidate:
     recipe: Recipe
     cache: CompressedCache
     report: accounting.CacheReport
-    run: Callable[..., TokenScores]
-    compiled: Callable[..., TokenScores] | None = None
+    run: Callable[..., Any]
+    entropy_coded: bool = False
+    """Whether the cache goes to an entropy-coded file, whose size then counts; ``run`` returns the cache as well."""
+    file_sizes: list[SessionSize] = dataclasses.field(default_factory=list)
+    compiled: Callable[..., Any] | None = None
     compile_seconds: float = 0.0
     run_seconds: float = 0.0
 
     @classmethod
-    def make(cls, model: Any, run: Protocol, recipe: Recipe | str, dtype: Any, tables: Tables | None) -> "_Candidate":
+    def make(
+        cls, model: Any, run: Protocol, recipe: Recipe | str, dtype: Any, calibration: Calibration | None
+    ) -> "_Candidate":
         parsed = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
+        tables = None if calibration is None else calibration.tables_for(parsed)
         cache = CompressedCache.init(
             model.config, parsed, batch_size=1, max_length=run.context, dtype=dtype, tables=tables
         )
+        entropy_coded = all(plan.joint for plan in parsed.plan(model.config.num_layers)) and run.name == "stream"
         if run.name == "stream":
-            passage = functools.partial(protocols.stream, model, chunk=run.chunk)
+            of_stream = protocols.stream_with_cache if entropy_coded else protocols.stream
+            passage = functools.partial(of_stream, model, chunk=run.chunk)
         else:
             prefix = run.context - run.continuation
             passage = functools.partial(protocols.snapshot, model, chunk=run.chunk, prefix=prefix)
         label = recipe if isinstance(recipe, str) else str(recipe)
         report = accounting.cache_report(model.config, parsed, max_length=run.context, tables=tables)
-        return cls(label=label, recipe=parsed, cache=cache, report=report, run=passage)
+        return cls(label=label, recipe=parsed, cache=cache, report=report, run=passage, entropy_coded=entropy_coded)
 
     def score(self, *arguments: Any) -> TokenScores:
         """Runs one passage; the first call compiles. Both are timed apart."""
@@ -151,9 +164,28 @@ class _Candidate:
             self.compiled = jax.jit(self.run).lower(*arguments).compile()
             self.compile_seconds = time.perf_counter() - start
         start = time.perf_counter()
-        scores = jax.device_get(self.compiled(*arguments))
+        scores = jax.block_until_ready(self.compiled(*arguments))
         self.run_seconds += time.perf_counter() - start
-        return scores
+        if self.entropy_coded:
+            scores, cache = scores
+            self.file_sizes.append(session_size(cache))
+        return jax.device_get(scores)
+
+    def stored(self) -> tuple[float, float, float, float]:
+        """Payload and all-in bits per value, bytes per token, compression ratio.
+
+        Of an entropy-coded recipe they are those of the files that its caches would make, exact tokens included; such
+        a file has no payload apart.
+        """
+        report = self.report
+        if not self.file_sizes:
+            bits = report.payload_bits_per_value, report.all_in_bits_per_value
+            return *bits, report.bytes_per_token, report.compression_ratio
+        bits = float(np.mean([size.bits_per_value for size in self.file_sizes]))
+        # Exact tokens are counted as bfloat16, whatever dtype this measurement holds them in.
+        exact = 2 / jnp.dtype(self.cache.layers[0].key.tail.dtype).itemsize
+        nbytes = float(np.mean([size.coded_nbytes + exact * size.exact_nbytes for size in self.file_sizes]))
+        return bits, bits, nbytes / report.max_length, report.dense_nbytes / nbytes
 
 
 def _run_all(
@@ -207,13 +239,15 @@ def _row(candidate: _Candidate, scores: TokenScores, gates: Gates) -> Row:
     kl = np.asarray(scores.kl, np.float64)
     delta = float(statistics.delta_ppl_percent(difference.mean()))
     top1 = float(scores.agree.mean())
+    payload_bits, all_in_bits, bytes_per_token, compression_ratio = candidate.stored()
     return Row(
         recipe=candidate.label,
         recipe_text=candidate.recipe.to_text(),
-        payload_bits=report.payload_bits_per_value,
-        all_in_bits=report.all_in_bits_per_value,
-        bytes_per_token=report.bytes_per_token,
-        compression_ratio=report.compression_ratio,
+        payload_bits=payload_bits,
+        all_in_bits=all_in_bits,
+        bytes_per_token=bytes_per_token,
+        compression_ratio=compression_ratio,
+        table_bytes=report.table_nbytes,
         sinks=candidate.recipe.sinks,
         recent_min=report.exact_tokens[0],
         recent_max=report.exact_tokens[1],

@@ -98,6 +98,19 @@ def stream(
     Returns:
         Scores ``[T - 1]`` of the predictions of ``tokens[1:]``.
     """
+    return stream_with_cache(model, params, cache, tokens, reference, chunk=chunk)[0]
+
+
+def stream_with_cache(
+    model,
+    params,
+    cache: CompressedCache,
+    tokens: Int[Array, " T"],
+    reference: Float[Array, "T V"],
+    *,
+    chunk: int,
+) -> tuple[TokenScores, CompressedCache]:
+    """``stream``, and the cache as it is in the end."""
     targets = jnp.roll(tokens, -1)  # the last token has no target; its score is dropped below
 
     def step(cache: CompressedCache, piece: tuple[Array, Array, Array]) -> tuple[CompressedCache, TokenScores]:
@@ -105,8 +118,8 @@ def stream(
         logits, cache = model.apply({"params": params}, piece_tokens[None], cache=cache)
         return cache, score(piece_reference, logits[0], piece_targets)
 
-    _, scores = _scan_chunks(step, cache, (tokens, targets, reference), chunk)
-    return jax.tree.map(lambda x: x[:-1], scores)
+    cache, scores = _scan_chunks(step, cache, (tokens, targets, reference), chunk)
+    return jax.tree.map(lambda x: x[:-1], scores), cache
 
 
 def clean_prefill(model, params, cache: CompressedCache, tokens: Int[Array, " T"], *, chunk: int) -> CompressedCache:

@@ -21,6 +21,7 @@ A results file is one object (``SCHEMA`` is its JSON Schema; numbers that are no
         "bits_per_value": {"payload": 3.0, "all_in": 3.125},   coded values only, without the exact window
         "bytes_per_token": 3400.1,              everything held at this context, window included
         "compression_ratio": 4.8,               dense bfloat16 bytes / bytes held
+        "table_bytes": 0,                       calibrated tables, once for a model; in none of the numbers above
         "exact_window": {"sinks": 4, "recent_min": 128, "recent_max": 255},
         "ppl": 27.3, "delta_ppl_percent": 0.5, "delta_ppl_ci95": [0.37, 0.6],
         "kl_mean": 0.0043, "kl_ci95": [0.004, 0.0046], "kl_p99": 0.03,   KL(reference || candidate), nats
@@ -70,6 +71,7 @@ class Row:
     compile_seconds: float
     passage_delta_nll: tuple[float, ...]
     passage_kl: tuple[float, ...]
+    table_bytes: int = 0
 
     @property
     def window(self) -> tuple[int, int, int]:
@@ -186,6 +188,7 @@ SCHEMA: dict[str, Any] = {
                         "bits_per_value": _object({"payload": _NUMBER, "all_in": _NUMBER}),
                         "bytes_per_token": _NUMBER,
                         "compression_ratio": _NUMBER,
+                        "table_bytes": _INTEGER,
                         "exact_window": _object({"sinks": _INTEGER, "recent_min": _INTEGER, "recent_max": _INTEGER}),
                         "ppl": _NUMBER,
                         "delta_ppl_percent": _NUMBER,

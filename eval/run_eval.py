@@ -3,8 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from kakeya_jax.calibration.artifact import load_calibration
-from kakeya_jax.eval.demo import NOTE, bundled_text
+from kakeya_jax.calibration.artifact import Calibration, load_calibration
+from kakeya_jax.calibration.tables import serves
+from kakeya_jax.eval.demo import NOTE, bundled_calibration, bundled_text
 from kakeya_jax.eval.gates import parse_gates
 from kakeya_jax.eval.perplexity import evaluate
 from kakeya_jax.eval.progress import show_progress
@@ -13,6 +14,7 @@ from kakeya_jax.eval.table import make_console, markdown_table, result_table
 from kakeya_jax.eval.text import encode_text, load_tokens
 from kakeya_jax.models import checkpoint
 from kakeya_jax.models.locate import DEMO
+from kakeya_jax.models.stress import stress, stressed_name
 from kakeya_jax.models.tokenizer import load_tokenizer
 from kakeya_jax.recipe import Recipe
 from kakeya_jax.typing import Int
@@ -22,7 +24,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """The options of ``kakeya eval``; ``evaluate`` explains those it takes."""
+    """The options of ``kakeya eval``; ``evaluate`` explains those it takes, ``models.stress`` the factor ``stress``."""
 
     model: str
     recipes: tuple[str, ...]
@@ -38,6 +40,7 @@ class Request:
     gates: str = "default"
     dtype: str = "float32"
     cache_dtype: str | None = None
+    stress: float | None = None
     offline: bool = False
 
     def __post_init__(self) -> None:
@@ -58,11 +61,11 @@ def run_request(request: Request, *, quiet: bool = False) -> EvalResult:
     Raises:
         ValueError, OSError: wrong input; the message is one line.
     """
-    names = expand_recipes(request.recipes)
+    calibration = _calibration(request)
+    names = expand_recipes(request.recipes, calibration)
     for name in names:
         Recipe.parse(name)
     gates = parse_gates(request.gates)
-    calibration = load_calibration(request.calibration) if request.calibration else None
     tokens = None if request.tokens is None else load_tokens(request.tokens)
     if tokens is None:
         tokens = _encode(request)
@@ -73,6 +76,8 @@ def run_request(request: Request, *, quiet: bool = False) -> EvalResult:
             "use a longer text or a smaller --context"
         )
     model, params = checkpoint.load(request.model, dtype=request.dtype, offline=request.offline)
+    if request.stress is not None:
+        params = stress(params, model.config, request.stress)
     if calibration is not None:
         calibration.check_model(model.config, params)
         calibration.check_text(tokens)
@@ -90,27 +95,46 @@ def run_request(request: Request, *, quiet: bool = False) -> EvalResult:
             chunk=request.chunk,
             cache_dtype=request.cache_dtype,
             gates=gates,
-            calibration=calibration.tables if calibration else None,
+            calibration=calibration,
             progress=progress,
         )
     return dataclasses.replace(
         result,
-        model=_display_name(request.model),
+        model=_display_name(request.model, request.stress),
         text=(request.tokens or request.text or bundled_text()).name,
         note=NOTE if request.model == DEMO else "",
     )
 
 
-def _display_name(model: str) -> str:
+def _display_name(model: str, factor: float | None) -> str:
     """A hub id as it is, of a folder its own name: where it lies concerns nobody who reads the results."""
     folder = Path(model).expanduser()
-    return folder.resolve().name if folder.is_dir() else model
+    name = folder.resolve().name if folder.is_dir() else model
+    return name if factor is None else stressed_name(name, factor)
 
 
-def expand_recipes(recipes: tuple[str, ...]) -> tuple[str, ...]:
-    """The recipes asked for, with ``all`` replaced by every named recipe; each once."""
-    expanded = [name for recipe in recipes for name in (Recipe.names() if recipe == "all" else (recipe,))]
+def expand_recipes(recipes: tuple[str, ...], calibration: Calibration | None = None) -> tuple[str, ...]:
+    """The recipes asked for, with ``all`` replaced by every named recipe; each once.
+
+    ``all`` leaves out recipes that need tables which this calibration does not have.
+    """
+
+    def served(recipe: Recipe) -> bool:
+        return not recipe.needs_calibration or (calibration is not None and serves(calibration, recipe))
+
+    expanded = []
+    for recipe in recipes:
+        expanded += [name for name in Recipe.names() if served(Recipe.named(name))] if recipe == "all" else [recipe]
     return tuple(dict.fromkeys(expanded))
+
+
+def _calibration(request: Request) -> Calibration | None:
+    """The file that was named; for the bundled model its own, unless its weights are changed."""
+    if request.calibration is not None:
+        return load_calibration(request.calibration)
+    if request.model == DEMO and request.stress is None:
+        return load_calibration(bundled_calibration())
+    return None
 
 
 def deliver(

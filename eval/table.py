@@ -98,6 +98,7 @@ def heading(result: EvalResult) -> str:
 
 def footer(result: EvalResult) -> list[str]:
     """How to read the columns, the thresholds, and warnings."""
+    tables = [f"{row.recipe} {row.table_bytes / 2**20:.2f}" for row in result.rows if row.table_bytes]
     lines = [
         "bits/value: coded values only, without the exact window. bytes/token and ratio (against bfloat16): "
         f"everything held at {result.context} tokens, window included"
@@ -106,6 +107,11 @@ def footer(result: EvalResult) -> list[str]:
         "encode: seconds for the K and V of one context, all layers.",
         str(result.gates),
     ]
+    if tables:
+        lines.append(
+            "calibrated tables, once for a model and shared by all sequences, not in the columns above (MiB): "
+            + ", ".join(tables)
+        )
     if result.note:
         lines.append(result.note)
     return lines + [f"warning: {text}" for text in result.warnings]

@@ -2,8 +2,9 @@
 
 Counted are the arrays the cache holds for ``max_length`` tokens, so that a report is what memory shows: coded blocks
 (*payload*: the indices; *side*: scales, norms, bases, means, centres, ids, outliers), exact sinks and tail, and the
-calibrated tables of the codecs (*fitted*, once for each layer and stream, however many rows share them). Tables that a
-seed makes again (*seeded*: rotations, fixed levels) are listed apart and charged to nothing.
+calibrated tables (*fitted*: once for a model, whatever the rows, sequences and contexts that share them, so they are
+summed apart and are no part of bits per value or bytes per token). Tables that a seed makes again (*seeded*: rotations,
+fixed levels) are listed and charged to nothing.
 """
 
 import dataclasses
@@ -17,8 +18,7 @@ import jax.numpy as jnp
 from kakeya_jax.cache import CompressedCache, LayerCache, ModelShape, Tables
 from kakeya_jax.recipe import Recipe
 from kakeya_jax.recipe_text import format_codec
-from kakeya_jax.stream import Stream
-from kakeya_jax.typing import StreamName
+from kakeya_jax.typing import StoredName
 
 
 def nbytes(tree: Any) -> int:
@@ -47,7 +47,7 @@ class StreamReport:
 
     Attributes:
         layer: layer index.
-        stream: ``"key"`` or ``"value"``.
+        stream: ``"key"`` or ``"value"``, or ``"both"`` if they are coded together.
         codec: its codec in text form.
         rope: ``"pre"`` or ``"post"`` for keys.
         coded_values: numbers held as codes.
@@ -56,7 +56,7 @@ class StreamReport:
     """
 
     layer: int
-    stream: StreamName
+    stream: StoredName
     codec: str
     rope: str | None
     coded_values: int
@@ -71,8 +71,8 @@ class StreamReport:
 
     @property
     def total(self) -> int:
-        """Bytes charged: everything but seeded tables."""
-        return self.payload + self.side + self.fitted + self.sinks + self.tail
+        """Bytes of what the cache holds of its tokens: everything but tables."""
+        return self.payload + self.side + self.sinks + self.tail
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,8 +95,13 @@ class CacheReport:
 
     @property
     def nbytes(self) -> int:
-        """Bytes charged, exact window included."""
+        """Bytes of all tokens, exact window included."""
         return sum(stream.total for stream in self.streams)
+
+    @property
+    def table_nbytes(self) -> int:
+        """Bytes of calibrated tables, which all sequences of a model share."""
+        return sum(stream.fitted for stream in self.streams)
 
     @property
     def payload_bits_per_value(self) -> float:
@@ -105,8 +110,8 @@ class CacheReport:
 
     @property
     def all_in_bits_per_value(self) -> float:
-        """Bits for each coded value with all side information and fitted tables, without the exact window."""
-        coded = sum(stream.payload + stream.side + stream.fitted for stream in self.streams)
+        """Bits for each coded value with all side information, without the exact window and without tables."""
+        coded = sum(stream.payload + stream.side for stream in self.streams)
         return _bits(coded, self.coded_values)
 
     @property
@@ -155,22 +160,20 @@ def cache_report(
 
 def report(cache: CompressedCache) -> CacheReport:
     """Bytes of a cache, or of the shapes of one."""
-    first = cache.layers[0].key
-    batch, heads, _, dim = first.tail.shape
-    max_length = first.geometry.max_length
+    shape, max_length = cache.shape, cache.max_length
+    values = 2 * shape.num_layers * cache.batch_size * shape.num_kv_heads * shape.head_dim * max_length
     return CacheReport(
         streams=tuple(_reports(cache.layers)),
-        batch_size=batch,
+        batch_size=cache.batch_size,
         max_length=max_length,
-        dense_nbytes=2 * 2 * len(cache.layers) * batch * heads * dim * max_length,
-        sinks=first.geometry.sinks,
+        dense_nbytes=2 * values,
+        sinks=cache.layers[0].key.geometry.sinks,
     )
 
 
 def _reports(layers: Iterable[LayerCache]) -> Iterable[StreamReport]:
     for index, layer in enumerate(layers):
-        for name in ("key", "value"):
-            stream: Stream = getattr(layer, name)
+        for name, stream in layer.streams():
             geometry = stream.geometry
             batch, heads, _, dim = stream.tail.shape
             codec: Any = stream.codec
@@ -182,7 +185,7 @@ def _reports(layers: Iterable[LayerCache]) -> Iterable[StreamReport]:
                 coded_values=geometry.num_pages * geometry.page * batch * heads * dim,
                 payload=payload_nbytes(stream.blocks),
                 side=side_nbytes(stream.blocks),
-                fitted=fitted_nbytes(codec),
+                fitted=fitted_nbytes(codec) + nbytes(stream.frame),
                 seeded=nbytes(codec) - fitted_nbytes(codec),
                 sinks=nbytes(stream.sinks),
                 tail=nbytes(stream.tail),

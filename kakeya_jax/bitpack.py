@@ -27,6 +27,10 @@ def pack(values: Int[Array, "*batch n"], bits: int) -> UInt8[Array, "*batch pack
     _check_bits(bits)
     n, batch = values.shape[-1], values.shape[:-1]
     fields = values.astype(jnp.uint32) & jnp.uint32((1 << bits) - 1)
+    if bits in (1, 2, 4, 8):  # fields do not straddle bytes
+        fields = _in_rows_of(fields, 8 // bits)
+        shifts = jnp.arange(0, 8, bits, dtype=jnp.uint32)
+        return jnp.sum(fields << shifts, axis=-1, dtype=jnp.uint32).astype(jnp.uint8)
     fields = _in_rows_of(fields, 8)  # eight values of b bits are b bytes
     packed = [
         _or_all(_shift_left(fields[..., i], i * bits - 8 * byte) for i in _overlapping(byte, bits))

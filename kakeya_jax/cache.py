@@ -3,20 +3,21 @@
 import dataclasses
 import os
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 
 from kakeya_jax import numeric
+from kakeya_jax.frame import build_frame
 from kakeya_jax.pytree import pytree_dataclass, static_field
 from kakeya_jax.recipe import LayerPlan, Recipe, StreamPlan
 from kakeya_jax.rope import Rope, apply_rope
 from kakeya_jax.stream import ExactWindow, Geometry, Stream, append, fits, read
-from kakeya_jax.typing import Array, Bool, Float, Int, StreamName
+from kakeya_jax.typing import Array, Bool, Float, Int, StoredName
 
-Tables = Mapping[tuple[int, StreamName], Mapping[str, Array]]
-"""Calibrated tables by ``(layer, stream)``, then by the codec's field name."""
+Tables = Mapping[tuple[int, Any], Mapping[str, Array]]
+"""Calibrated tables by ``(layer, stream)``, then by the codec's field name; ``stream`` is a ``StoredName``."""
 
 
 class ModelShape(Protocol):
@@ -66,6 +67,10 @@ class LayerCache:
 
     key: Stream
     value: Stream
+
+    def streams(self) -> tuple[tuple[StoredName, Stream], ...]:
+        """What is stored, by name."""
+        return ("key", self.key), ("value", self.value)
 
     def append(
         self,
@@ -123,7 +128,8 @@ class CompressedCache:
     """All layers' streams, with the recipe that made them.
 
     Attributes:
-        layers: one ``LayerCache`` for each decoder layer.
+        layers: one ``LayerCache`` for each decoder layer; where keys and values are coded together, a
+            ``JointLayerCache``, which has the same interface.
         recipe: how they are coded (static).
         shape: the sizes of the model it belongs to (static).
     """
@@ -160,24 +166,32 @@ class CompressedCache:
             raise ValueError(f"batch_size={batch_size} and max_length={max_length} must be at least 1")
         shape = CacheShape.of(config)
 
-        def stream(layer: int, plan: LayerPlan, name: StreamName) -> Stream:
-            part: StreamPlan = getattr(plan, name)
-            codec = part.codec.build(shape.head_dim, layer=layer, stream=name, tables=(tables or {}).get((layer, name)))
+        def stream(layer: int, plan: LayerPlan, name: StoredName) -> Stream:
+            part: StreamPlan = plan.key if name == "both" else getattr(plan, name)
+            fitted = (tables or {}).get((layer, name))
+            codec_stream = "key" if name == "both" else name
+            codec = part.codec.build(shape.head_dim, layer=layer, stream=codec_stream, tables=fitted)
+            frame = build_frame(part.codec, part.rope, shape.num_kv_heads, shape.head_dim, fitted)
             geometry = Geometry(sinks=plan.sinks, recent=plan.recent, page=plan.page, max_length=max_length)
             return Stream.init(
                 codec,
                 geometry,
                 batch_size=batch_size,
-                num_kv_heads=shape.num_kv_heads,
+                num_kv_heads=shape.num_kv_heads * (2 if name == "both" else 1),
                 head_dim=shape.head_dim,
                 dtype=dtype,
                 rope=part.rope,
+                frame=frame,
             )
 
-        layers = tuple(
-            LayerCache(key=stream(layer, plan, "key"), value=stream(layer, plan, "value"))
-            for layer, plan in enumerate(recipe.plan(shape.num_layers))
-        )
+        def layer_cache(layer: int, plan: LayerPlan) -> LayerCache:
+            if plan.joint:
+                from kakeya_jax.joint_layer import JointLayerCache
+
+                return cast(LayerCache, JointLayerCache(both=stream(layer, plan, "both")))
+            return LayerCache(key=stream(layer, plan, "key"), value=stream(layer, plan, "value"))
+
+        layers = tuple(layer_cache(layer, plan) for layer, plan in enumerate(recipe.plan(shape.num_layers)))
         return cls(layers=layers, recipe=recipe, shape=shape)
 
     @property

@@ -99,10 +99,12 @@ def _tables(arrays: dict[str, np.ndarray], shape: CacheShape) -> Tables:
     """The codec tables in the file, by layer and stream: a codec that needs a fitted table finds it here."""
     tables = {}
     for layer in range(shape.num_layers):
-        for stream in ("key", "value"):
-            prefix = f"layers.{layer}.{stream}.codec."
+        for stream in ("key", "value", "both"):
             tables[layer, stream] = {
-                name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)
+                name.removeprefix(prefix): array
+                for prefix in (f"layers.{layer}.{stream}.codec.", f"layers.{layer}.{stream}.frame.")
+                for name, array in arrays.items()
+                if name.startswith(prefix)
             }
     return tables
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 
 from kakeya_jax import numeric
 from kakeya_jax.typing import Array, Float, RopeClass, StreamName
@@ -30,15 +31,24 @@ class CodecConfig:
             page size of the cache.
         mix_heads: code the vectors of all key/value heads together, as KakeyaTurbo does: what a block shares (basis,
             mean, centres) is then stored once for all heads. Without it every head has its own blocks.
+        static_mean: take each head's calibrated mean out before coding and add it back after (see ``frame``).
+        whiten: map keys so that plain error is the error of attention logits, by the calibrated second moment of the
+            queries (see ``whitening``).
     """
 
     name: ClassVar[str]
     """The method's name in recipes and tables."""
     rope: ClassVar[RopeClass] = "post"
     """Whether K is stored before or after its rotary embedding unless a rule says otherwise."""
+    joint_heads: ClassVar[bool] = False
+    """Whether a block is ``[K, n, d]``, all heads of a stream, because their codes differ in size."""
+    joint_streams: ClassVar[bool] = False
+    """Whether a block is ``[2 K, n, d]``, a layer's heads of keys, then those of values: one rule must give both."""
 
     block_size: int = 128
     mix_heads: bool = False
+    static_mean: bool = False
+    whiten: bool = False
 
     def __post_init__(self) -> None:
         for option, kind in _option_types(type(self)).items():
@@ -47,6 +57,10 @@ class CodecConfig:
                 raise ValueError(f"{self.name}: {option}={value!r} must be {_describe(kind)}")
         if self.block_size < 1:
             raise ValueError(f"block_size={self.block_size} must be at least 1")
+        if self.joint_heads and (self.mix_heads or self.static_mean or self.whiten):
+            raise ValueError(
+                f"{self.name} has its own mean and map for every head: it takes no mix_heads, static_mean or whiten"
+            )
 
     def build(
         self,
@@ -68,6 +82,30 @@ class CodecConfig:
             ValueError: the method cannot code vectors of this size, or needs a table that is not given.
         """
         raise NotImplementedError
+
+    def needs_tables(self) -> tuple[str, ...]:
+        """Names of the calibrated tables without which ``build``, or the frame around the codec, is refused.
+
+        Methods that take tables of their own extend it. The ``rope_frequencies`` of a static mean come from the model,
+        not from a text, and are not listed.
+        """
+        names = ("static_mean",) if self.static_mean else ()
+        return names + (("whitening", "unwhitening") if self.whiten else ())
+
+    def neutral_tables(self, head_dim: int, *, num_kv_heads: int = 1) -> dict[str, Array]:
+        """Stand-ins of the right shapes for ``needs_tables``, to count bytes or to time without calibration.
+
+        They change as little as tables can: zero means, identity maps, unit scales, Gaussian levels. Quality measured
+        with them says nothing about the method.
+        """
+        identity = jnp.broadcast_to(jnp.eye(head_dim), (num_kv_heads, head_dim, head_dim))
+        tables = {}
+        if self.static_mean:
+            tables["static_mean"] = jnp.zeros((num_kv_heads, head_dim))
+            tables["rope_frequencies"] = jnp.zeros(head_dim // 2)
+        if self.whiten:
+            tables |= {"whitening": identity, "unwhitening": identity}
+        return tables
 
 
 @runtime_checkable

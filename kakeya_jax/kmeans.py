@@ -91,13 +91,15 @@ def _farthest_first(directions: Array, valid: Array, k: int, seed: int) -> Array
 
 
 def _lloyd(directions: Array, weights: Array, centers: Array, *, iterations: int) -> Array:
+    columns = directions.T  # once, so that both products of a pass read rows of a right factor as they lie
+
     def go_on(state: tuple[Array, ...]) -> Array:
         passes, changed, _, _ = state
         return changed & (passes < iterations)
 
     def one_pass(state: tuple[Array, ...]) -> tuple[Array, ...]:
         passes, _, previous, centers = state
-        products = _contract("kr,nr->kn", centers, directions)
+        products = _contract("kr,rn->kn", centers, columns)
         index = jnp.where(weights > 0, _first_argmax(jnp.abs(products)), 0)
         changed = jnp.any(index != previous)
         signed = jnp.where(products >= 0, weights, -weights)

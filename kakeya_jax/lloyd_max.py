@@ -6,11 +6,13 @@ at the midpoint of two levels maps to the lower one.
 
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
+from jax.core import Tracer
 
 from kakeya_jax.numeric import check_finite
 from kakeya_jax.typing import Array, Float, Int
@@ -124,6 +126,26 @@ def fit_levels_from(
         if moved <= tol:
             break
     return levels.astype(np.float32)
+
+
+def check_table(codec: str, levels: Array) -> None:
+    """Raises a ``ValueError`` unless a codec's table of levels ascends strictly; a traced table is not looked at."""
+    if not isinstance(levels, Tracer) and not (np.diff(np.asarray(levels)) > 0).all():
+        raise ValueError(f"{codec}: table 'centroids' must ascend strictly; sort it")
+
+
+def pool_samples(parts: Sequence[np.ndarray], limit: int = 5_000_000, seed: int = 0) -> np.ndarray:
+    """The samples of many layers together, for ``fit_levels``: flat, at most about ``limit`` of them.
+
+    If there are more, each part gives in proportion to its size, drawn at random (with replacement: what is drawn
+    twice among millions does not matter, and strides would miss columns).
+    """
+    total = sum(part.size for part in parts)
+    flat = [part.reshape(-1) for part in parts]
+    if total > limit:
+        rng = np.random.default_rng(seed)
+        flat = [part[rng.integers(0, part.size, limit * part.size // total)] for part in flat if part.size]
+    return np.concatenate(flat)
 
 
 def write_levels(path: str | pathlib.Path, levels: Float[Array, " levels"] | np.ndarray) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from kakeya_jax.codecs.registry import codec_config
+from kakeya_jax.klt_recipes import klt_recipes
+from kakeya_jax.ladder_recipes import ladder_recipes
 from kakeya_jax.recipe import Recipe, Rule
 
 
@@ -71,3 +73,4 @@ _RECIPES: dict[str, Callable[[], Recipe]] = {
     ),
     "besicovitch": _both(_BESICOVITCH[0], **_BESICOVITCH[1]),
 }
+_RECIPES |= klt_recipes() | ladder_recipes()

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from kakeya_jax import smallrng
+from kakeya_jax.frequent_directions import sketch_block
 from kakeya_jax.numeric import EPS
 from kakeya_jax.pytree import pytree_dataclass
 from kakeya_jax.typing import Array, Float, Int
@@ -87,6 +88,27 @@ def randomized_pca(
     small = _contract("dr,ds->rs", span, _contract("de,er->dr", gram, span))
     variances, vectors = jnp.linalg.eigh(small / total)
     return _components(mean, _contract("dr,rs->ds", span, vectors), variances, rank)
+
+
+def streaming_pca(
+    block: Float[Array, "n d"], rank: int, *, oversample: int = 8, weights: Float[Array, " n"] | None = None
+) -> PrincipalComponents:
+    """About the first ``rank`` principal components, from a sketch that could have seen one vector at a time.
+
+    See ``frequent_directions``: the scatter that the sketch misses is at most one part in ``rank + oversample`` of the
+    block's, in every direction. Variances are those of the sketch. Of a block that is at hand anyway it is slower than
+    ``exact_pca``; what it saves is holding the block.
+
+    Args:
+        block: float32 vectors.
+        rank: at most ``d``.
+        oversample: sketch rows beyond the rank.
+        weights: nonnegative; all one if None.
+    """
+    sketch = sketch_block(block, max(2, rank + oversample), weights=weights)
+    scatter = _contract("nd,ne->de", sketch.rows, sketch.rows)
+    variances, vectors = jnp.linalg.eigh(scatter / jnp.maximum(sketch.weight, EPS))
+    return _components(sketch.mean, vectors, variances, rank)
 
 
 def effective_rank(variances: Float[Array, " m"], variance_ratio: float) -> Int[Array, ""]:

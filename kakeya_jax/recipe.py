@@ -30,14 +30,15 @@ class Rule:
     Attributes:
         codec: the method and its settings.
         stream: ``"key"``, ``"value"`` or ``"both"``.
-        layers: layer indices it applies to, negative ones counted from the end; ``None`` means all.
+        layers: layers it applies to: indices, negative ones counted from the end, or shares of the depth between 0 and
+            1 (0.25 is layer 7 of 28, rounded down), which any number of layers has. ``None`` means all.
         rope: whether K is stored before (``"pre"``) or after (``"post"``) its rotary embedding; ``None`` takes the
             codec's own class. Values have no rotary embedding and ignore it.
     """
 
     codec: CodecConfig
     stream: str = "both"
-    layers: tuple[int, ...] | None = None
+    layers: tuple[int | float, ...] | None = None
     rope: RopeClass | None = None
 
     def __post_init__(self) -> None:
@@ -47,12 +48,17 @@ class Rule:
             raise ValueError(f"rope={self.rope!r} must be 'pre' or 'post'")
         if self.rope is not None and self.stream == "value":
             raise ValueError("rope= has no meaning for values: they carry no rotary embedding")
+        for layer in self.layers or ():
+            if not (_is_index(layer) or (isinstance(layer, float) and 0 < layer < 1)):
+                raise ValueError(
+                    f"layer {layer!r} in recipe must be a whole number, or a share of the depth such as 0.25"
+                )
 
     def matches(self, layer: int, stream: StreamName, num_layers: int) -> bool:
         """Whether this rule codes that layer's stream in a model of ``num_layers`` layers."""
         if self.stream not in (stream, "both"):
             return False
-        return self.layers is None or layer in {index % num_layers for index in self.layers}
+        return self.layers is None or layer in {_layer_index(named, num_layers) for named in self.layers}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +84,11 @@ class LayerPlan:
     sinks: int
     recent: int
     page: int
+
+    @property
+    def joint(self) -> bool:
+        """Whether keys and values are coded together, by one codec."""
+        return self.key.codec.joint_streams
 
     def streams(self) -> tuple[tuple[StreamName, StreamPlan], tuple[StreamName, StreamPlan]]:
         """The two streams by name."""
@@ -123,13 +134,20 @@ class Recipe:
         """
         for rule in self.rules:
             for index in rule.layers or ():
-                if not -num_layers <= index < num_layers:
+                if _is_index(index) and not -num_layers <= index < num_layers:
                     raise ValueError(f"recipe names layer {index}, but the model has layers 0 to {num_layers - 1}")
         return tuple(self._plan_layer(layer, num_layers) for layer in range(num_layers))
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether a codec of this recipe needs tables that are fitted to a model (``CodecConfig.needs_tables``)."""
+        codecs = [rule.codec for rule in self.rules] + ([self.boundary_codec] if self.boundary else [])
+        return any(codec.needs_tables() for codec in codecs)
 
     def _plan_layer(self, layer: int, num_layers: int) -> LayerPlan:
         key = self._plan_stream(layer, "key", num_layers)
         value = self._plan_stream(layer, "value", num_layers)
+        _check_joint(layer, key, value)
         page = math.lcm(key.codec.block_size, value.codec.block_size)
         return LayerPlan(key=key, value=value, sinks=self.sinks, recent=self.recent, page=page)
 
@@ -238,6 +256,25 @@ class Recipe:
         from kakeya_jax.named_recipes import recipe_names
 
         return recipe_names()
+
+
+def _check_joint(layer: int, key: StreamPlan, value: StreamPlan) -> None:
+    for codec in (key.codec, value.codec):
+        if codec.joint_streams and key.codec != value.codec:
+            raise ValueError(
+                f"{codec.name} codes a layer's keys and values together: give layer {layer} the same for both, "
+                f"both={codec.name}"
+            )
+    if key.codec.joint_streams and key.rope != "pre":
+        raise ValueError(f"{key.codec.name} stores keys before their rotary embedding: write both, not both@post")
+
+
+def _is_index(layer: int | float) -> bool:
+    return isinstance(layer, int) and not isinstance(layer, bool)
+
+
+def _layer_index(named: int | float, num_layers: int) -> int:
+    return named % num_layers if isinstance(named, int) else int(named * num_layers)
 
 
 def _codec_to_dict(codec: CodecConfig) -> dict[str, Any]:

@@ -8,7 +8,8 @@ Items are separated by commas outside brackets::
              | ("sinks" | "recent" | "boundary") "=" INTEGER
              | "boundary_codec" "=" codec
     stream   = "key" | "value" | "both"
-    layers   = "[" part {"," part} "]"                   part: INDEX, or FIRST ":" LAST (both included)
+    layers   = "[" part {"," part} "]"                   part: INDEX, FIRST ":" LAST (both included), or a share
+                                                         of the depth between 0 and 1, such as 0.25
     codec    = NAME ["(" option "=" value {"," option "=" value} ")"]
 """
 
@@ -25,6 +26,7 @@ from kakeya_jax.typing import RopeClass
 
 _RULE = re.compile(r"(key|value|both)(?:\[([^\]]*)\])?(?:@(\w+))?")
 _CODEC = re.compile(r"([A-Za-z][\w-]*)(?:\((.*)\))?", re.DOTALL)
+_SHARE = re.compile(r"0?\.\d+")
 _SETTINGS = ("sinks", "recent", "boundary")
 
 
@@ -115,9 +117,12 @@ def _parse_rule(target: str, codec: str) -> Rule:
     )
 
 
-def _parse_layers(text: str) -> tuple[int, ...]:
-    layers: list[int] = []
+def _parse_layers(text: str) -> tuple[int | float, ...]:
+    layers: list[int | float] = []
     for part in text.split(","):
+        if _SHARE.fullmatch(part.strip()):
+            layers.append(float(part))
+            continue
         first, colon, last = part.partition(":")
         low = _parse_integer("layer", first)
         high = _parse_integer("layer", last) if colon else low

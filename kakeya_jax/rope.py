@@ -188,10 +188,17 @@ def apply_rope(x: Float[Array, "*shape D"], positions: Int[Array, "*shape"], rop
         rope: the frequencies.
     """
     angle = positions[..., None].astype(jnp.float32) * rope.frequencies
-    cos, sin = jnp.cos(angle) * rope.attention_factor, jnp.sin(angle) * rope.attention_factor
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    rotated = rotate_by(x.astype(jnp.float32), angle)
+    if rope.attention_factor != 1.0:
+        rotated = rotated * rope.attention_factor
     return rotated.astype(x.dtype)
+
+
+def rotate_by(x: Float[Array, "*shape D"], angle: Float[Array, "*shape half"]) -> Float[Array, "*shape D"]:
+    """Rotates channel ``i`` and its partner ``i + D / 2`` by ``angle[..., i]`` radians (half-split pairing)."""
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
 def _periods(head_dim: int, theta: float) -> np.ndarray:

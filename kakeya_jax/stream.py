@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from kakeya_jax.frame import Frame
 from kakeya_jax.pytree import pytree_dataclass, static_field
 from kakeya_jax.typing import Array, Bool, Float, Int, RopeClass
 
@@ -77,6 +78,7 @@ class Stream:
         tail: ``[B, K, tail, D]`` exact; a ring: the token at position ``p`` is in slot ``(p - sinks) % tail``.
         length: ``[B]`` tokens held.
         codec: encodes and decodes one block; its tables are leaves.
+        frame: the coordinates in which it does so; None for the stream's own.
         geometry: static sizes.
         rope: ``"pre"`` or ``"post"`` for keys (stored before or after the rotary embedding), ``None`` for values.
     """
@@ -86,6 +88,7 @@ class Stream:
     tail: Array
     length: Array
     codec: Any
+    frame: Frame | None
     geometry: Geometry = static_field()
     rope: RopeClass | None = static_field()
 
@@ -100,6 +103,7 @@ class Stream:
         head_dim: int,
         dtype: jnp.dtype,
         rope: RopeClass | None,
+        frame: Frame | None = None,
     ) -> "Stream":
         """An empty stream with room for ``geometry.max_length`` tokens in each row."""
         block_size = codec.config.block_size
@@ -114,6 +118,7 @@ class Stream:
             tail=jnp.zeros((*lead, geometry.tail_capacity, head_dim), dtype),
             length=jnp.zeros(batch_size, jnp.int32),
             codec=codec,
+            frame=frame,
             geometry=geometry,
             rope=rope,
         )
@@ -150,7 +155,13 @@ class Stream:
             self.blocks,
         )
         decoded = decode_blocks(self.codec, blocks, self.tail.shape[1])
-        return decoded.reshape(*decoded.shape[:2], -1, decoded.shape[-1])
+        tokens = decoded.reshape(*decoded.shape[:2], -1, decoded.shape[-1])
+        if self.frame is None:
+            return tokens
+        page = self.geometry.page
+        last = self.geometry.num_pages - count
+        index = jnp.clip(start, 0, last) * page + jnp.arange(count * page, dtype=jnp.int32)
+        return self.frame.leave(tokens, (index + self.geometry.sinks)[None])
 
 
 def append(
@@ -233,11 +244,14 @@ def read(stream: Stream) -> Float[Array, "B K max_length D"]:
 
 
 def encode_blocks(codec, blocks: Float[Array, "B K blocks n D"]):
-    """The codes of many blocks; leaves ``[B, K, blocks, ...]``, or ``[B, 1, blocks, ...]`` if heads are mixed.
+    """The codes of many blocks; leaves ``[B, K, blocks, ...]``, or ``[B, 1, blocks, ...]`` if heads share a block.
 
-    Mixed heads make one block of ``n K`` vectors, token after token and head after head within a token.
+    Mixed heads make one block of ``n K`` vectors, token after token and head after head within a token; joint heads
+    one of ``[K, n, D]``.
     """
-    if codec.config.mix_heads:
+    if codec.config.joint_heads:
+        blocks = blocks.transpose(0, 2, 1, 3, 4)[:, None]
+    elif codec.config.mix_heads:
         batch, heads, count, n, dim = blocks.shape
         blocks = blocks.transpose(0, 2, 3, 1, 4).reshape(batch, 1, count, n * heads, dim)
     return jax.vmap(jax.vmap(jax.vmap(lambda block: codec.encode(block))))(blocks)
@@ -246,6 +260,8 @@ def encode_blocks(codec, blocks: Float[Array, "B K blocks n D"]):
 def decode_blocks(codec, codes, num_kv_heads: int) -> Float[Array, "B K blocks n D"]:
     """The blocks of many codes, float32."""
     blocks = jax.vmap(jax.vmap(jax.vmap(codec.decode)))(codes)
+    if codec.config.joint_heads:
+        return blocks[:, 0].transpose(0, 2, 1, 3, 4)
     if codec.config.mix_heads:
         batch, _, count, rows, dim = blocks.shape
         blocks = blocks.reshape(batch, count, rows // num_kv_heads, num_kv_heads, dim).transpose(0, 3, 1, 2, 4)
@@ -280,6 +296,8 @@ def _close_pages(stream: Stream, new: Array, new_length: Array) -> object:
         from_new = _read(new, jnp.clip(position - stream.length[:, None], 0, chunk_length - 1))
         held = (position < stream.length[:, None])[:, None, :, None]
         pages = jnp.where(held, from_tail, from_new).astype(jnp.float32)
+        if stream.frame is not None:
+            pages = stream.frame.enter(pages, position)
         batch, heads, _, dim = pages.shape
         return encode_blocks(stream.codec, pages.reshape(batch, heads, -1, stream.block_size, dim))
 

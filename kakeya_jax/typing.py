@@ -16,5 +16,8 @@ from jaxtyping import UInt32 as UInt32
 StreamName = Literal["key", "value"]
 """Which of a layer's two streams."""
 
+StoredName = Literal["key", "value", "both"]
+"""What a layer stores apart: its two streams, or both as one (``JointLayerCache``)."""
+
 RopeClass = Literal["pre", "post"]
 """Whether K is stored before its rotary embedding (quality codecs) or after it (fast codecs)."""

@@ -81,8 +81,8 @@ def _heading(result: EvalResult) -> str:
 def _table(results: list[EvalResult], window: tuple[int, int]) -> str:
     lines = [
         "| recipe | bits/value payload | all-in | bytes/token | ratio | dPPL % [95 %] | KL mean [95 %] | KL p99 "
-        "| top-1 % | recent exact | verdict | device |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|---|",
+        "| top-1 % | recent exact | tables MiB | verdict | device |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|---|",
     ]
     for result in results:
         device = "H200" if result.environment["backend"] == "gpu" else "CPU"
@@ -104,6 +104,7 @@ def _line(row: Row, device: str) -> str:
         format_kl(row.kl_p99),
         f"{100 * row.top1_agreement:.2f}",
         f"{row.recent_min}-{row.recent_max}",
+        f"{row.table_bytes / 2**20:.1f}" if row.table_bytes else "",
         row.verdict,
         device,
     ]

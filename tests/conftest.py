@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two test processes share one GPU
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # and the cores: see eval.environment.one_lapack_thread
 
 import hypothesis
 import jax

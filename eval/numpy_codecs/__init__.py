@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from kakeya_jax.codec import CodecConfig
-from kakeya_jax.eval.numpy_codecs import besicovitch, identity, integer, kakeya, kivi, turboquant
+from kakeya_jax.eval.numpy_codecs import besicovitch, identity, integer, kakeya, kivi, klt, riemannian, turboquant
 from kakeya_jax.typing import StreamName
 
 _ENCODE: dict[str, Callable[[np.ndarray, Any, StreamName], Any]] = {
@@ -16,8 +16,22 @@ _ENCODE: dict[str, Callable[[np.ndarray, Any, StreamName], Any]] = {
     "kivi": kivi.encode,
     "turboquant": turboquant.encode,
     "besicovitch": besicovitch.encode,
+    "riemannian": lambda blocks, config, stream: riemannian.encode(
+        blocks, config, config.neutral_tables(blocks.shape[-1])
+    ),
+    "klt": lambda blocks, config, stream: klt.encode(
+        blocks,
+        config,
+        stream,
+        {name: np.asarray(table) for name, table in config.neutral_tables(blocks.shape[-1]).items()},
+    ),
     "kakeya": lambda blocks, config, stream: kakeya.encode(blocks.reshape(-1, blocks.shape[-1]), config),
 }
+
+
+def has_baseline(name: str) -> bool:
+    """Whether there is a numpy implementation of a codec."""
+    return name in _ENCODE
 
 
 def encode(blocks: np.ndarray, config: CodecConfig, stream: StreamName = "key") -> Any:

@@ -2,12 +2,8 @@
 
 import numpy as np
 
-from kakeya_jax.codecs.besicovitch import (
-    BesicovitchCode,
-    BesicovitchConfig,
-    direction_table,
-    signed_magnitude_levels,
-)
+from kakeya_jax.codecs.besicovitch import BesicovitchCode, BesicovitchConfig
+from kakeya_jax.directions import direction_table, signed_magnitude_levels
 from kakeya_jax.eval.numpy_codecs.packing import pack, unpack
 from kakeya_jax.lloyd_max import gaussian_levels
 from kakeya_jax.numeric import EPS

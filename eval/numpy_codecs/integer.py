@@ -1,4 +1,4 @@
-"""int8 for each token and int4 in groups of channels, in numpy."""
+"""int8 for each token or group of channels and int4 in groups of channels, in numpy."""
 
 import numpy as np
 
@@ -39,4 +39,6 @@ def decode(code: IntegerCode, config: Int8Config | Int4Config, stream: StreamNam
 
 def _format(config: Int8Config | Int4Config, head_dim: int) -> tuple[int, int, bool]:
     """Bits, group size, and whether the grid is affine."""
-    return (8, head_dim, False) if isinstance(config, Int8Config) else (4, config.group_size, config.affine)
+    if isinstance(config, Int8Config):
+        return 8, config.group_size or head_dim, False
+    return 4, config.group_size, config.affine

@@ -75,7 +75,12 @@ def fit_skeleton(block: np.ndarray, config: KakeyaConfig) -> Skeleton:
 
 
 def encode_block(block: np.ndarray, config: KakeyaConfig, skeleton: Skeleton | None = None) -> BlockCode:
-    """The code of one block ``[n, d]``; a given ``skeleton`` replaces the fitted one."""
+    """The code of one block ``[n, d]``; a given ``skeleton`` replaces the fitted one.
+
+    Raises:
+        ValueError: an option that has no plain twin here.
+    """
+    _check_options(config)
     skeleton = skeleton or fit_skeleton(block, config)
     basis = skeleton.basis.astype(np.float32)
     coefficients = (block - skeleton.mean.astype(np.float32)) @ basis.T
@@ -129,6 +134,15 @@ def decode_block(code: BlockCode, config: KakeyaConfig) -> np.ndarray:
     segment = unpack(code.segment, _segment_bits(config), n)
     along = code.projection.astype(np.float32)[:, None] * code.centers.astype(np.float32)[segment]
     return mean + (along + residual) @ basis
+
+
+def _check_options(config: KakeyaConfig) -> None:
+    defaults = KakeyaConfig()
+    for option in ("residual", "weights", "exact_rows", "basis", "centroids"):
+        if getattr(config, option) != getattr(defaults, option):
+            raise ValueError(f"no numpy baseline of kakeya with {option}={getattr(config, option)!r}")
+    if config.pca == "frequent_directions":
+        raise ValueError(f"no numpy baseline of kakeya with pca={config.pca!r}")
 
 
 def _fit_centers(points: np.ndarray, config: KakeyaConfig) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""Round to nearest on an absolute-maximum grid: ``int8`` for each token, ``int4`` in blocks along the head
+"""Round to nearest on an absolute-maximum grid: ``int8`` for each token or group, ``int4`` in groups along the head
 dimension.
 
-The plain baselines of the field: the grid is symmetric (``scale = absmax / qmax``) or affine (``scale =
-range / levels`` with a float16 minimum).
+The plain baselines of the field: the grid is symmetric (``scale = absmax / qmax``) or affine (``scale = range /
+levels`` with a float16 minimum).
 """
 
 import dataclasses
@@ -19,10 +19,21 @@ from kakeya_jax.typing import Array, Float, StreamName
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Int8Config(CodecConfig):
-    """Symmetric int8 with one float16 scale for each token: 8 bits and ``16 / D`` bits of scale for each
-    value."""
+    """Symmetric int8 with a float16 scale for each token, 8 + ``16 / D`` bits per value, or for each group of one.
+
+    Attributes:
+        group_size: values that share a scale; must divide the head dimension. ``None`` means the whole token; 32 is
+            ``q8_0`` of llama.cpp, 8.5 bits per value.
+    """
 
     name: ClassVar[str] = "int8"
+
+    group_size: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group_size is not None:
+            _check_group_size(self.name, self.group_size)
 
     def build(
         self,
@@ -34,7 +45,9 @@ class Int8Config(CodecConfig):
     ) -> "Integer":
         """See ``CodecConfig.build``."""
         del layer, stream, tables
-        return Integer(config=self, bits=8, group_size=head_dim, affine=False)
+        group_size = head_dim if self.group_size is None else self.group_size
+        _check_divides(self.name, group_size, head_dim)
+        return Integer(config=self, bits=8, group_size=group_size, affine=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,8 +56,7 @@ class Int4Config(CodecConfig):
 
     Attributes:
         group_size: values that share a scale; must divide the head dimension.
-        affine: store a float16 minimum beside the float16 scale (16 levels from minimum to maximum) instead
-        of a grid
+        affine: store a float16 minimum beside the float16 scale (16 levels from minimum to maximum) instead of a grid
             symmetric about zero (15 levels).
     """
 
@@ -55,8 +67,7 @@ class Int4Config(CodecConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.group_size < 1:
-            raise ValueError(f"int4: group_size={self.group_size} must be at least 1")
+        _check_group_size(self.name, self.group_size)
 
     def build(
         self,
@@ -68,8 +79,7 @@ class Int4Config(CodecConfig):
     ) -> "Integer":
         """See ``CodecConfig.build``."""
         del layer, stream, tables
-        if head_dim % self.group_size:
-            raise ValueError(f"int4: group_size={self.group_size} must divide head_dim={head_dim}")
+        _check_divides(self.name, self.group_size, head_dim)
         return Integer(config=self, bits=4, group_size=self.group_size, affine=self.affine)
 
 
@@ -117,3 +127,13 @@ class Integer:
         else:
             x = dequantize_affine(codes, code.scale, code.minimum, axis=-1)
         return x.reshape(n, d)
+
+
+def _check_group_size(codec: str, group_size: int) -> None:
+    if group_size < 1:
+        raise ValueError(f"{codec}: group_size={group_size} must be at least 1")
+
+
+def _check_divides(codec: str, group_size: int, head_dim: int) -> None:
+    if head_dim % group_size:
+        raise ValueError(f"{codec}: group_size={group_size} must divide head_dim={head_dim}")

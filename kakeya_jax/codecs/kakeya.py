@@ -6,18 +6,19 @@
 data. The residual is decoded with the norm that was stored for it (least mean squared error). Follows the
 KakeyaTurbo reference except for the layout, which is tight: packed segment ids, no unused fields, and a fixed
 number of outlier slots.
-"""
 
-import dataclasses
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+Options: the residual as directions and magnitudes of groups (``residual_code``), principal components from a sketch
+that takes one vector at a time (``frequent_directions``), keys weighted by how much attention depends on them
+(``attention_weights``), and a few vectors of a block kept exact (``exact_rows``).
+"""
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
-from kakeya_jax import bitpack, hadamard, kmeans, lloyd_max, outliers, pca, smallrng
-from kakeya_jax.codec import CodecConfig
+from kakeya_jax import bitpack, exact_rows, hadamard, kmeans, lloyd_max, outliers, pca
+from kakeya_jax.attention_weights import logit_energy
+from kakeya_jax.codecs.kakeya_config import KakeyaConfig as KakeyaConfig
+from kakeya_jax.exact_rows import ExactRows
 from kakeya_jax.numeric import EPS, check_finite, finite, to_f16
 from kakeya_jax.outliers import Outliers
 from kakeya_jax.pytree import (
@@ -28,116 +29,8 @@ from kakeya_jax.pytree import (
     side_field,
     static_field,
 )
-from kakeya_jax.typing import Array, Float, Int, RopeClass, StreamName
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class KakeyaConfig(CodecConfig):
-    """Principal components for every block (or one shared set), then 1 to 4 bits for each coefficient.
-
-    All shapes are static, so two things differ from the reference: a ``variance_ratio`` below one sets the
-    coefficients beyond the effective rank of a block to zero but stores as many, and outliers have a fixed
-    number of slots.
-
-    Attributes:
-        block_size: tokens that share a skeleton (mean, basis and centres).
-        bits: 1 to 4 for each of ``L`` coefficients, ``L`` the power of two at or above the rank.
-        pca: ``"exact"``, or ``"randomized"`` from a sketch of ``rank + oversample`` columns.
-        rank: coefficients kept; None for all ``D`` (exact) or half of them (randomized).
-        variance_ratio: keep only the leading components that hold this share of a block's variance (of the
-            sketch's variance if randomized); 1 keeps ``rank`` of them.
-        oversample: extra columns of the sketch.
-        power_iterations: of the sketch.
-        skeleton_dtype: of the stored mean and basis. Centres, projections and norms are always float16.
-        basis: ``"block"``, or ``"shared"`` for one mean and basis in the tables ``"mean"`` ``[D]`` and
-            ``"basis"`` ``[rank, D]`` (``fit_shared`` makes them); centres stay per block.
-        kmeans_centers: directions of each block.
-        kmeans_iterations: bound on the assignment passes.
-        centroids: ``"gaussian"``, or ``"calibrated"`` for levels in the table ``"centroids"`` ``[2**bits]``.
-        outlier_threshold: entries of ``z`` (root mean square one) beyond it are also stored as float16; None
-            for none.
-        outlier_slots: the most entries of a vector that are stored, those of largest magnitude; each takes
-            ``log2(L) + 16`` bits, used or not. None for the mean and one deviation of the number a Gaussian
-            has.
-        seed: of signs, first centres and, with a fixed offset, the sketch.
-    """
-
-    name: ClassVar[str] = "kakeya"
-    rope: ClassVar[RopeClass] = "pre"
-
-    block_size: int = 512
-    bits: int = 3
-    pca: Literal["exact", "randomized"] = "exact"
-    rank: int | None = None
-    variance_ratio: float = 1.0
-    oversample: int = 8
-    power_iterations: int = 2
-    skeleton_dtype: Literal["float16", "float32"] = "float16"
-    basis: Literal["block", "shared"] = "block"
-    kmeans_centers: int = 16
-    kmeans_iterations: int = 32
-    centroids: Literal["gaussian", "calibrated"] = "gaussian"
-    outlier_threshold: float | None = None
-    outlier_slots: int | None = None
-    seed: int = 0xCAFEBABE
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_range("bits", self.bits, 1, 4)
-        _check_range("rank", 1 if self.rank is None else self.rank, 1)
-        _check_range("oversample", self.oversample, 0)
-        _check_range("power_iterations", self.power_iterations, 0)
-        _check_range("kmeans_centers", self.kmeans_centers, 1, 2**16)
-        _check_range("kmeans_iterations", self.kmeans_iterations, 0)
-        _check_range("outlier_slots", 1 if self.outlier_slots is None else self.outlier_slots, 1)
-        _check_range("seed", self.seed, 0, 2**64 - 1)
-        if not 0.0 < self.variance_ratio <= 1.0:
-            raise ValueError(f"kakeya: variance_ratio={self.variance_ratio} must be above 0 and at most 1")
-        if self.basis == "shared" and self.variance_ratio < 1.0:
-            raise ValueError("kakeya: a shared basis has one rank for all blocks; use rank instead of variance_ratio")
-        if self.outlier_threshold is not None and not self.outlier_threshold >= 0.1:
-            raise ValueError(f"kakeya: outlier_threshold={self.outlier_threshold} must be at least 0.1")
-        if self.outlier_threshold is None and self.outlier_slots is not None:
-            raise ValueError("kakeya: outlier_slots needs an outlier_threshold, for example 2.0")
-
-    def rank_of(self, head_dim: int) -> int:
-        """The rank for vectors of dimension ``head_dim``.
-
-        Raises:
-            ValueError: ``rank`` is larger than that.
-        """
-        if self.rank is None:
-            return head_dim if self.pca == "exact" else max(1, head_dim // 2)
-        if self.rank > head_dim:
-            raise ValueError(f"kakeya: rank={self.rank} must be at most head_dim={head_dim}")
-        return self.rank
-
-    def build(
-        self,
-        head_dim: int,
-        *,
-        layer: int = 0,
-        stream: StreamName = "key",
-        tables: Mapping[str, Array] | None = None,
-    ) -> "Kakeya":
-        """The codec for vectors of dimension ``head_dim``.
-
-        Raises:
-            ValueError: ``rank`` exceeds ``head_dim``, or a table is missing or has the wrong shape.
-        """
-        del layer, stream
-        tables = tables or {}
-        rank = self.rank_of(head_dim)
-        mean = basis = levels = None
-        if self.basis == "shared":
-            mean = _table(tables, "mean", (head_dim,), _SHARED_HINT).astype(self.skeleton_dtype)
-            basis = _table(tables, "basis", (rank, head_dim), _SHARED_HINT).astype(self.skeleton_dtype)
-        if self.centroids == "calibrated":
-            levels = _table(tables, "centroids", (2**self.bits,), _CENTROIDS_HINT).astype(jnp.float32)
-            if not isinstance(levels, Tracer) and not bool(jnp.all(levels[1:] > levels[:-1])):
-                raise ValueError("kakeya: table 'centroids' must ascend strictly; sort it")
-        signs = smallrng.signs(self.seed, hadamard.next_power_of_two(rank))
-        return Kakeya(config=self, rank=rank, signs=jnp.asarray(signs), centroids=levels, mean=mean, basis=basis)
+from kakeya_jax.residual_code import GroupCode, decode_groups, encode_groups
+from kakeya_jax.typing import Array, Float, Int
 
 
 @pytree_dataclass
@@ -145,19 +38,23 @@ class KakeyaCode:
     """``n`` vectors of dimension ``d``, rank ``r`` padded to ``L``; ``k`` centres, ``m`` outlier slots.
 
     Attributes:
-        codes: Lloyd-Max indices, packed: uint8 ``[n, ceil(L bits / 8)]``.
+        codes: Lloyd-Max indices, packed: uint8 ``[n, ceil(L bits / 8)]``; or directions of the residual's groups.
+        magnitudes: of these groups (see ``residual_code.GroupCode``); None without groups.
         segment: index of each vector's centre, ``ceil(log2 k)`` bits, packed along the block: uint8
             ``[ceil(n log2(k) / 8)]`` (empty for one centre).
         projection: float16 ``[n]``, coefficient of the vector along its centre.
-        norm: float16 ``[n]``, length of what is left.
+        norm: float16 ``[n]``, length of what is left; of quantised groups, times their best factor.
         centers: float16 ``[k, r]``.
         mean: ``[d]`` and
         basis: ``[r, d]`` in the skeleton's dtype; None if shared.
         outlier_index: packed positions of outliers, uint8 ``[n, ceil(m log2(L) / 8)]``, and
         outlier_value: float16 ``[n, m]``, 0 in unused slots; None if off.
+        exact_position: packed indices of exact rows, and
+        exact_value: float16 ``[e, d]``; None if there are none.
     """
 
     codes: Array = payload_field()
+    magnitudes: Array | None = payload_field(default=None)
     segment: Array = side_field()
     projection: Array = side_field()
     norm: Array = side_field()
@@ -166,6 +63,8 @@ class KakeyaCode:
     basis: Array | None = side_field()
     outlier_index: Array | None = side_field()
     outlier_value: Array | None = side_field()
+    exact_position: Array | None = side_field(default=None)
+    exact_value: Array | None = side_field(default=None)
 
 
 @pytree_dataclass
@@ -178,6 +77,7 @@ class Kakeya:
     centroids: Array | None = fitted_field()
     mean: Array | None = fitted_field()
     basis: Array | None = fitted_field()
+    query_second_moment: Array | None = fitted_field()
 
     @property
     def levels(self) -> Array:
@@ -197,10 +97,7 @@ class Kakeya:
 
     def decode(self, code: KakeyaCode) -> Float[Array, "n d"]:
         """``mean + U^T (t m_segment + s * (H (z norm)) / L)``, ``z`` dequantised with outliers in place."""
-        length = self.signs.shape[0]
-        z = lloyd_max.dequantize(bitpack.unpack(code.codes, self.config.bits, length), self.levels)
-        if code.outlier_index is not None and code.outlier_value is not None:
-            z = outliers.restore(Outliers(code.outlier_index, code.outlier_value), z)
+        z = _decode_residual(self, code)
         residual = hadamard.unrotate(z * code.norm.astype(jnp.float32)[:, None], self.signs)[:, : self.rank]
         segment = _unpack_segments(code.segment, self.config.kmeans_centers, len(code.norm))
         direction = code.centers.astype(jnp.float32)[segment]
@@ -209,11 +106,16 @@ class Kakeya:
         basis = code.basis if self.basis is None else self.basis
         assert mean is not None
         assert basis is not None
-        return pca.reconstruct(coefficients, mean.astype(jnp.float32), basis.astype(jnp.float32))
+        x = pca.reconstruct(coefficients, mean.astype(jnp.float32), basis.astype(jnp.float32))
+        if code.exact_position is None or code.exact_value is None:
+            return x
+        return exact_rows.restore(ExactRows(code.exact_position, code.exact_value), x)
 
     def standard_residual(self, block: Float[Array, "n d"]) -> Float[Array, "n L"]:
         """What the levels quantise: ``z``, of mean square one; samples for ``lloyd_max.fit_levels``."""
-        return _residual(self, _skeleton(self, finite(block))[2])[2]
+        x = finite(block)
+        weights, _ = _weigh(self, x)
+        return _residual(self, _skeleton(self, x, weights)[2], weights)[2]
 
 
 def fit_shared(samples: Float[Array, "N d"], rank: int | None = None) -> dict[str, Array]:
@@ -235,19 +137,23 @@ def fit_shared(samples: Float[Array, "N d"], rank: int | None = None) -> dict[st
     return {"mean": components.mean, "basis": components.basis}
 
 
-_SHARED_HINT = "fit it with kakeya.fit_shared on the stream's vectors, or use basis='block'"
-_CENTROIDS_HINT = "fit it with lloyd_max.fit_levels on standard_residual, or use centroids='gaussian'"
-
-
 @jax.jit
 def _encode(codec: Kakeya, block: Array) -> KakeyaCode:
     """One compiled program even when called op by op: fused products round differently from separate ones."""
     x = finite(block)
-    mean, basis, coefficients = _skeleton(codec, x)
-    centers, assignment, z, norm = _residual(codec, coefficients)
+    weights, rows = _weigh(codec, x)
+    mean, basis, coefficients = _skeleton(codec, x, weights)
+    centers, assignment, z, norm = _residual(codec, coefficients, weights)
     found = _outliers(codec, z)
+    groups = codec.config.groups
+    if groups is None:
+        codes, magnitudes = bitpack.pack(lloyd_max.quantize(z, codec.levels), codec.config.bits), None
+    else:
+        (codes, magnitudes), factor = encode_groups(z, groups)
+        norm = norm * factor
     return KakeyaCode(
-        codes=bitpack.pack(lloyd_max.quantize(z, codec.levels), codec.config.bits),
+        codes=codes,
+        magnitudes=magnitudes,
         segment=_pack_segments(assignment.segment, codec.config.kmeans_centers),
         projection=to_f16(assignment.projection),
         norm=to_f16(norm),
@@ -256,17 +162,43 @@ def _encode(codec: Kakeya, block: Array) -> KakeyaCode:
         basis=basis if codec.basis is None else None,
         outlier_index=None if found is None else found.position,
         outlier_value=None if found is None else found.value,
+        exact_position=None if rows is None else rows.position,
+        exact_value=None if rows is None else rows.value,
     )
 
 
-def _skeleton(codec: Kakeya, x: Array) -> tuple[Array, Array, Array]:
+def _weigh(codec: Kakeya, x: Array) -> tuple[Array | None, ExactRows | None]:
+    """Weights of the vectors in their block's statistics, None if all are equal, and the vectors kept exact."""
+    config, weights = codec.config, None
+    if config.weights == "attention":
+        weights = logit_energy(x, codec.query_second_moment)
+    if not config.exact_rows:
+        return weights, None
+    importance = kmeans.row_norms(x - jnp.mean(x, axis=0)) if weights is None else weights
+    rows, kept = exact_rows.select(x, importance, config.exact_rows)
+    return jnp.where(kept, 0.0, 1.0 if weights is None else weights), rows
+
+
+def _decode_residual(codec: Kakeya, code: KakeyaCode) -> Float[Array, "n L"]:
+    """``z`` as stored, up to the norm."""
+    length, groups = codec.signs.shape[0], codec.config.groups
+    if groups is not None:
+        assert code.magnitudes is not None
+        return decode_groups(GroupCode(code.codes, code.magnitudes), groups, length)
+    z = lloyd_max.dequantize(bitpack.unpack(code.codes, codec.config.bits, length), codec.levels)
+    if code.outlier_index is None or code.outlier_value is None:
+        return z
+    return outliers.restore(Outliers(code.outlier_index, code.outlier_value), z)
+
+
+def _skeleton(codec: Kakeya, x: Array, weights: Array | None) -> tuple[Array, Array, Array]:
     """Mean and basis as stored, and the coefficients they give."""
     config = codec.config
     kept = None
     if codec.mean is not None and codec.basis is not None:
         mean, basis = codec.mean, codec.basis
     else:
-        components = _principal_components(config, x, codec.rank)
+        components = _principal_components(config, x, codec.rank, weights)
         # Entries are bounded by the inputs' limit and by one: neither overflows float16.
         mean = components.mean.astype(config.skeleton_dtype)
         basis = components.basis.astype(config.skeleton_dtype)
@@ -276,11 +208,17 @@ def _skeleton(codec: Kakeya, x: Array) -> tuple[Array, Array, Array]:
     return mean, basis, coefficients if kept is None else jnp.where(kept, coefficients, 0.0)
 
 
-def _residual(codec: Kakeya, coefficients: Array) -> tuple[Array, kmeans.Assignment, Array, Array]:
+def _residual(
+    codec: Kakeya, coefficients: Array, weights: Array | None
+) -> tuple[Array, kmeans.Assignment, Array, Array]:
     """Centres as stored, the assignment, and what is left: its rotated direction ``z`` and its length."""
     config = codec.config
     centers = kmeans.fit_centers(
-        coefficients, config.kmeans_centers, iterations=config.kmeans_iterations, seed=config.seed
+        coefficients,
+        config.kmeans_centers,
+        iterations=config.kmeans_iterations,
+        seed=config.seed,
+        weights=weights,
     ).astype(jnp.float16)
     stored = centers.astype(jnp.float32)
     assignment = kmeans.assign(coefficients, stored)
@@ -299,11 +237,18 @@ def _outliers(codec: Kakeya, z: Array) -> Outliers | None:
     return outliers.select(z, config.outlier_threshold, min(slots, length))
 
 
-def _principal_components(config: KakeyaConfig, x: Array, rank: int) -> pca.PrincipalComponents:
+def _principal_components(config: KakeyaConfig, x: Array, rank: int, weights: Array | None) -> pca.PrincipalComponents:
     if config.pca == "exact":
-        return pca.exact_pca(x, rank)
+        return pca.exact_pca(x, rank, weights=weights)
+    if config.pca == "frequent_directions":
+        return pca.streaming_pca(x, rank, oversample=config.oversample, weights=weights)
     return pca.randomized_pca(
-        x, rank, oversample=config.oversample, power_iterations=config.power_iterations, seed=config.seed
+        x,
+        rank,
+        oversample=config.oversample,
+        power_iterations=config.power_iterations,
+        seed=config.seed,
+        weights=weights,
     )
 
 
@@ -319,18 +264,3 @@ def _unpack_segments(packed: Array, centers: int, count: int) -> Int[Array, " n"
 
 def _pad_last(x: Float[Array, "n r"], length: int) -> Float[Array, "n L"]:
     return jnp.pad(x, ((0, 0), (0, length - x.shape[-1])))
-
-
-def _table(tables: Mapping[str, Array], name: str, shape: tuple[int, ...], hint: str) -> Array:
-    if name not in tables:
-        raise ValueError(f"kakeya: needs the table {name!r}; {hint}")
-    table = jnp.asarray(tables[name])
-    if table.shape != shape:
-        raise ValueError(f"kakeya: table {name!r} has shape {table.shape}, needs {shape}; {hint}")
-    return table
-
-
-def _check_range(option: str, value: int, low: int, high: int | None = None) -> None:
-    if value < low or (high is not None and value > high):
-        bound = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise ValueError(f"kakeya: {option}={value} must be {bound}")

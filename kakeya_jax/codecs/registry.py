@@ -9,6 +9,10 @@ from kakeya_jax.codecs.identity import IdentityConfig
 from kakeya_jax.codecs.integer import Int4Config, Int8Config
 from kakeya_jax.codecs.kakeya import KakeyaConfig
 from kakeya_jax.codecs.kivi import KiviConfig
+from kakeya_jax.codecs.klt import KltConfig
+from kakeya_jax.codecs.klt_storage import KltStorageConfig
+from kakeya_jax.codecs.lattice import LatticeConfig
+from kakeya_jax.codecs.riemannian import RiemannianConfig
 from kakeya_jax.codecs.turboquant import TurboQuantConfig
 
 _CONFIGS: dict[str, type[CodecConfig]] = {
@@ -19,8 +23,12 @@ _CONFIGS: dict[str, type[CodecConfig]] = {
         Int4Config,
         KiviConfig,
         TurboQuantConfig,
+        LatticeConfig,
         KakeyaConfig,
         BesicovitchConfig,
+        RiemannianConfig,
+        KltConfig,
+        KltStorageConfig,
     )
 }
 

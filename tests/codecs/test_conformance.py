@@ -14,7 +14,8 @@ import pytest
 
 from kakeya_jax.accounting import nbytes, payload_nbytes
 from kakeya_jax.codec import Codec, CodecConfig, round_trip
-from kakeya_jax.codecs.registry import codec_config, codec_names
+from kakeya_jax.codecs.fitting import fit_own_tables
+from kakeya_jax.codecs.registry import codec_class, codec_config, codec_names
 from kakeya_jax.outliers import default_slots
 from kakeya_jax.testing import synthetic_kv
 from kakeya_jax.typing import StreamName
@@ -39,15 +40,19 @@ class Case:
     def config(self) -> CodecConfig:
         return codec_config(self.codec, **self.options)
 
+    def build(self, d: int, *, layer: int = 0, stream: StreamName = "key") -> Codec:
+        """The codec; if it needs calibrated tables, they are fitted to the first of the four blocks."""
+        return self.config.build(d, layer=layer, stream=stream, tables=own_tables(self.config, d, stream))
+
     def __str__(self) -> str:
         return "-".join([self.codec, *(f"{name}={value}" for name, value in self.options.items())])
 
 
-def kakeya_bits(n: int, d: int, bits: int, rank: int, outlier_slots: int = 0) -> float:
+def kakeya_bits(n: int, d: int, bits: int, rank: int, outlier_slots: int = 0, *, own_basis: bool = True) -> float:
     length = 1 << (rank - 1).bit_length()
     outlier = 16 * outlier_slots + 8 * math.ceil(outlier_slots * math.log2(length) / 8)
     vector = length * bits + 4 + 16 + 16 + outlier  # indices, segment of 16, projection, norm
-    skeleton = 16 * (d + rank * d + 16 * rank)  # mean, basis, centres
+    skeleton = 16 * ((d + rank * d) * own_basis + 16 * rank)  # mean, basis, centres
     return (n * vector + skeleton) / (n * d)
 
 
@@ -57,6 +62,12 @@ CASES = [
         codec="int8",
         bits=lambda n, d: 8 + 16 / d,
         errors={64: (1.681e-4, 3.529e-5), 128: (2.425e-4, 4.203e-5)},
+    ),
+    Case(
+        codec="int8",
+        options={"group_size": 32},
+        bits=lambda n, d: 8.5,
+        errors={64: (8.914e-5, 2.828e-5), 128: (1.009e-4, 2.835e-5)},
     ),
     Case(codec="int4", bits=lambda n, d: 4.5, errors={64: (0.02828, 0.009281), 128: (0.03221, 0.009471)}),
     Case(
@@ -112,6 +123,22 @@ CASES = [
     ),
     *(
         Case(
+            codec="lattice",
+            options=options,
+            bits=lambda n, d, index_bits=index_bits, scales=scales: index_bits + scales / d,
+            errors=errors,
+        )
+        for options, index_bits, scales, errors in (
+            ({"lattice": "d4", "scale_levels": 4}, 12 / 4, 32, {64: (0.04124, 0.04562), 128: (0.04205, 0.05649)}),
+            ({"lattice": "d4", "scale_levels": 10}, 17 / 4, 32, {64: (0.006651, 0.007472), 128: (0.006671, 0.009063)}),
+            ({"lattice": "e8", "scale_levels": 4}, 25 / 8, 32, {64: (0.02802, 0.03082), 128: (0.02799, 0.03743)}),
+            ({"lattice": "e8", "scale_levels": 10}, 35 / 8, 32, {64: (0.004441, 0.004957), 128: (0.004446, 0.005999)}),
+            ({"scale_levels": 38}, 51 / 8, 32, {64: (3.105e-4, 3.417e-4), 128: (3.099e-4, 4.154e-4)}),
+            ({"scale_levels": 4, "one_scale": True}, 25 / 8, 16, {64: (0.02802, 0.03082), 128: (0.02799, 0.03743)}),
+        )
+    ),
+    *(
+        Case(
             codec="besicovitch",
             options={"direction_bits": 3, "magnitude_bits": bits},
             bits=lambda n, d, bits=bits: (3 + bits) / 2 + 16 / d + 16 / n,
@@ -142,6 +169,22 @@ CASES = [
         bits=lambda n, d: (6 + 4) / 4 + 16 / d,
         errors={64: (0.2466, 0.2364), 128: (0.3921, 0.2532)},
     ),
+    *(
+        Case(
+            codec="riemannian",
+            options=options,
+            bits=lambda n, d, bits=bits: bits / 2 + 16 / n,
+            errors=errors,
+        )
+        for options, bits, errors in (
+            ({"direction_bits": 3}, 7, {64: (0.003005, 0.02465), 128: (0.001607, 0.02783)}),
+            ({"direction_bits": 6, "scale_mode": "pct99"}, 10, {64: (0.001332, 0.01489), 128: (7.839e-4, 0.01728)}),
+            ({"magnitude_bits": 3, "scale_mode": "sqrt_trace"}, 7, {64: (0.004456, 0.0473), 128: (0.002516, 0.04702)}),
+            ({"centroids": "gaussian", "scale_mode": "pct999"}, 8, {64: (0.001675, 0.01816), 128: (9.639e-4, 0.01888)}),
+            ({"centroids": "quantile", "scale_mode": "pct95"}, 8, {64: (0.01074, 0.1228), 128: (0.005016, 0.1106)}),
+            ({"direction_bits": 8, "magnitude": "float16"}, 24, {64: (1.837e-6, 1.223e-5), 128: (9.088e-7, 1.222e-5)}),
+        )
+    ),
     Case(
         codec="kakeya",
         options={"bits": 4, "block_size": 256},
@@ -153,6 +196,30 @@ CASES = [
         options={"bits": 3, "block_size": 256, "outlier_threshold": 2.0},
         bits=lambda n, d: kakeya_bits(n, d, 3, d, default_slots(d, 2.0)),
         errors={64: (7.765e-4, 0.01846), 128: (5.134e-4, 0.01972)},
+    ),
+    Case(
+        codec="kakeya",
+        options={"block_size": 256, "pca": "frequent_directions"},
+        bits=lambda n, d: kakeya_bits(n, d, 3, d // 2),
+        errors={64: (0.001637, 0.1428), 128: (7.497e-4, 0.09713)},
+    ),
+    Case(
+        codec="kakeya",
+        options={"block_size": 256, "residual": "besicovitch", "direction_bits": 4, "magnitude_bits": 4},
+        bits=lambda n, d: kakeya_bits(n, d, 4, d),
+        errors={64: (2.293e-4, 0.005813), 128: (1.551e-4, 0.006425)},
+    ),
+    Case(
+        codec="kakeya",
+        options={"block_size": 256, "bits": 2, "exact_rows": 8},
+        bits=lambda n, d: kakeya_bits(n, d, 2, d) + 8 * (16 * d + 8) / (n * d),
+        errors={64: (0.002771, 0.06289), 128: (0.001846, 0.0672)},
+    ),
+    Case(
+        codec="kakeya",
+        options={"block_size": 256, "bits": 3, "centroids": "pooled", "basis": "shared", "rank": 0.5},
+        bits=lambda n, d: kakeya_bits(n, d, 3, d // 2, own_basis=False),
+        errors={64: (0.002241, 0.2372), 128: (9.984e-4, 0.2295)},
     ),
 ]
 
@@ -169,8 +236,11 @@ ONE_EACH = [
         "kivi-bits=2",
         "turboquant-bits=3",
         "turboquant-bits=3-qjl=True",
+        "lattice-lattice=d4-scale_levels=4",
+        "lattice-lattice=e8-scale_levels=10",
         "besicovitch-direction_bits=3-magnitude_bits=4",
         "besicovitch-direction_bits=6-magnitude=float16",
+        "riemannian-direction_bits=3",
         "kakeya-bits=4-block_size=256",
     }
 ]
@@ -186,6 +256,11 @@ def blocks(kind: StreamName, n: int, d: int) -> jax.Array:
     return synthetic_kv(0, 4 * n, d, kind).reshape(4, n, d)
 
 
+@functools.cache
+def own_tables(config: CodecConfig, d: int, stream: StreamName) -> dict[str, Any]:
+    return fit_own_tables(config, [np.asarray(blocks(stream, config.block_size, d))[:1, None]])[0]
+
+
 def relative_error(codec: Codec, x: jax.Array) -> float:
     y = recode_blocks(codec, x)
     chex.assert_shape(y, x.shape)
@@ -194,16 +269,16 @@ def relative_error(codec: Codec, x: jax.Array) -> float:
 
 
 def test_every_registered_codec_has_cases() -> None:
-    assert set(codec_names()) == {case.codec for case in CASES}, (
-        "a new codec needs settings with pinned errors in CASES"
-    )
-    assert {param.values[0].codec for param in ONE_EACH} == set(codec_names())  # pyright: ignore[reportAttributeAccessIssue]
+    # Codecs of all heads at once have blocks of another shape, and the same promises in test files of their own.
+    names = {name for name in codec_names() if not codec_class(name).joint_heads}
+    assert names == {case.codec for case in CASES}, "a new codec needs settings with pinned errors in CASES"
+    assert {param.values[0].codec for param in ONE_EACH} == names  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize(("case", "d"), ALL)
 def test_error_stays_below_its_pin(case: Case, d: int) -> None:
     for kind, pinned in zip(("key", "value"), case.errors[d], strict=True):
-        measured = relative_error(case.config.build(d, stream=kind), blocks(kind, case.config.block_size, d))
+        measured = relative_error(case.build(d, stream=kind), blocks(kind, case.config.block_size, d))
         assert measured <= MARGIN * pinned, kind
         assert measured >= pinned / MARGIN, f"{kind}: better than its pin; pin the new number"
 
@@ -211,7 +286,7 @@ def test_error_stays_below_its_pin(case: Case, d: int) -> None:
 @pytest.mark.parametrize(("case", "d"), ALL)
 def test_bytes_are_those_of_the_formula(case: Case, d: int) -> None:
     n = case.config.block_size
-    code = jax.eval_shape(case.config.build(d).encode, jax.ShapeDtypeStruct((n, d), jnp.float32))
+    code = jax.eval_shape(case.build(d).encode, jax.ShapeDtypeStruct((n, d), jnp.float32))
     assert 8 * nbytes(code) == pytest.approx(case.bits(n, d) * n * d, abs=0)
     assert 0 < payload_nbytes(code) <= nbytes(code)
 
@@ -219,9 +294,9 @@ def test_bytes_are_those_of_the_formula(case: Case, d: int) -> None:
 @pytest.mark.parametrize("case", ONE_EACH)
 def test_reported_bytes_are_held_bytes(case: Case) -> None:
     n = case.config.block_size
-    code = encode(case.config.build(64), blocks("key", n, 64)[0])
+    code = encode(case.build(64), blocks("key", n, 64)[0])
     assert nbytes(code) == sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(code))
-    expected = jax.eval_shape(case.config.build(64).encode, blocks("key", n, 64)[0])
+    expected = jax.eval_shape(case.build(64).encode, blocks("key", n, 64)[0])
     chex.assert_trees_all_equal_shapes_and_dtypes(code, expected)
 
 
@@ -232,8 +307,13 @@ def test_reported_bytes_are_held_bytes(case: Case) -> None:
         ("kivi", "group_size", (128, 64, 32), {}),
         ("turboquant", "bits", (1, 2, 3, 4, 5, 6, 8), {}),
         ("turboquant", "bits", (2, 3, 4), {"qjl": True}),
+        ("lattice", "scale_levels", (1, 4, 10, 152), {"lattice": "d4"}),
+        ("lattice", "scale_levels", (1, 4, 10, 152), {"lattice": "e8"}),
+        ("int8", "group_size", (64, 32), {}),
         ("besicovitch", "magnitude_bits", (1, 2, 3, 4), {}),
         ("besicovitch", "direction_bits", (1, 2, 3, 4, 6), {"magnitude": "float16"}),
+        ("riemannian", "magnitude_bits", (1, 2, 3, 4), {}),
+        ("riemannian", "direction_bits", (1, 2, 3, 4, 6, 8), {}),
         ("kakeya", "bits", (2, 4), {"block_size": 256}),
     ],
 )
@@ -241,21 +321,22 @@ def test_more_bits_are_never_worse(codec: str, option: str, values: tuple, fixed
     errors = []
     for value in values:
         config = codec_config(codec, **fixed, **{option: value})
-        errors.append(relative_error(config.build(128, stream="value"), blocks("value", config.block_size, 128)))
+        built = config.build(128, stream="value", tables=own_tables(config, 128, "value"))
+        errors.append(relative_error(built, blocks("value", config.block_size, 128)))
     assert errors == sorted(errors, reverse=True)
 
 
 @pytest.mark.parametrize("case", ONE_EACH)
 def test_jit_gives_the_eager_codes(case: Case) -> None:
     x = blocks("value", case.config.block_size, 64)[0]
-    codec = case.config.build(64, stream="value")
+    codec = case.build(64, stream="value")
     assert_same_code(codec, encode(codec, x), codec.encode(x))
 
 
 @pytest.mark.parametrize("case", ONE_EACH)
 def test_vmap_gives_the_codes_of_a_loop(case: Case) -> None:
     x = blocks("key", case.config.block_size, 64)
-    codec = case.config.build(64)
+    codec = case.build(64)
     together = encode_blocks(codec, x)
     for i, block in enumerate(x):
         assert_same_code(codec, jax.tree.map(lambda leaf, i=i: leaf[i], together), encode(codec, block))
@@ -264,7 +345,7 @@ def test_vmap_gives_the_codes_of_a_loop(case: Case) -> None:
 @pytest.mark.parametrize("case", ONE_EACH)
 def test_same_seeds_give_the_same_codes(case: Case) -> None:
     x = blocks("key", case.config.block_size, 64)[0]
-    first, second = (encode(case.config.build(64, layer=3), x) for _ in range(2))
+    first, second = (encode(case.build(64, layer=3), x) for _ in range(2))
     chex.assert_trees_all_equal(first, second)
 
 
@@ -273,13 +354,13 @@ def test_other_layers_do_not_retrace(case: Case) -> None:
     chex.clear_trace_counter()
     traces = jax.jit(chex.assert_max_traces(lambda codec, block: codec.decode(codec.encode(block)), n=1))
     for layer in range(3):
-        traces(case.config.build(64, layer=layer), blocks("key", case.config.block_size, 64)[layer])
+        traces(case.build(64, layer=layer), blocks("key", case.config.block_size, 64)[layer])
 
 
 @pytest.mark.parametrize("case", ONE_EACH)
 def test_codes_under_strict_dtype_promotion(case: Case) -> None:
     with jax.numpy_dtype_promotion("strict"):
-        codec = case.config.build(64)
+        codec = case.build(64)
         x = blocks("key", case.config.block_size, 64)[0]
         chex.assert_tree_all_finite(jax.jit(codec.decode)(jax.jit(codec.encode)(x)))
 
@@ -298,17 +379,22 @@ def test_broken_and_extreme_blocks(case: Case) -> None:
     one_huge[5, 7], one_nan[5, 7], one_inf[5, 7] = 1e30, np.nan, -np.inf
     all_nan[:] = np.nan
     x = np.stack([zero, constant, denormal, huge, one_huge, one_nan, one_inf, all_nan])
-    y = np.asarray(recode_blocks(case.config.build(d, stream="value"), jnp.asarray(x)))
+    codec: Any = case.build(d, stream="value")
+    y = np.asarray(recode_blocks(codec, jnp.asarray(x)))
+    nearest_to_zero = 0.0
+    if case.codec == "riemannian":  # fixed scales and no level at zero
+        nearest_to_zero = float(jnp.max(codec.scales) * jnp.min(jnp.abs(codec.levels))) * (1 + 1e-6)
 
     assert np.isfinite(y).all()
-    np.testing.assert_array_equal(y[0], 0.0)
-    assert np.mean((y[1] - constant) ** 2) <= 9 * 1.2 * max(case.errors[64])
-    np.testing.assert_allclose(y[2], 0.0, atol=1e-6)
+    assert (np.abs(y[0]) <= nearest_to_zero).all()
+    assert np.mean((y[1] - constant) ** 2) <= max(9 * 1.2 * max(case.errors[64]), nearest_to_zero**2)
+    assert (np.abs(y[2]) <= nearest_to_zero + 1e-6).all()
     assert (np.abs(y[3]) < 2.0**16).all()
-    np.testing.assert_array_equal(y[7], 0.0)
+    assert (np.abs(y[7]) <= nearest_to_zero).all()
     if case.codec not in (
         "kakeya",
         "besicovitch",
+        "riemannian",
     ):  # each value belongs to one token: the others keep their error
         others = np.arange(n) != 5
         for broken in y[4:7]:
@@ -322,7 +408,7 @@ def test_identity_stores_what_it_is_given() -> None:
 
 
 def recoded(case: Case, block: np.ndarray) -> np.ndarray:
-    return np.asarray(recode_blocks(case.config.build(block.shape[-1], stream="value"), jnp.asarray(block)[None])[0])
+    return np.asarray(recode_blocks(case.build(block.shape[-1], stream="value"), jnp.asarray(block)[None])[0])
 
 
 def assert_same_code(codec: Codec, first: Any, second: Any) -> None:

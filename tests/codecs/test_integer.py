@@ -15,7 +15,9 @@ recode = jax.jit(round_trip)
 
 
 @pytest.mark.parametrize(
-    "config", [Int8Config(), Int4Config(), Int4Config(affine=True), Int4Config(group_size=64)], ids=str
+    "config",
+    [Int8Config(), Int8Config(group_size=32), Int4Config(), Int4Config(affine=True), Int4Config(group_size=64)],
+    ids=str,
 )
 def test_codes_and_vectors_are_those_of_numpy(config: Int8Config | Int4Config) -> None:
     x = synthetic_kv(3, 128, 64, "key")
@@ -62,5 +64,8 @@ def test_symmetric_int4_keeps_zero_and_affine_keeps_an_offset() -> None:
 
 
 def test_group_size_must_divide_the_head_dimension() -> None:
-    with pytest.raises(ValueError, match="group_size=32 must divide head_dim=80"):
-        Int4Config().build(80)
+    for config in (Int4Config(), Int8Config(group_size=32)):
+        with pytest.raises(ValueError, match=f"{config.name}: group_size=32 must divide head_dim=80"):
+            config.build(80)
+    with pytest.raises(ValueError, match="int8: group_size=0 must be at least 1"):
+        Int8Config(group_size=0)

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from kakeya_jax import hadamard, lloyd_max, pca
+from kakeya_jax.accounting import nbytes
+from kakeya_jax.attention_weights import logit_energy
 from kakeya_jax.codec import Codec
+from kakeya_jax.codecs.fitting import blocks_of, fit_own_tables, needs_own_tables
 from kakeya_jax.codecs.kakeya import Kakeya, KakeyaCode, KakeyaConfig, fit_shared
 from kakeya_jax.codecs.registry import codec_config
 from kakeya_jax.eval.numpy_codecs import kakeya as oracle
@@ -15,6 +18,7 @@ from kakeya_jax.testing import synthetic_kv
 
 N, D = 512, 64
 FIELDS = ("codes", "segment", "projection", "norm", "centers", "outlier_index", "outlier_value")
+FIELDS += ("magnitudes", "exact_position", "exact_value")
 decode = jax.jit(lambda codec, code: codec.decode(code))
 
 
@@ -33,7 +37,7 @@ def relative_error(x: Any, y: Any) -> float:
 
 def mismatches(a: Any, b: Any) -> int:
     """Entries that differ between two codes, over all fields that both must have."""
-    pairs = [(getattr(a, name), getattr(b, name)) for name in FIELDS]
+    pairs = [(getattr(a, name, None), getattr(b, name, None)) for name in FIELDS]
     assert all((u is None) == (v is None) for u, v in pairs)
     return sum(int(np.sum(np.asarray(u) != np.asarray(v))) for u, v in pairs if u is not None)
 
@@ -55,6 +59,12 @@ PINNED = [
     ({"pca": "randomized", "outlier_threshold": 2.0}, 0.01360, 0.1679),
     ({"outlier_threshold": 1.5}, 0.004448, 0.01370),
     ({"skeleton_dtype": "float32"}, 0.006796, 0.02234),
+    ({"pca": "frequent_directions"}, 0.01432, 0.1705),
+    ({"rank": 0.75}, 0.007373, 0.0676),
+    ({"residual": "besicovitch"}, 0.006763, 0.02233),
+    ({"residual": "besicovitch", "group_size": 4, "direction_bits": 8, "magnitude": "float16"}, 0.05118, 0.1572),
+    ({"exact_rows": 4}, 0.006705, 0.02153),
+    ({"weights": "attention", "whiten": True, "rank": 32}, 0.01431, 0.1798),
 ]
 
 
@@ -127,7 +137,21 @@ def test_numpy_baseline_codes_consecutive_blocks() -> None:
     assert relative_error(x[:256], oracle.decode(codes, config)) < 0.04
 
 
-@pytest.mark.parametrize("options", [{"bits": 4}, {"pca": "randomized", "outlier_threshold": 2.0}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bits": 4},
+        {"pca": "randomized", "outlier_threshold": 2.0},
+        {
+            "pca": "frequent_directions",
+            "residual": "besicovitch",
+            "exact_rows": 3,
+            "weights": "attention",
+            "whiten": True,
+        },
+    ],
+    ids=str,
+)
 def test_a_code_does_not_depend_on_how_blocks_are_batched(options: dict[str, Any]) -> None:
     codec = build(**options)
     blocks = jnp.stack([synthetic_kv(i, 256, D, kind) for i in range(2) for kind in ("key", "value")])
@@ -166,7 +190,7 @@ def test_stored_arrays_are_tight() -> None:
     codec = build(d, bits=3, rank=rank, outlier_threshold=2.0)
     code = jax.eval_shape(codec.encode, jax.ShapeDtypeStruct((n, d), jnp.float32))
     assert isinstance(code, KakeyaCode)
-    sizes = {name: leaf.size * leaf.dtype.itemsize for name, leaf in vars(code).items()}
+    sizes = {name: leaf.size * leaf.dtype.itemsize for name, leaf in vars(code).items() if leaf is not None}
     assert sizes == {
         "codes": n * padded * 3 // 8,
         "segment": n * 4 // 8,
@@ -187,7 +211,16 @@ def test_one_centre_needs_no_segment_bytes() -> None:
     assert error(codec, x) < 0.04
 
 
-@pytest.mark.parametrize("options", [{"bits": 3}, {"pca": "randomized", "outlier_threshold": 1.5}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bits": 3},
+        {"pca": "randomized", "outlier_threshold": 1.5},
+        {"pca": "frequent_directions", "residual": "besicovitch", "exact_rows": 2},
+        {"weights": "attention", "whiten": True},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize(
     "block",
     [
@@ -239,6 +272,98 @@ def test_calibrated_levels_are_used_and_help() -> None:
     assert error(fitted, x) < 0.999 * error(plain, x)
 
 
+def test_pooled_levels_are_one_table_for_all_layers() -> None:
+    layers = [np.asarray(synthetic_kv(seed, 128, 16, "key")).reshape(1, 1, 128, 16) for seed in range(2)]
+    options: dict[str, Any] = {"block_size": 64, "bits": 2, "rank": 8, "kmeans_centers": 4}
+    pooled = fit_own_tables(KakeyaConfig(centroids="pooled", **options), layers)
+    alone = fit_own_tables(KakeyaConfig(centroids="calibrated", basis="shared", **options), layers)
+    np.testing.assert_array_equal(pooled[0]["centroids"], pooled[1]["centroids"])
+    assert set(pooled[0]) == {"centroids"}
+    assert set(alone[0]) == {"centroids", "mean", "basis"}
+    assert not np.array_equal(alone[0]["centroids"], alone[1]["centroids"])
+    config = KakeyaConfig(**options)
+    assert not needs_own_tables(config)
+    assert fit_own_tables(config, layers) == [{}, {}]
+    z = np.concatenate([_standard_residuals(config, each).ravel() for each in layers])
+    np.testing.assert_allclose(pooled[0]["centroids"], lloyd_max.fit_levels(z, 2), atol=1e-4)
+
+
+def _standard_residuals(config: KakeyaConfig, vectors: np.ndarray) -> np.ndarray:
+    codec = config.build(vectors.shape[-1])
+    return np.stack([np.asarray(jax.jit(codec.standard_residual)(block)) for block in blocks_of(config, vectors)])
+
+
+def test_blocks_for_fitting_are_those_of_the_cache() -> None:
+    vectors = np.arange(2 * 3 * 10 * 4).reshape(2, 3, 10, 4)
+    apart = blocks_of(KakeyaConfig(block_size=4), vectors)
+    np.testing.assert_array_equal(apart[0], vectors[0, 0, :4])
+    np.testing.assert_array_equal(apart[1], vectors[0, 0, 4:8])
+    assert apart.shape == (12, 4, 4)
+    mixed = blocks_of(KakeyaConfig(block_size=4, mix_heads=True), vectors)
+    np.testing.assert_array_equal(
+        mixed[0, :4], [vectors[0, 0, 0], vectors[0, 1, 0], vectors[0, 2, 0], vectors[0, 0, 1]]
+    )
+    assert mixed.shape == (4, 12, 4)
+
+
+def test_attention_weights_move_the_error_to_keys_that_matter_less() -> None:
+    x = synthetic_kv(0, N, D, "key")
+    moment = jnp.diag(jnp.linspace(0.1, 2.0, D) ** 2)
+    weights = logit_energy(x, moment)
+
+    def weighted_error(codec: Kakeya) -> float:
+        return float(jnp.sum(weights[:, None] * jnp.square(x - decode(codec, codec.encode(x)))))
+
+    options: dict[str, Any] = {"bits": 4, "rank": 24, "kmeans_centers": 1}
+    weighted = build(weights="attention", tables={"query_second_moment": moment}, **options)
+    assert weighted_error(weighted) < 0.98 * weighted_error(build(**options))
+    assert error(weighted, x) > error(build(**options), x)
+    same = jax.eval_shape(build(**options).encode, x)
+    assert jax.eval_shape(weighted.encode, x) == same  # nothing more is stored
+
+
+def test_exact_rows_are_exact_and_leave_the_others_alone() -> None:
+    """Vectors far from all others: kept exact, they no longer take components from the rest."""
+    x = synthetic_kv(0, N, D, "value").at[jnp.array([0, 300])].mul(200.0)
+    options: dict[str, Any] = {"pca": "randomized", "rank": 4, "bits": 4, "kmeans_centers": 1}
+    plain, kept = build(**options), build(exact_rows=2, **options)
+    y = decode(kept, code := kept.encode(x))
+    np.testing.assert_array_equal(y[jnp.array([0, 300])], x[jnp.array([0, 300])].astype(jnp.float16))
+    assert nbytes(code) - nbytes(plain.encode(x)) == 2 * 2 * D + 3  # two vectors, two indices of 9 bits
+    rest = np.delete(np.arange(N), [0, 300])
+    others = relative_error(x[rest], y[rest])
+    assert others < 0.95 * relative_error(x[rest], decode(plain, plain.encode(x))[rest])
+    alone = build(block_size=N - 2, **options)
+    assert others == pytest.approx(error(alone, x[rest]), rel=0.05)
+
+
+def test_groups_of_the_residual_cost_what_they_say() -> None:
+    """Pairs of 3 + 3 bits are 3 bits a value, like three-bit levels, and about as good; float16 magnitudes are 11."""
+    x = jax.ShapeDtypeStruct((N, D), jnp.float32)
+    pairs = build(residual="besicovitch")
+    assert nbytes(jax.eval_shape(pairs.encode, x)) == nbytes(jax.eval_shape(build(bits=3).encode, x))
+    exact = build(residual="besicovitch", direction_bits=6, magnitude="float16")
+    assert nbytes(jax.eval_shape(exact.encode, x)) - nbytes(jax.eval_shape(pairs.encode, x)) == N * D * (11 - 3) // 8
+    keys = synthetic_kv(0, N, D, "key")
+    assert error(exact, keys) < 0.1 * error(pairs, keys)
+
+
+def test_needed_tables_follow_from_the_options() -> None:
+    cases: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+        ({}, ()),
+        ({"basis": "shared"}, ("mean", "basis")),
+        ({"centroids": "pooled", "whiten": True}, ("whitening", "unwhitening", "centroids")),
+        ({"weights": "attention"}, ("query_second_moment",)),
+        ({"weights": "attention", "whiten": True}, ("whitening", "unwhitening")),
+    ]
+    for options, names in cases:
+        config = KakeyaConfig(**options)
+        assert config.needs_tables() == names
+        neutral = config.neutral_tables(D, num_kv_heads=2)
+        assert set(names) == set(neutral)
+        config.build(D, tables=neutral)
+
+
 def test_standard_residual_has_unit_mean_square() -> None:
     z = jax.jit(build(rank=48).standard_residual)(synthetic_kv(9, 128, D, "key"))
     assert z.shape == (128, hadamard.next_power_of_two(48))
@@ -249,7 +374,12 @@ def test_standard_residual_has_unit_mean_square() -> None:
     ("options", "message"),
     [
         ({"bits": 5}, "bits=5 must be between 1 and 4"),
-        ({"rank": 0}, "rank=0 must be at least 1"),
+        ({"rank": 0}, "rank=0 must be a whole number of at least 1, or a share below 1"),
+        ({"rank": 1.5}, "rank=1.5 must be a whole number"),
+        ({"direction_bits": 9}, "direction_bits=9 must be between 1 and 8"),
+        ({"exact_rows": 512}, "exact_rows=512 must be between 0 and 511"),
+        ({"residual": "besicovitch", "centroids": "pooled"}, "takes no outliers and no centroids"),
+        ({"residual": "besicovitch", "outlier_threshold": 2.0}, "takes no outliers and no centroids"),
         ({"pca": "fast"}, "pca='fast' must be one of"),
         ({"variance_ratio": 1.5}, "variance_ratio=1.5"),
         ({"basis": "shared", "variance_ratio": 0.5}, "use rank instead"),
@@ -273,11 +403,23 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
         ({"basis": "shared"}, {"mean": jnp.zeros(3)}, r"shape \(3,\), needs \(64,\)"),
         ({"centroids": "calibrated"}, {}, "needs the table 'centroids'; fit it with lloyd_max"),
         ({"centroids": "calibrated", "bits": 1}, {"centroids": jnp.zeros(2)}, "must ascend strictly"),
+        ({"weights": "attention"}, {}, "needs the table 'query_second_moment'; it is the mean outer product"),
+        ({"residual": "besicovitch", "group_size": 3}, {}, "group_size=3 must divide the padded rank of 64"),
     ],
 )
 def test_bad_tables_are_refused(options: dict[str, Any], tables: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         KakeyaConfig(**options).build(D, tables=tables)
+
+
+def test_values_cannot_be_weighted_by_attention() -> None:
+    with pytest.raises(ValueError, match="weights='attention' is for keys"):
+        KakeyaConfig(weights="attention", whiten=True).build(D, stream="value")
+
+
+def test_numpy_has_no_answer_to_the_newer_options() -> None:
+    with pytest.raises(ValueError, match="no numpy baseline of kakeya with exact_rows=2"):
+        oracle.encode_block(np.zeros((8, 4), np.float32), KakeyaConfig(exact_rows=2))
 
 
 def test_fit_shared_checks_its_input() -> None:

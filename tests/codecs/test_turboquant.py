@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kakeya_jax.accounting import cache_report
+from kakeya_jax.cache import CacheShape
 from kakeya_jax.codec import round_trip
 from kakeya_jax.codecs.turboquant import TurboQuantConfig, coordinate_levels
 from kakeya_jax.eval.numpy_codecs import turboquant as oracle
+from kakeya_jax.recipe import Recipe
 from kakeya_jax.rotation import haar_rotation, hadamard_rotation
 from kakeya_jax.testing import synthetic_kv
 from kakeya_jax.typing import StreamName
@@ -109,6 +112,21 @@ def test_levels() -> None:
 def test_bits_per_value() -> None:
     code = TurboQuantConfig(bits=2).build(128).encode(gaussian(128))
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(code)) * 8 / (128 * 128) == 2.125
+
+
+@pytest.mark.parametrize(("bits", "ratio"), [(2, 2.774), (3, 2.582)])
+def test_recipe_as_shipped_by_turboquant_plus_has_its_bits(bits: int, ratio: float) -> None:
+    """q8_0 keys, turbo2 or turbo3 values, and the values of two layers at each end at q8_0."""
+    recipe = Recipe.parse(
+        "key=int8(group_size=32),value[0,1,-2,-1]=int8(group_size=32),"
+        f"value=turboquant(bits={bits},rotation=hadamard),sinks=0"
+    )
+    shape = CacheShape(num_layers=28, num_kv_heads=2, head_dim=128)
+    report = cache_report(shape, recipe, max_length=1024)
+    stored = [8 * (part.payload + part.side) / part.coded_values for part in report.streams]
+    assert stored[::2] == [8.5] * 28
+    assert stored[1::2] == [8.5] * 2 + [bits + 0.125] * 24 + [8.5] * 2
+    assert 16 / report.all_in_bits_per_value == pytest.approx(ratio, abs=0.0005)
 
 
 def test_zero_and_tiny_vectors_are_zero() -> None:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from kakeya_jax.codecs.registry import codec_config
@@ -10,6 +12,7 @@ TEXTS = [
     "key[0,-1]=identity,key@pre=turboquant(bits=3),value=int4(affine=true)",
     "key[1:3]=int8,both=kivi(bits=4),boundary_codec=int8,boundary=1",
     "key=kakeya(outlier_threshold=1.5,rank=none,pca=randomized)",
+    "key[0,0.25,.5,-1]=int8,value[0.125]=int4,both=kivi",
 ]
 
 
@@ -34,6 +37,34 @@ def test_first_matching_rule_decides_and_boundary_comes_first():
         ("int8", "turboquant"),
         ("identity", "identity"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "expected"), [(1, {0}), (2, {0, 1}), (8, {0, 2, 4, 7}), (28, {0, 7, 14, 27}), (30, {0, 7, 15, 29})]
+)
+def test_shares_of_the_depth_name_layers_of_any_model(num_layers: int, expected: set[int]):
+    plan = Recipe.parse("key[0,0.25,.5,-1]=int8").plan(num_layers)
+    assert {index for index, layer in enumerate(plan) if layer.key.codec.name == "int8"} == expected
+
+
+def test_layers_are_whole_numbers_or_shares():
+    wrong: tuple[Any, ...] = ((1.5,), (1.0,), (0.0,), (True,), ("1",))
+    for layers in wrong:
+        with pytest.raises(ValueError, match="must be a whole number, or a share of the depth"):
+            Rule(codec=codec_config("int8"), layers=layers)
+
+
+def test_recipes_that_need_calibration_say_so():
+    for text in ("int8", "turboquant-3", "kakeya-pareto", "key=kakeya,boundary_codec=kakeya(centroids=calibrated)"):
+        assert not Recipe.parse(text).needs_calibration
+    for text in (
+        "key=kakeya(basis=shared)",
+        "int8,boundary=1,boundary_codec=kakeya(centroids=calibrated)",
+        "value=int4(static_mean=true)",
+        "key@pre=int4(whiten=true)",
+        "key=riemannian",
+    ):
+        assert Recipe.parse(text).needs_calibration
 
 
 def test_what_no_rule_matches_stays_dense():
@@ -68,7 +99,7 @@ def test_changing_a_named_recipe_labels_it_with_the_whole_text():
         ("key=nope", "unknown codec 'nope'"),
         (
             "key=int4(width=3)",
-            "codec 'int4' has no option width; its options: block_size, mix_heads, group_size, affine",
+            "codec 'int4' has no option width; its options: block_size, mix_heads, static_mean",
         ),
         ("key=int4(", "unbalanced brackets"),
         ("key=int4,,value=int8", "empty item"),
@@ -77,6 +108,8 @@ def test_changing_a_named_recipe_labels_it_with_the_whole_text():
         ("key=int4,recent=0", "recent=0 must be at least 1"),
         ("key=int4,sinks=-1", "sinks=-1 must be at least 0"),
         ("key[3:1]=int4", "run backwards"),
+        ("key[1.5]=int4", "layer='1.5' in recipe must be a whole number"),
+        ("key[.0]=int4", "layer 0.0 in recipe must be a whole number, or a share of the depth such as 0.25"),
         ("key@mid=int4", "rope='mid' must be 'pre' or 'post'"),
         ("value@pre=int4", "no meaning for values"),
         ("key=turboquant(bits)", "option 'bits' of codec 'turboquant' has no value"),

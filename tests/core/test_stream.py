@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from kakeya_jax.cache import CacheShape, CompressedCache, LayerCache, chunk_positions
 from kakeya_jax.codecs.registry import codec_config, codec_names
 from kakeya_jax.models.attention import attend, dense_attention
+from kakeya_jax.neutral_tables import neutral_tables
 from kakeya_jax.recipe import Recipe, Rule
 from kakeya_jax.rope import Rope, apply_rope
 from kakeya_jax.stream import read
@@ -40,7 +41,8 @@ def text() -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def empty(recipe: Recipe, batch_size: int = 2, max_length: int = MAX_LENGTH) -> LayerCache:
-    return CompressedCache.init(SHAPE, recipe, batch_size=batch_size, max_length=max_length).layers[0]
+    tables = neutral_tables(SHAPE, recipe)
+    return CompressedCache.init(SHAPE, recipe, batch_size=batch_size, max_length=max_length, tables=tables).layers[0]
 
 
 def run(recipe: Recipe, text, chunks: list[int]) -> tuple[jax.Array, LayerCache]:
@@ -80,7 +82,7 @@ SMALL = {
 @pytest.mark.parametrize("name", codec_names())
 def test_every_codec_gives_the_same_codes_however_it_is_fed(name: str, text):
     recipe = Recipe.parse(f"both={name}({SMALL.get(name, 'block_size=8')}),sinks=3,recent=5")
-    append = jax.jit(LayerCache.append, static_argnames="rope")
+    append = jax.jit(lambda layer, key, value, *, rope: layer.append(key, value, rope=rope), static_argnames="rope")
     _, key, value = text
     bulk = append(empty(recipe), key, value, rope=ROPE).layer
     for sizes in ([9] * 6 + [7], [1] * LENGTH):

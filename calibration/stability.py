@@ -1,0 +1,138 @@
+"""How much calibrated tables owe to the text they were fitted on: fitted on one half, judged on the other."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kakeya_jax import klt_layout
+from kakeya_jax.calibration import klt_fit
+from kakeya_jax.calibration.artifact import ExactTokens, LayerStream
+from kakeya_jax.codecs.klt import KltConfig
+from kakeya_jax.typing import StreamName
+
+CONFIGS = (KltConfig(bits=2.0), KltConfig(bits=3.0))
+"""What is fitted to see how the fit moves."""
+
+_STREAMS: tuple[StreamName, ...] = ("key", "value")
+
+_Named = Mapping[LayerStream, Mapping[str, np.ndarray]]
+_Tables = dict[LayerStream, dict[str, np.ndarray]]
+
+
+def compare(
+    first: _Named, second: _Named, exact: Sequence[ExactTokens], rope_frequencies: Sequence[float]
+) -> list[dict[str, Any]]:
+    """For every window and budget, the loss expected on either half of tables fitted on it, and on the other one.
+
+    Args:
+        first: statistics of one half of a text, and
+        second: of the other.
+        exact: the windows of their Fisher matrices.
+        rope_frequencies: radians per position.
+
+    Returns:
+        Plain data: ``window``, ``bits``, ``own`` and ``other`` (nats, the mean of both directions), and ``ratio`` of
+        ``other`` to ``own``: 1 if the halves agree.
+    """
+    halves = (first, second)
+    frequencies = np.asarray(rope_frequencies)
+    rows = []
+    for window, tokens in enumerate(exact):
+        moments = [_all_moments(half, window, frequencies) for half in halves]
+        maps = [_maps(half, window, frequencies) for half in halves]
+        for config in CONFIGS:
+            tables = [_with_widths(config, each) for each in maps]
+            own, other = (
+                float(np.mean([expected_loss(config, tables[i], moments[i ^ crossed]) for i in range(2)]))
+                for crossed in (0, 1)
+            )
+            rows.append({"window": str(tokens), "bits": config.bits, "own": own, "other": other, "ratio": other / own})
+    return rows
+
+
+def expected_loss(config: KltConfig, tables: _Tables, moments: Mapping[LayerStream, Sequence[np.ndarray]]) -> float:
+    """Half the summed loss in nats that ``tables`` would have on vectors of these moments.
+
+    On the moments that they were fitted to, this is ``klt_fit.predicted_kl``. Elsewhere coordinates are neither
+    uncorrelated nor of unit variance, and their errors do not add up as squares.
+
+    Args:
+        config: of the codec.
+        tables: of every stream.
+        moments: of every stream: mean, covariance and Fisher matrix in the coordinates of ``analysis``'s input.
+    """
+    total = 0.0
+    for where, table in tables.items():
+        mean, covariance, fisher = moments[where]
+        stream: StreamName = "key" if where[1] == "key" else "value"
+        dim = mean.shape[1]
+        width = np.repeat(np.asarray(table["widths"]), dim // table["widths"].shape[1], axis=1)
+        shrink, noise = _errors_of(width)
+        gap = mean - np.asarray(table["mean"], np.float64)
+        second = covariance + gap[:, :, None] * gap[:, None, :]
+        analysis, synthesis = (np.asarray(table[name], np.float64) for name in ("analysis", "synthesis"))
+        spread = np.swapaxes(analysis, 1, 2) @ second @ analysis
+        cost = synthesis @ fisher @ np.swapaxes(synthesis, 1, 2)
+        independent = np.sum(np.einsum("kee->ke", spread) * np.einsum("kee->ke", cost) * noise)
+        coherent = np.sum(spread * cost * shrink[:, :, None] * shrink[:, None, :])
+        total += 0.5 * float(independent + klt_fit._COHERENCE[stream, config.page_mean] * coherent)
+    return total
+
+
+def _maps(half: _Named, window: int, frequencies: np.ndarray) -> _Tables:
+    """Tables without widths: the same for all of ``CONFIGS``, which differ in their budget alone."""
+    return {
+        where: klt_fit.coordinates(
+            CONFIGS[0], name, found["mean"], found["covariance"], found[f"fisher.{window}"], frequencies
+        )
+        for name in _STREAMS
+        for where, found in half.items()
+        if where[1] == name
+    }
+
+
+def _with_widths(config: KltConfig, maps: _Tables) -> _Tables:
+    streams: list[tuple[StreamName, np.ndarray]] = [
+        ("key" if where[1] == "key" else "value", table["variances"]) for where, table in maps.items()
+    ]
+    widths = klt_fit.layouts(config, streams)
+    return {where: {**table, "widths": each} for (where, table), each in zip(maps.items(), widths, strict=True)}
+
+
+def _all_moments(half: _Named, window: int, frequencies: np.ndarray) -> dict[LayerStream, tuple[np.ndarray, ...]]:
+    return {
+        where: moments_as_coded(where[1], found["mean"], found["covariance"], found[f"fisher.{window}"], frequencies)
+        for where, found in half.items()
+        if where[1] in _STREAMS
+    }
+
+
+def moments_as_coded(
+    stream: str, mean: np.ndarray, covariance: np.ndarray, fisher: np.ndarray, frequencies: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, covariance and Fisher matrix of what the fast form codes: of keys, averaged over a page's rotations.
+
+    With the ridge that the fit adds to a Fisher matrix, in float64.
+    """
+    mean, covariance, fisher = (np.asarray(each, np.float64) for each in (mean, covariance, fisher))
+    if stream == "key":
+        page = CONFIGS[0].block_size
+        second = covariance + mean[:, :, None] * mean[:, None, :]
+        mean = klt_fit._mean_over_page(mean, frequencies, page)
+        second = klt_fit._second_moment_over_page(second, frequencies, page)
+        covariance = second - mean[:, :, None] * mean[:, None, :]
+        fisher = klt_fit._second_moment_over_page(fisher, frequencies, page)
+    return mean, covariance, fisher * (1.0 + klt_fit.FISHER_RIDGE * np.eye(fisher.shape[1]))
+
+
+def _errors_of(widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of a unit coordinate at each width: the part that decoding takes away, and the variance it adds."""
+    shrink, noise = np.ones(widths.shape), np.zeros(widths.shape)
+    for width in np.unique(widths):
+        if width:
+            shrink[widths == width] = 1.0 - klt_layout.decoder_gain(int(width)) * (
+                1.0 - klt_layout.distortion(int(width))
+            )
+            noise[widths == width] = klt_layout.loss(int(width), 0.0)
+    return shrink, noise

@@ -1,0 +1,182 @@
+"""From second moments to the tables of ``klt-storage``: joint coordinates, and one bit budget for all layers.
+
+All on the host in float64: the matrices are small, and nothing here depends on the number of tokens.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from kakeya_jax.codecs.klt_storage import (
+    KltStorageConfig,
+    low_bits_of,
+    model_frequencies,
+    page_mean_model_frequencies,
+)
+from kakeya_jax.uniform_quantizer import gaussian_statistics
+
+FISHER_RIDGE = 1e-3
+"""Added to a head's Fisher matrix, in units of its mean diagonal: directions that no gradient had are not free."""
+
+STEPS = np.append(np.geomspace(1 / 256, 3.0, 95), np.inf)
+"""Quantiser steps to choose from, in standard deviations, 7 % apart; the last drops a channel."""
+
+_COHERENCE = {False: (3.0, 10.0), True: (2.0, 4.0)}
+"""What squared bias costs against independent error, of keys and of values, without and with page means. Bias adds up
+over the tokens that a query attends to; the Fisher matrix of single tokens does not see that."""
+
+_LEAST_SHARE = 1e-9
+"""Variances are at least this share of a layer's largest: coordinates of channels that never move stay finite."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerMoments:
+    """What is known of one layer's vectors; ``K`` heads of dimension ``D``, ``C = 2 K D``.
+
+    Attributes:
+        mean_key: ``[K, D]`` of keys before their rotary embedding, and
+        mean_value: ``[K, D]`` of values.
+        covariance: ``[C, C]`` of all heads' keys, then all heads' values, as one vector.
+        fisher_key: ``[K, D, D]`` of keys before their rotary embedding: second moment of the gradients of the
+            log-likelihood of sampled labels, and
+        fisher_value: ``[K, D, D]`` of values.
+    """
+
+    mean_key: np.ndarray
+    mean_value: np.ndarray
+    covariance: np.ndarray
+    fisher_key: np.ndarray
+    fisher_value: np.ndarray
+
+
+LayerTables = dict[str, np.ndarray]
+"""The tables of ``KltStorageConfig`` for one layer."""
+
+
+def fit_storage(
+    config: KltStorageConfig, layers: Sequence[LayerMoments], *, bits: float | None = None
+) -> list[LayerTables]:
+    """Tables of every layer, with one budget for all of them.
+
+    With ``F`` the block-diagonal Fisher matrix of all heads and ``S`` their covariance, coordinates are
+    ``y = (x - mean) F^(1/2) U``, ``U`` the eigenvectors of ``F^(1/2) S F^(1/2)``: uncorrelated, with eigenvalues
+    ``lambda``, and half the squared error is the expected loss in nats. Each channel takes the step that minimises
+    ``lambda (independent + kappa coherent) + mu entropy`` of a Gaussian; ``mu`` is the same for all channels of all
+    layers and found by bisection.
+
+    Args:
+        config: of the codec.
+        layers: one entry for each layer.
+        bits: entropy per value of the symbols under the Gaussian model, page means not counted; ``config.bits`` by
+            default. ``storage_counts`` tells what a text really takes.
+
+    Raises:
+        ValueError: a matrix is not finite.
+    """
+    return fit_coordinates(config, [joint_coordinates(layer) for layer in layers], bits=bits)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JointCoordinates:
+    """``y = (x - mean) forward``, ``x = mean + y backward``.
+
+    Attributes:
+        mean: ``[C]``.
+        forward: ``[C, C]``, and
+        backward: ``[C, C]``, its inverse.
+        variances: ``[C]`` of ``y``, falling; half the squared error of ``y`` is the expected loss in nats.
+        key_share: ``[C]`` share of each channel's direction that lies in keys.
+    """
+
+    mean: np.ndarray
+    forward: np.ndarray
+    backward: np.ndarray
+    variances: np.ndarray
+    key_share: np.ndarray
+
+
+def fit_coordinates(
+    config: KltStorageConfig, layers: Sequence[JointCoordinates], *, bits: float | None = None
+) -> list[LayerTables]:
+    """``fit_storage`` from the coordinates of every layer, which do not depend on the budget."""
+    lambdas = np.concatenate([layer.variances for layer in layers])
+    shares = np.concatenate([layer.key_share for layer in layers])
+    chosen = _allocate(lambdas, shares, config.bits if bits is None else bits, page_mean=config.page_mean)
+    ends = np.cumsum([len(layer.variances) for layer in layers])
+    return [
+        _tables(config, layer, STEPS[index]) for layer, index in zip(layers, np.split(chosen, ends[:-1]), strict=True)
+    ]
+
+
+def joint_coordinates(layer: LayerMoments) -> JointCoordinates:
+    """The coordinates of one layer; see ``fit_storage``.
+
+    Raises:
+        ValueError: a matrix is not finite.
+    """
+    arrays = {field.name: np.asarray(getattr(layer, field.name), np.float64) for field in dataclasses.fields(layer)}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"klt-storage: the calibrated {name} is not finite; calibrate again")
+    fisher = np.concatenate([arrays["fisher_key"], arrays["fisher_value"]])
+    heads, dim = fisher.shape[:2]
+    half, inverse_half = np.zeros((2, heads * dim, heads * dim))
+    for head, matrix in enumerate(fisher):
+        part = slice(head * dim, (head + 1) * dim)
+        half[part, part], inverse_half[part, part] = _roots(matrix)
+    covariance = 0.5 * (arrays["covariance"] + arrays["covariance"].T)
+    variances, axes = np.linalg.eigh(half @ covariance @ half)
+    variances, axes = np.maximum(variances[::-1], 0.0), axes[:, ::-1]
+    return JointCoordinates(
+        mean=np.concatenate([arrays["mean_key"].reshape(-1), arrays["mean_value"].reshape(-1)]),
+        forward=half @ axes,
+        backward=axes.T @ inverse_half,
+        variances=variances,
+        key_share=np.sum(axes[: heads * dim // 2] ** 2, axis=0),
+    )
+
+
+def _roots(fisher: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Square root of a head's Fisher matrix with its ridge, and the inverse of that."""
+    level = max(float(np.trace(fisher)) / len(fisher), np.finfo(np.float32).tiny)
+    values, vectors = np.linalg.eigh(0.5 * (fisher + fisher.T) / level)
+    root = np.sqrt(level * (np.maximum(values, 0.0) + FISHER_RIDGE))
+    return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
+
+
+def _allocate(variances: np.ndarray, key_share: np.ndarray, bits: float, *, page_mean: bool) -> np.ndarray:
+    """Index into ``STEPS`` for every channel, at a mean entropy of at most ``bits``."""
+    statistics = gaussian_statistics(STEPS)
+    of_key, of_value = _COHERENCE[page_mean]
+    kappa = of_key * key_share + of_value * (1.0 - key_share)
+    losses = variances[:, None] * (statistics.independent + kappa[:, None] * statistics.coherent)
+    largest = max(float(losses.max()), np.finfo(np.float64).tiny)
+    low, high = np.log(largest) - 60.0, np.log(largest) + 5.0
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        spent = statistics.bits[np.argmin(losses + np.exp(middle) * statistics.bits, axis=1)].mean()
+        low, high = (middle, high) if spent > bits else (low, middle)
+    return np.argmin(losses + np.exp(high) * statistics.bits, axis=1)
+
+
+def _tables(config: KltStorageConfig, coordinates: JointCoordinates, steps: np.ndarray) -> LayerTables:
+    order = np.argsort(steps, kind="stable")  # the finest first, dropped channels last
+    kept = int(np.isfinite(steps).sum())
+    steps = steps[order[:kept]]
+    variances = coordinates.variances
+    least = max(float(variances[0]) * _LEAST_SHARE, np.finfo(np.float32).tiny)
+    deviations = np.sqrt(np.maximum(variances, least))[order]
+    tables = {
+        "mean": coordinates.mean,
+        "analysis": coordinates.forward[:, order] / deviations,
+        "synthesis": coordinates.backward[order] * deviations[:, None],
+        "steps": steps,
+        "gains": gaussian_statistics(steps).gain,
+    }
+    tables = {name: table.astype(np.float32) for name, table in tables.items()}
+    tables["low_bits"] = low_bits_of(steps)
+    tables["frequencies"] = model_frequencies(steps)
+    if config.page_mean:
+        tables["page_mean_frequencies"] = page_mean_model_frequencies(len(variances))
+    return tables

@@ -1,0 +1,372 @@
+"""Calibrated transform codec: Karhunen-Loeve coordinates in the Fisher metric, bits where the loss is.
+
+For each head, calibration gives the mean ``mu``, a map ``A`` to coordinates whose plain error is the expected loss of
+the model's predictions, and a layout that spends one bit budget over all layers, heads, streams and channel groups::
+
+    z = ((x - mu) A - page mean) / deviation,    c = Q(z / s),    x^ = mu + (page mean + s gain c) B
+
+with one log scale ``s`` per token, fitted by least squares. Everything around the codes ``c`` is linear, so a kernel
+transforms the query once per page, accumulates in code space and transforms back once.
+
+Two forms. ``fast``: keys are rotated by their position *within the page*, so that logits need no trigonometry per
+token, only a query rotated back by the page's start; channels take 0, 2, 4 or 8 bits. ``quality``: keys before their
+rotary embedding, where their spectrum is steepest; channels take 0 to 6 or 8 bits, and K is reconstructed.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from kakeya_jax import bitpack
+from kakeya_jax.codec import CodecConfig
+from kakeya_jax.klt_layout import (
+    FAST_WIDTHS,
+    QUALITY_WIDTHS,
+    UNIFORM_RANGE,
+    Layout,
+    allocate,
+    channels_per_group,
+    decoder_gain,
+    quantizer_levels,
+)
+from kakeya_jax.lloyd_max import midpoints
+from kakeya_jax.numeric import to_f16
+from kakeya_jax.pytree import (
+    fitted_field,
+    payload_field,
+    pytree_dataclass,
+    side_field,
+    static_field,
+)
+from kakeya_jax.rope import rotate_by
+from kakeya_jax.typing import Array, Float, Int, RopeClass, StreamName
+
+SCALE_STEPS = 16
+"""Steps of an octave of the token scale."""
+
+SCALE_ZERO = 128
+"""Code of the scale 1; codes 0 to 255 span 2^-8 to 2^7.94."""
+
+_FARTHEST = 64.0
+"""Deviations from the mean that are told apart: farther, one broken value would move the mean of its whole page."""
+
+_UNIFORM_STEP = 2 * UNIFORM_RANGE / 255
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KltConfig(CodecConfig):
+    """A bit budget and how it may be spent; what it becomes for each head comes from calibration.
+
+    Attributes:
+        block_size: tokens of a page; with ``page_mean``, those that share a mean.
+        bits: mean payload bits per value over all streams of a cache that have this very config. Scales and page
+            means come on top: ``8 / D + 8 / block_size`` bits.
+        form: ``"fast"`` or ``"quality"``, as above.
+        page_mean: take out each page's own mean, stored in 8 bits for each channel.
+        shared_layout: one layout for all heads of a stream, so that every head of a layer has equally many bytes.
+        heads_together: key/value heads that share a transform and a token scale: what neighbouring heads have in common
+            is then stored once. A kernel that attends with the queries of two heads at a time unpacks no more for it.
+        scale_rounds: rounds of least squares for a token's scale.
+    """
+
+    name: ClassVar[str] = "klt"
+    rope: ClassVar[RopeClass] = "pre"
+    joint_heads: ClassVar[bool] = True
+
+    bits: float = 2.0
+    form: Literal["fast", "quality"] = "fast"
+    page_mean: bool = True
+    shared_layout: bool = False
+    heads_together: int = 1
+    scale_rounds: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.25 <= self.bits <= 8:
+            raise ValueError(f"klt: bits={self.bits} must be between 0.25 and 8")
+        if self.block_size % 8:
+            raise ValueError(f"klt: block_size={self.block_size} must be a multiple of 8")
+        if self.heads_together < 1:
+            raise ValueError(f"klt: heads_together={self.heads_together} must be at least 1")
+        if not 1 <= self.scale_rounds <= 16:
+            raise ValueError(f"klt: scale_rounds={self.scale_rounds} must be between 1 and 16")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Bits that a channel may take, besides none."""
+        return FAST_WIDTHS if self.form == "fast" else QUALITY_WIDTHS
+
+    def needs_tables(self) -> tuple[str, ...]:
+        """Names of the calibrated tables."""
+        return TABLES
+
+    def neutral_tables(self, head_dim: int, *, num_kv_heads: int = 1) -> dict[str, Array]:
+        """See ``CodecConfig.neutral_tables``: identity maps; the layout of a spectrum that falls by half each group."""
+        size, dim = channels_per_group(head_dim), head_dim * self.heads_together
+        units = max(1, num_kv_heads // self.heads_together)
+        falling = np.broadcast_to(0.5 ** np.arange(dim // size), (units, dim // size))
+        identity = np.broadcast_to(np.eye(dim, dtype=np.float32), (units, dim, dim))
+        tables = {
+            "widths": allocate([falling], [3.0], self.bits, self.widths)[0],
+            "mean": np.zeros((units, dim), np.float32),
+            "variances": np.ones((units, dim), np.float32),
+            "analysis": identity,
+            "synthesis": identity,
+            "rope_frequencies": np.zeros(head_dim // 2, np.float32),
+        }
+        return {name: jnp.asarray(table) for name, table in tables.items()}
+
+    def build(
+        self,
+        head_dim: int,
+        *,
+        layer: int = 0,
+        stream: StreamName = "key",
+        tables: Mapping[str, Array] | None = None,
+    ) -> "Klt":
+        """The codec of one stream, all its heads; ``klt_transform`` makes its tables.
+
+        Raises:
+            ValueError: a table is missing, was made for another size, or has widths that this form does not have.
+        """
+        tables = tables or {}
+        needed = [name for name in TABLES if name != "rope_frequencies" or self._rotates(stream)]
+        missing = [name for name in needed if name not in tables]
+        if missing:
+            raise ValueError(
+                f"klt needs the calibrated table {missing[0]!r} of layer {layer}'s {stream}s; make a file with `kakeya "
+                "calibrate` and pass it with --calibration FILE (in Python: tables=calibration.tables_for(recipe))"
+            )
+        widths = tables["widths"]
+        if isinstance(widths, Tracer):
+            raise ValueError("klt: the table 'widths' decides shapes and cannot be traced; pass it as a concrete array")
+        layout = Layout.of(np.asarray(widths))
+        odd = set(layout.used_widths) - set(self.widths)
+        if odd:
+            raise ValueError(f"klt: table 'widths' has {sorted(odd)} bits, the form {self.form!r} has {self.widths}")
+        units, dim = layout.num_heads, head_dim * self.heads_together
+        if dim % layout.groups_per_head:
+            raise ValueError(f"klt: {layout.groups_per_head} groups of channels do not divide {dim} channels")
+        shapes = {
+            "mean": (units, dim),
+            "variances": (units, dim),
+            "analysis": (units, dim, dim),
+            "synthesis": (units, dim, dim),
+            "rope_frequencies": (head_dim // 2,),
+        }
+        for name, shape in shapes.items():
+            if name in needed and tables[name].shape != shape:
+                raise ValueError(f"klt: table {name!r} has shape {tables[name].shape}, this stream needs {shape}")
+        return Klt(
+            config=self,
+            layout=layout,
+            stream=stream,
+            widths=jnp.asarray(widths, jnp.int8),
+            rope_frequencies=jnp.asarray(tables["rope_frequencies"]) if self._rotates(stream) else None,
+            **{name: jnp.asarray(tables[name], jnp.float32) for name in ("mean", "variances", "analysis", "synthesis")},
+        )
+
+    def _rotates(self, stream: StreamName) -> bool:
+        return self.form == "fast" and stream == "key"
+
+
+TABLES = ("widths", "mean", "variances", "analysis", "synthesis", "rope_frequencies")
+
+
+@pytree_dataclass
+class KltCode:
+    """One page of all heads of a stream: ``U`` units (heads, or groups of them), ``n`` tokens, ``E`` channels each.
+
+    Attributes:
+        words: packed codes, one uint8 array for each width that the layout uses, widest first: ``C`` channels of
+            ``b`` bits are ``[n, C b / 8]`` for keys (packed along channels) and ``[C, n b / 8]`` for values (along
+            tokens): each the way in which a matrix product reads it.
+        scale: uint8 ``[U, n]``: ``2 ** ((code - 128) / 16)``.
+        page_mean: int8 ``[U, E]``, in transform coordinates, and
+        page_mean_scale: float16 ``[U]``; None without page means.
+    """
+
+    words: tuple[Array, ...] = payload_field()
+    scale: Array = side_field()
+    page_mean: Array | None = side_field()
+    page_mean_scale: Array | None = side_field()
+
+
+@pytree_dataclass
+class Klt:
+    """The codec of ``KltConfig`` for one stream: ``U`` units of ``E`` channels; usually a unit is a head.
+
+    Attributes:
+        mean: ``[U, E]``.
+        analysis: ``[U, E, E]``: ``(x - mean) @ analysis`` has unit variances.
+        synthesis: ``[U, E, E]``, its inverse.
+        variances: ``[U, E]`` expected loss per unit of error of each transform coordinate, falling.
+        widths: ``[U, G]`` the layout again, as an array.
+        rope_frequencies: ``[D / 2]`` radians per token, for keys in the fast form.
+    """
+
+    config: KltConfig = static_field()
+    layout: Layout = static_field()
+    stream: StreamName = static_field()
+    mean: Array = fitted_field()
+    analysis: Array = fitted_field()
+    synthesis: Array = fitted_field()
+    variances: Array = fitted_field()
+    widths: Array = fitted_field()
+    rope_frequencies: Array | None = fitted_field()
+
+    def encode(self, block: Float[Array, "K n D"], key: Array | None = None) -> KltCode:
+        """The code of one page of all heads; draws nothing. Values far beyond calibration are clipped."""
+        del key
+        return _encode(self, block)
+
+    def decode(self, code: KltCode) -> Float[Array, "K n D"]:
+        """``mean + (page mean + s gain c) B``, rotated back if keys were rotated within the page."""
+        scale = decode_scale(code.scale)
+        coordinates = self.code_values(code) * scale[..., None] + self.page_mean_of(code)[:, None]
+        x = _part(self.mean[:, None] + _map(coordinates, self.synthesis), self.config.heads_together)
+        return x if self.rope_frequencies is None else rotate_by(x, -_angles(self.rope_frequencies, x.shape[1]))
+
+    def code_values(self, code: KltCode) -> Float[Array, "U n E"]:
+        """Dequantised levels times their decoder gain, in transform coordinates; zero where nothing is stored."""
+        heads, dim = self.mean.shape
+        size = dim // self.layout.groups_per_head
+        n = code.scale.shape[-1]
+        classes = []
+        for (width, first, end), words in zip(self.layout.ranges, code.words, strict=True):
+            if self.stream == "key":
+                codes = bitpack.unpack(words, width, (end - first) * size)
+            else:
+                codes = bitpack.unpack(words, width, n).T
+            classes.append(_levels_of(codes, width) * decoder_gain(width))
+        classes.append(jnp.zeros((n, size), jnp.float32))
+        groups = jnp.concatenate(classes, axis=1).reshape(n, -1, size)
+        values = groups[:, self.layout.position_of]
+        return values.reshape(n, heads, dim).transpose(1, 0, 2)
+
+    def page_mean_of(self, code: KltCode) -> Float[Array, "U E"]:
+        """The page's own mean, in transform coordinates."""
+        if code.page_mean is None or code.page_mean_scale is None:
+            return jnp.zeros_like(self.mean)
+        return code.page_mean.astype(jnp.float32) * code.page_mean_scale.astype(jnp.float32)[:, None]
+
+
+def decode_scale(code: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """``2 ** ((code - 128) / 16)``."""
+    return jnp.exp2((code.astype(jnp.float32) - SCALE_ZERO) / SCALE_STEPS)
+
+
+def encode_scale(scale: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
+    """The nearest code on the log axis, saturating at both ends."""
+    steps = jnp.round(SCALE_STEPS * jnp.log2(jnp.maximum(scale, 2.0**-20)))
+    return jnp.clip(steps + SCALE_ZERO, 0, 255).astype(jnp.uint8)
+
+
+@jax.jit
+def _encode(codec: Klt, block: Array) -> KltCode:
+    """One compiled program even when called op by op: fused products round differently from separate ones."""
+    z = _map(_deviations(codec, block), codec.analysis)
+    page_mean = page_mean_scale = None
+    if codec.config.page_mean:
+        average = jnp.mean(z, axis=1)
+        page_mean_scale = to_f16(jnp.max(jnp.abs(average), axis=1) / 127.0)
+        unit = jnp.maximum(page_mean_scale.astype(jnp.float32), 1e-12)[:, None]
+        page_mean = jnp.clip(jnp.round(average / unit), -127, 127).astype(jnp.int8)
+        z = z - (page_mean.astype(jnp.float32) * page_mean_scale.astype(jnp.float32)[:, None])[:, None]
+    groups = _stored_groups(codec.layout, z)
+    scale = _fit_scale(codec, groups)
+    words = []
+    for codes, (width, _, _) in zip(_quantize(codec.layout, groups, scale), codec.layout.ranges, strict=True):
+        flat = codes.reshape(codes.shape[0], -1)
+        words.append(bitpack.pack(flat if codec.stream == "key" else flat.T, width))
+    return KltCode(words=tuple(words), scale=scale, page_mean=page_mean, page_mean_scale=page_mean_scale)
+
+
+def _deviations(codec: Klt, block: Float[Array, "H n d"]) -> Float[Array, "K n D"]:
+    """What is transformed: vectors about the calibrated mean, every channel within ``_FARTHEST`` of its deviations.
+
+    Not the fixed range of ``numeric.finite``, for calibration knows each channel's own. NaN counts as 0.
+    """
+    x = jnp.nan_to_num(block.astype(jnp.float32), nan=0.0, posinf=1e30, neginf=-1e30)
+    if codec.rope_frequencies is not None:
+        x = rotate_by(x, _angles(codec.rope_frequencies, x.shape[1]))
+    centered = _join(x, codec.config.heads_together) - codec.mean[:, None]
+    most = _FARTHEST * jnp.sqrt(jnp.sum(jnp.square(codec.synthesis), axis=1))[:, None]
+    return jnp.clip(centered, -most, most)
+
+
+def _fit_scale(codec: Klt, groups: Float[Array, "n stored size"]) -> Int[Array, "K n"]:
+    """Each token's scale: least squares in the loss's metric, alternating with the codes it leads to."""
+    layout = codec.layout
+    weights = _stored_groups(layout, codec.variances[:, None])
+    # A product with ones, for scattered additions have no fixed order.
+    heads = np.arange(layout.num_heads)[:, None]
+    belongs = (layout.stored // layout.groups_per_head == heads).astype(np.float32)
+    channels = np.maximum(belongs.sum(axis=1) * codec.mean.shape[1] // layout.groups_per_head, 1.0)
+
+    def sum_heads(values: Array) -> Float[Array, "K n"]:
+        return jnp.einsum("kg,ngs->kn", belongs, values, precision="highest")
+
+    def refit(_: int, scale: Array) -> Array:
+        codes = _quantize(layout, groups, scale)
+        classes = [_levels_of(each, width) for each, width in zip(codes, layout.used_widths, strict=True)]
+        levels = jnp.concatenate(classes, axis=1)
+        along, length = sum_heads(weights * groups * levels), sum_heads(weights * levels * levels)
+        return encode_scale(along / jnp.maximum(length, 1e-30))
+
+    start = encode_scale(jnp.sqrt(sum_heads(jnp.square(groups)) / channels[:, None]))
+    return jax.lax.fori_loop(0, codec.config.scale_rounds, refit, start) if layout.used_widths else start
+
+
+def _quantize(
+    layout: Layout, groups: Float[Array, "n stored size"], scale: Int[Array, "K n"]
+) -> list[Int[Array, "n groups size"]]:
+    """Codes of every width class at these token scales."""
+    unit = groups / decode_scale(scale).T[:, layout.stored // layout.groups_per_head, None]
+    codes = []
+    for width, first, end in layout.ranges:
+        values = unit[:, first:end]
+        if width == 8:
+            codes.append(jnp.clip(jnp.round(values / _UNIFORM_STEP + 127.5), 0, 255).astype(jnp.int32))
+        else:
+            # One fused reduction; unrolled comparisons would cost compile time in every layer.
+            codes.append(jnp.sum(values[..., None] > midpoints(quantizer_levels(width)), axis=-1, dtype=jnp.int32))
+    return codes
+
+
+def _stored_groups(layout: Layout, z: Float[Array, "K n D"]) -> Float[Array, "n stored size"]:
+    """The channels that are stored, as they are stored: by width, head after head, group after group."""
+    heads, n, _ = z.shape
+    groups = z.transpose(1, 0, 2).reshape(n, heads * layout.groups_per_head, -1)
+    return groups[:, layout.stored]
+
+
+def _levels_of(codes: Int[Array, "*shape"], width: int) -> Float[Array, "*shape"]:
+    if width == 8:
+        return (codes.astype(jnp.float32) - 127.5) * _UNIFORM_STEP
+    return jnp.asarray(quantizer_levels(width)).at[codes].get(mode="promise_in_bounds")
+
+
+def _join(x: Float[Array, "K n D"], heads: int) -> Float[Array, "U n E"]:
+    """Vectors of neighbouring heads side by side."""
+    count, n, dim = x.shape
+    return x.reshape(count // heads, heads, n, dim).transpose(0, 2, 1, 3).reshape(count // heads, n, heads * dim)
+
+
+def _part(x: Float[Array, "U n E"], heads: int) -> Float[Array, "K n D"]:
+    """The inverse of ``_join``."""
+    units, n, width = x.shape
+    return x.reshape(units, n, heads, width // heads).transpose(0, 2, 1, 3).reshape(units * heads, n, width // heads)
+
+
+def _angles(frequencies: Array, n: int) -> Float[Array, "n half"]:
+    return jnp.arange(n, dtype=jnp.float32)[:, None] * frequencies
+
+
+def _map(x: Float[Array, "K n D"], matrix: Float[Array, "K D E"]) -> Float[Array, "K n E"]:
+    return jnp.einsum("knd,kde->kne", x, matrix, precision="highest")

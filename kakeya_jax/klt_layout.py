@@ -1,0 +1,199 @@
+"""How many bits each channel group of a transform-coded stream takes, and where its codes lie.
+
+A stream's heads differ in what they deserve, so a layout says for every head and group of channels how many bits each
+of its channels takes. Codes of equal width lie together, group after group and head after head within a width, so
+unpacking is one operation for each width, whatever the heads do.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterable
+
+import numpy as np
+import scipy.stats
+
+from kakeya_jax.lloyd_max import gaussian_levels, midpoints
+
+FAST_WIDTHS = (2, 4, 8)
+"""Widths that a decode kernel unpacks without shifting across bytes."""
+
+QUALITY_WIDTHS = (1, 2, 3, 4, 5, 6, 8)
+"""Widths of the form that is reconstructed before attention."""
+
+UNIFORM_RANGE = 4.4
+"""Eight-bit channels are uniform over plus and minus so many deviations."""
+
+
+def channels_per_group(head_dim: int) -> int:
+    """Channels that share a width: 16, or 8 of vectors of at most 64.
+
+    Raises:
+        ValueError: they do not divide ``head_dim``.
+    """
+    size = 16 if head_dim > 64 else 8
+    if head_dim % size:
+        raise ValueError(f"klt: head_dim={head_dim} must be a multiple of {size}")
+    return size
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Bits of every channel group of every head; hashable.
+
+    Attributes:
+        widths: ``[K][G]`` bits of each channel of a group; 0 for groups that are not stored.
+    """
+
+    widths: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, table: np.ndarray) -> "Layout":
+        """The layout that a table ``[K, G]`` of small integers says."""
+        return cls(tuple(tuple(int(width) for width in head) for head in np.asarray(table)))
+
+    @property
+    def num_heads(self) -> int:
+        """Heads of the stream."""
+        return len(self.widths)
+
+    @property
+    def groups_per_head(self) -> int:
+        """Channel groups of each head."""
+        return len(self.widths[0])
+
+    @functools.cached_property
+    def used_widths(self) -> tuple[int, ...]:
+        """The widths that occur, widest first."""
+        return tuple(sorted({width for head in self.widths for width in head if width}, reverse=True))
+
+    @functools.cached_property
+    def stored(self) -> np.ndarray:
+        """Flat indices ``head * G + group`` of all stored groups, in the order in which they are stored: int32."""
+        flat = np.asarray(self.widths).reshape(-1)
+        return np.concatenate(
+            [np.flatnonzero(flat == width) for width in self.used_widths] or [np.zeros(0, np.int64)]
+        ).astype(np.int32)
+
+    @functools.cached_property
+    def ranges(self) -> tuple[tuple[int, int, int], ...]:
+        """``(width, first, end)`` of each used width: which of the ``stored`` groups have it."""
+        flat = np.asarray(self.widths).reshape(-1)
+        ends = np.cumsum([np.sum(flat == width) for width in self.used_widths], dtype=int).tolist()
+        return tuple(zip(self.used_widths, [0, *ends][: len(ends)], ends, strict=True))  # nothing may be stored
+
+    @functools.cached_property
+    def position_of(self) -> np.ndarray:
+        """Where each flat group is among the stored ones, int32 ``[K G]``; dropped ones point one past the end."""
+        position = np.full(self.num_heads * self.groups_per_head, len(self.stored), np.int32)
+        position[self.stored] = np.arange(len(self.stored), dtype=np.int32)
+        return position
+
+    def bits_per_value(self) -> float:
+        """Mean payload bits over all heads and channels."""
+        return float(np.mean(self.widths))
+
+
+@functools.cache
+def quantizer_levels(width: int) -> np.ndarray:
+    """Levels for a unit Gaussian: Lloyd-Max up to 6 bits, uniform for 8. Float32 ``[2**width]``, ascending."""
+    if width == 8:
+        return ((np.arange(256) - 127.5) * (2 * UNIFORM_RANGE / 255)).astype(np.float32)
+    return gaussian_levels(width)
+
+
+@functools.cache
+def distortion(width: int) -> float:
+    """Mean squared error of a unit Gaussian at ``width`` bits; 1 at none."""
+    if width == 0:
+        return 1.0
+    levels = quantizer_levels(width).astype(np.float64)
+    edges = np.concatenate([[-np.inf], midpoints(levels), [np.inf]])
+    density = scipy.stats.norm.pdf(edges)
+    mass = np.diff(scipy.stats.norm.cdf(edges))
+    first = -np.diff(density)
+    finite = np.where(np.isfinite(edges), edges, 0.0)
+    second = mass - np.diff(finite * density)
+    return float(np.sum(second - 2 * levels * first + levels**2 * mass))
+
+
+@functools.cache
+def decoder_gain(width: int) -> float:
+    """``(1 - D)^(-1/2)``: gives a decoded channel back the energy that the quantiser took.
+
+    Lloyd-Max values are conditional means, so they shrink towards zero; that error is the same for every token and
+    does not average out in a weighted sum over tokens. Restoring the energy splits the difference between least
+    squares (no gain) and unbiased decoding (gain ``1 / (1 - D)``).
+    """
+    return (1.0 - distortion(width)) ** -0.5
+
+
+def loss(width: int, coherence: float) -> float:
+    """Cost of one unit of variance at ``width`` bits: independent error plus ``coherence`` times the squared bias."""
+    if width == 0:
+        return coherence
+    kept, gain = 1.0 - distortion(width), decoder_gain(width)
+    return gain**2 * kept - (gain * kept) ** 2 + coherence * (1.0 - gain * kept) ** 2
+
+
+def allocate(
+    variances: Iterable[np.ndarray], coherences: Iterable[float], bits: float, widths: tuple[int, ...]
+) -> list[np.ndarray]:
+    """Spends one budget over all groups of all streams so that the summed loss is least.
+
+    Greedy on the lower convex hull of each group's loss against its bits, which is optimal up to the last step.
+
+    Args:
+        variances: for each stream, ``[K, G]``: the summed weighted variance of every group; all groups have equally
+            many channels.
+        coherences: for each stream, what a unit of squared bias costs against one of independent error.
+        bits: mean bits over all groups of all streams; what the last step does not fit into is left unspent.
+        widths: the widths allowed, besides 0.
+
+    Returns:
+        For each stream the widths ``[K, G]``, int8.
+
+    Raises:
+        ValueError: the budget is negative or above the widest width.
+    """
+    if not 0 <= bits <= max(widths):
+        raise ValueError(f"bits={bits} must be between 0 and {max(widths)}")
+    streams = [np.asarray(each, np.float64) for each in variances]
+    steps: list[tuple[float, int, int, int, int]] = []  # (-saving for each bit, stream, group, from, to)
+    for stream, (each, coherence) in enumerate(zip(streams, coherences, strict=True)):
+        hull = _hull(coherence, widths)
+        for group, variance in enumerate(each.reshape(-1)):
+            steps += [
+                (
+                    -float(variance) * (loss(low, coherence) - loss(high, coherence)) / (high - low),
+                    stream,
+                    group,
+                    low,
+                    high,
+                )
+                for low, high in itertools.pairwise(hull)
+            ]
+    steps.sort()
+    left = bits * sum(each.size for each in streams) + 1e-9
+    chosen = [np.zeros(each.size, np.int8) for each in streams]
+    for _, stream, group, low, high in steps:
+        # A group whose earlier step did not fit takes no later one; a cheaper step elsewhere may still fit.
+        if chosen[stream][group] == low and high - low <= left:
+            chosen[stream][group] = high
+            left -= high - low
+    return [each.reshape(shape.shape) for each, shape in zip(chosen, streams, strict=True)]
+
+
+@functools.cache
+def _hull(coherence: float, widths: tuple[int, ...]) -> tuple[int, ...]:
+    """The widths on the lower convex hull of (bits, loss), from 0 on."""
+    hull: list[int] = [0]
+    for width in sorted(widths):
+        while len(hull) > 1 and _slope(hull[-2], width, coherence) <= _slope(hull[-2], hull[-1], coherence):
+            hull.pop()
+        hull.append(width)
+    return tuple(hull)
+
+
+def _slope(low: int, high: int, coherence: float) -> float:
+    return (loss(high, coherence) - loss(low, coherence)) / (high - low)

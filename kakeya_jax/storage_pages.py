@@ -1,0 +1,114 @@
+"""Codes of ``klt-storage`` as entropy-coded pages, and back: host code.
+
+A page's values are its page means, channel after channel, then its symbols, for each kept channel token after token,
+so that all lanes of the coder look into the same table at the same time, then the low parts of symbols in two parts.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kakeya_jax import entropy
+from kakeya_jax.codecs.klt_storage import MOST_LOW_BITS, TABLES, KltStorage, KltStorageCode
+from kakeya_jax.entropy import CodedPages, CodingTables
+from kakeya_jax.typing import Int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PageCoder:
+    """How the pages of one layer are coded; make it once for each layer.
+
+    Attributes:
+        tables: frequencies of the kept channels' symbols, of every channel's page mean, and of low parts of 1, 2, ...
+            bits, which are uniform.
+        rows: the row of ``tables`` for each value of a page.
+        kept: channels that have symbols.
+        fine: channels whose symbols have low parts.
+        channels: channels that have page means; 0 without them.
+        block_size: tokens of a page.
+    """
+
+    tables: CodingTables
+    rows: np.ndarray
+    kept: int
+    fine: int
+    channels: int
+    block_size: int
+
+    @classmethod
+    def of(cls, codec: KltStorage) -> "PageCoder":
+        """The coder of a layer's codec."""
+        page_means = codec.page_mean_frequencies
+        frequencies = [np.asarray(codec.frequencies)] + ([] if page_means is None else [np.asarray(page_means)])
+        kept, channels = len(frequencies[0]), sum(map(len, frequencies[1:]))
+        frequencies += [_uniform(bits) for bits in range(1, MOST_LOW_BITS + 1)]
+        of_low = kept + channels + np.asarray(codec.low_bits, np.int64) - 1
+        n = codec.config.block_size
+        return cls(
+            tables=CodingTables(frequencies=_same_width(frequencies)),
+            rows=np.concatenate(
+                [np.arange(kept, kept + channels), np.repeat(np.arange(kept), n), np.repeat(of_low, n)]
+            ),
+            kept=kept,
+            fine=len(of_low),
+            channels=channels,
+            block_size=n,
+        )
+
+    def encode(self, code: KltStorageCode) -> CodedPages:
+        """Pages of the code of many blocks, leaves ``[pages, ...]``."""
+        symbols, low = (np.asarray(part).transpose(0, 2, 1) for part in (code.symbols, code.low))
+        count, n = len(symbols), self.block_size
+        parts = [symbols.reshape(count, self.kept * n), low.reshape(count, self.fine * n)]
+        if code.page_mean is not None:
+            parts.insert(0, np.asarray(code.page_mean))
+        return entropy.encode_pages(np.concatenate(parts, axis=1), self.rows, self.tables)
+
+    def decode(self, pages: Sequence[bytes | memoryview], checksums: Int[np.ndarray, " pages"]) -> KltStorageCode:
+        """The code of many blocks, numpy leaves ``[pages, ...]``.
+
+        Raises:
+            ValueError: a page is damaged or was coded with other tables.
+        """
+        values = entropy.decode_pages(pages, checksums, self.rows, self.tables).astype(np.int8)
+        n = self.block_size
+        page_mean, symbols, low = np.split(values, [self.channels, self.channels + n * self.kept], axis=1)
+        leaves: Any = {
+            "symbols": symbols.reshape(len(values), self.kept, n).transpose(0, 2, 1),
+            "low": low.reshape(len(values), self.fine, n).transpose(0, 2, 1),
+            "page_mean": page_mean if self.channels else None,
+        }
+        return KltStorageCode(**leaves)
+
+
+def tables_fingerprint(codecs: Sequence[KltStorage]) -> str:
+    """A hash of all layers' tables: pages can only be decoded with the very tables they were coded with."""
+    digest = hashlib.sha256()
+    for codec in codecs:
+        for name in TABLES:
+            table = getattr(codec, name)
+            if table is not None:
+                array = np.asarray(table)
+                digest.update(f"{name}{array.dtype}{array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _same_width(frequencies: Sequence[np.ndarray]) -> np.ndarray:
+    """Tables of signed values with the same number of symbols: zeros at both ends of the narrower alphabets."""
+    width = max(table.shape[1] for table in frequencies)
+    widened = []
+    for table in frequencies:
+        margin = (width - table.shape[1]) // 2
+        widened.append(np.concatenate([np.pad(table[:, :-1], ((0, 0), (margin, margin))), table[:, -1:]], axis=1))
+    return np.concatenate(widened)
+
+
+def _uniform(bits: int) -> np.ndarray:
+    """One row for the signed values of ``bits`` bits, equally probable."""
+    half = 1 << (bits - 1)
+    values = np.arange(-half, half + 1)
+    return entropy.integer_frequencies(np.append(values < half, False)[None].astype(float))
