@@ -164,6 +164,9 @@ def calibrate(
     backward: Annotated[
         bool, typer.Option("--backward/--no-backward", help="Gradients, or finite differences: less exact.")
     ] = True,
+    stress: Annotated[
+        float | None, typer.Option(help="Of the model with outlier channels this many times as large.")
+    ] = None,
     merge: Annotated[
         list[Path] | None, typer.Option("--merge", help="Merge files of the same model; repeat it.", metavar="FILE")
     ] = None,
@@ -212,6 +215,7 @@ def calibrate(
         seed=seed,
         joint=joint,
         backward=backward,
+        stress=stress,
         offline=offline,
     )
     print(work.run_calibrate(request, quiet=quiet))

@@ -15,6 +15,7 @@ from kakeya_jax.eval.progress import show_progress
 from kakeya_jax.eval.text import check_vocabulary, cut_passages, encode_text, load_tokens
 from kakeya_jax.models import checkpoint
 from kakeya_jax.models.locate import ModelError, find_folder
+from kakeya_jax.models.stress import stress, stressed_name
 from kakeya_jax.models.tokenizer import load_tokenizer
 from kakeya_jax.recipe import Recipe
 
@@ -38,6 +39,7 @@ class Request:
     seed: int = 0
     joint: bool = True
     backward: bool = True
+    stress: float | None = None
     offline: bool = False
 
     def __post_init__(self) -> None:
@@ -67,6 +69,8 @@ def run_calibrate(request: Request, *, quiet: bool = False) -> str:
     texts = cut_passages(tokens, request.context, request.passages)
     model, params = checkpoint.load(request.model, offline=request.offline)
     check_vocabulary(tokens, model.config.vocab_size)
+    if request.stress is not None:
+        params = stress(params, model.config, request.stress)
     request.out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = request.out.with_name(request.out.name + RESUME_SUFFIX)
     with show_progress(quiet=quiet) as progress:
@@ -133,9 +137,10 @@ def parse_window(text: str) -> ExactTokens:
 def _about(request: Request) -> dict[str, Any]:
     """What the header says besides what was measured; no paths, for files travel."""
     folder = Path(request.model).expanduser()
+    name = folder.resolve().name if folder.is_dir() else request.model
     return {
         "text": request.source.name,
-        "model": folder.resolve().name if folder.is_dir() else request.model,
+        "model": name if request.stress is None else stressed_name(name, request.stress),
         "tokenizer_hash": _tokenizer_hash(request.model, offline=request.offline),
         "date": environment()["date"],
         "packages": package_versions(),

@@ -292,6 +292,17 @@ def test_calibrate_then_evaluate(fails, model_folder, token_file, tmp_path, caps
     assert "fitted on" in fails(*leaking, *calibrated)
 
 
+def test_calibrate_a_stressed_model(fails, model_folder, token_file, tmp_path, capsys):
+    out = tmp_path / "stressed.safetensors"
+    train = ["--text", model_folder / "text.txt", "--window", "2:8:16"]
+    assert run(calibrate_arguments(model_folder, out, *train, "--stress", "8")) == 0
+    capsys.readouterr()
+    recipe = ["--recipe", "both=klt(block_size=16),sinks=2,recent=8", "--calibration", out, "--quiet", "--json", "-"]
+    assert run(eval_arguments(model_folder, token_file, *recipe, "--stress", "8")) == 0
+    assert json.loads(capsys.readouterr().out)["model"].endswith("stress8")
+    assert "other weights" in fails(*eval_arguments(model_folder, token_file, *recipe))
+
+
 def test_calibrate_refuses_in_one_line(fails, model_folder, token_file, tmp_path):
     out = tmp_path / "tables"
     train = ["--tokens", token_file]
