@@ -152,15 +152,15 @@ def _encode_speed() -> str:
     ]
     for row in data["rows"]:
         ours, numpy = row["vectors_per_second"], row["numpy_vectors_per_second"]
-        compared = "| |" if numpy is None else f"| {numpy:,.0f} | {ours / numpy:.1f} |"
+        compared = "| | |" if numpy is None else f"| {numpy:,.0f} | {ours / numpy:.1f} |"
         lines.append(f"| {row['codec']} | {row['settings']} | {ours:,.0f} {compared} {row['bits_per_value']:.3f} |")
     lines += [
         "",
-        "What bounds `kakeya` with exact PCA (a profile of an encode of 12.6 ms, one thread, `jax.profiler`): LAPACK's symmetric "
-        "eigendecomposition 4.4 ms, which is numpy's too, and 147 k-means passes 5.5 ms, of whose 24 microseconds 19 are two "
-        "matrix products near one core's peak. XLA runs this program on one core, numpy's BLAS on two. Splitting the blocks "
-        "over both cores changed nothing: independent parts of one program did not overlap. On a busy machine the threads of "
-        "scipy's OpenBLAS wait for each other in `eigh`; the command line gives it one.",
+        "What bounds `kakeya` with exact PCA (a profile of an encode of 12.6 ms, one thread, `jax.profiler`): LAPACK's "
+        "symmetric eigendecomposition 4.4 ms, which is numpy's too, and 147 k-means passes 5.5 ms, of whose 24 "
+        "microseconds 19 are two matrix products near one core's peak. XLA runs this program on one core, numpy's BLAS on "
+        "two. Splitting the blocks over both cores changed nothing: independent parts of one program did not overlap. On a "
+        "busy machine the threads of scipy's OpenBLAS wait for each other in `eigh`; the command line gives it one.",
     ]
     return "\n".join(lines)
 
