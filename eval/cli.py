@@ -119,7 +119,7 @@ def demo(
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Measure fifteen recipes on the bundled model: no network, no GPU, a few minutes."""
+    """Measure thirteen recipes on the bundled model: no network, no GPU, a few minutes."""
     _configure(offline=True)
     from kakeya_jax.eval.demo import run_demo
     from kakeya_jax.eval.progress import show_progress

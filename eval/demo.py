@@ -22,11 +22,9 @@ RECIPES = (
     "turboquant-2",
     "turboquant-3",
     "turboquant-4",
-    "turboquant-k3v2",
     "besicovitch",
     "kakeya-pareto",
     "klt-2",
-    "klt-3",
     "klt-quality-2",
     "klt-pairs-2",
 )

@@ -158,9 +158,10 @@ def _encode_speed() -> str:
         "",
         "What bounds `kakeya` with exact PCA (a profile of an encode of 12.6 ms, one thread, `jax.profiler`): LAPACK's "
         "symmetric eigendecomposition 4.4 ms, which is numpy's too, and 147 k-means passes 5.5 ms, of whose 24 "
-        "microseconds 19 are two matrix products near one core's peak. XLA runs this program on one core, numpy's BLAS on "
-        "two. Splitting the blocks over both cores changed nothing: independent parts of one program did not overlap. On a "
-        "busy machine the threads of scipy's OpenBLAS wait for each other in `eigh`; the command line gives it one.",
+        "microseconds 19 are two matrix products near one core's peak. XLA runs this program on one core, numpy's BLAS "
+        "on two. Splitting the blocks over both cores changed nothing: independent parts of one program did not "
+        "overlap. On a busy machine the threads of scipy's OpenBLAS wait for each other in `eigh`; the command line "
+        "gives it one.",
     ]
     return "\n".join(lines)
 
