@@ -19,7 +19,8 @@ import safetensors
 import safetensors.numpy
 
 from kakeya_jax.cache import CacheShape, ModelShape, Tables
-from kakeya_jax.recipe import Recipe
+from kakeya_jax.recipe import Recipe, StreamPlan
+from kakeya_jax.recipe_text import format_codec
 from kakeya_jax.typing import Int
 
 FORMAT = "kakeya-calibration"
@@ -206,6 +207,12 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str
     if metadata.get("checksum") != _checksum(arrays, header):
         raise ValueError(f"{path} was altered after it was written: its checksum does not match; calibrate again")
     return arrays, json.loads(header)
+
+
+def fitted_name(stream: StreamPlan) -> str:
+    """What a stream's own tables are stored under: its codec's text form, and where it stores keys if not as usual."""
+    text = format_codec(stream.codec)
+    return text if stream.rope in (None, stream.codec.rope) else f"{text}@{stream.rope}"
 
 
 def fingerprint(params: Any) -> str:

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from kakeya_jax.calibration import collect
-from kakeya_jax.calibration.artifact import Calibration
+from kakeya_jax.calibration.artifact import Calibration, fitted_name
 from kakeya_jax.calibration.storage_counts import calibrate_storage, joint_blocks
+from kakeya_jax.calibration.tables import layer_moments
 from kakeya_jax.codecs.fitting import fit_own_tables, needs_own_tables
 from kakeya_jax.codecs.klt_storage import KltStorageConfig
 from kakeya_jax.frame import build_frame
 from kakeya_jax.models.probe import PerturbedCache
 from kakeya_jax.recipe import Recipe, StreamPlan
-from kakeya_jax.recipe_text import format_codec
 from kakeya_jax.rope import Rope, apply_rope
 from kakeya_jax.typing import Array, Float, Int, StoredName
 
@@ -94,12 +94,6 @@ def check_recipes(recipes: Sequence[Recipe], num_layers: int, length: int) -> No
                     )
 
 
-def fitted_name(stream: StreamPlan) -> str:
-    """What a stream's own tables are stored under: its codec's text form, and where it stores keys if not as usual."""
-    text = format_codec(stream.codec)
-    return text if stream.rope in (None, stream.codec.rope) else f"{text}@{stream.rope}"
-
-
 def dense_vectors(model: Any, params: Any, tokens: Int[Array, " T"]) -> list[dict[str, Float[Array, "K T D"]]]:
     """Keys (before their rotary embedding), values and queries of every layer for one passage, float32."""
     cache = PerturbedCache.zeros(model.config, tokens.shape[0], ())
@@ -146,8 +140,6 @@ def _fit_storage(
     recipe: Recipe, stream: StreamPlan, layers: Sequence[int], vectors: _Vectors, calibration: Calibration
 ) -> list[dict[str, Any]]:
     """Tables of layers whose keys and values are coded together: symbols counted, and a budget that the text meets."""
-    from kakeya_jax.calibration.tables import _moments
-
     assert isinstance(stream.codec, KltStorageConfig)
     plans = recipe.plan(calibration.shape.num_layers)
     blocks = [
@@ -163,7 +155,7 @@ def _fit_storage(
         )
         for layer in layers
     ]
-    moments = [_moments(calibration, layer, plans[layer]) for layer in layers]
+    moments = [layer_moments(calibration, layer, plans[layer]) for layer in layers]
     return calibrate_storage(stream.codec, moments, blocks)
 
 

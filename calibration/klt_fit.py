@@ -16,7 +16,7 @@ FISHER_RIDGE = 1e-3
 of each entry rather than of their mean, so that a model some of whose channels are scaled, and what reads them scaled
 back, gets the same codes."""
 
-_COHERENCE: Mapping[tuple[StreamName, bool], float] = {
+COHERENCE: Mapping[tuple[StreamName, bool], float] = {
     ("key", False): 3.0,
     ("value", False): 10.0,
     ("key", True): 2.0,
@@ -72,11 +72,11 @@ def coordinates(
     if config.form == "fast" and stream == "key":
         pairs = mean.reshape(-1, together, dim)
         second = blocks + pairs[:, :, None, :, None] * pairs[:, None, :, None, :]
-        averaged = _mean_over_page(mean, rope_frequencies, config.block_size)
+        averaged = mean_over_page(mean, rope_frequencies, config.block_size)
         pairs = averaged.reshape(-1, together, dim)
-        second = _second_moment_over_page(second, rope_frequencies, config.block_size)
+        second = second_moment_over_page(second, rope_frequencies, config.block_size)
         blocks = second - pairs[:, :, None, :, None] * pairs[:, None, :, None, :]
-        fisher = _second_moment_over_page(fisher, rope_frequencies, config.block_size)
+        fisher = second_moment_over_page(fisher, rope_frequencies, config.block_size)
     wide = blocks.transpose(0, 1, 3, 2, 4).reshape(-1, together * dim, together * dim)
     units = [_unit_coordinates(*each) for each in zip(wide, fisher.reshape(-1, together, dim, dim), strict=True)]
     analysis, synthesis, variances = (np.stack(each).astype(np.float32) for each in zip(*units, strict=True))
@@ -99,7 +99,7 @@ def layouts(config: KltConfig, streams: Sequence[tuple[StreamName, Float[np.ndar
     groups = [_group(config, variances) for _, variances in streams]
     if config.shared_layout:
         groups = [each.sum(axis=0, keepdims=True) for each in groups]
-    coherences = [_COHERENCE[stream, config.page_mean] for stream, _ in streams]
+    coherences = [COHERENCE[stream, config.page_mean] for stream, _ in streams]
     widths = klt_layout.allocate(groups, coherences, config.bits, config.widths)
     return [
         np.broadcast_to(each, _group(config, variances).shape)
@@ -116,7 +116,7 @@ def predicted_kl(config: KltConfig, streams: Sequence[tuple[StreamName, np.ndarr
     """
     total = 0.0
     for stream, variances, widths in streams:
-        coherence = _COHERENCE[stream, config.page_mean]
+        coherence = COHERENCE[stream, config.page_mean]
         losses = np.vectorize(lambda width, kappa=coherence: klt_layout.loss(int(width), kappa))(widths)
         total += 0.5 * float(np.sum(_group(config, variances) * losses))
     return total
@@ -167,13 +167,14 @@ def _roots(fisher: Float[np.ndarray, "D D"]) -> tuple[np.ndarray, np.ndarray]:
     return scale[:, None] * vectors * root, (vectors / root).T / scale
 
 
-def _mean_over_page(mean: np.ndarray, frequencies: np.ndarray, page: int) -> np.ndarray:
+def mean_over_page(mean: np.ndarray, frequencies: np.ndarray, page: int) -> np.ndarray:
+    """``mean over d < page of R_d m``, channel ``i`` paired with ``i + D / 2`` as one complex number."""
     half = mean.shape[-1] // 2
     turned = (mean[..., :half] + 1j * mean[..., half:]) * _phase(np.asarray(frequencies, np.float64), page)
     return np.concatenate([turned.real, turned.imag], axis=-1)
 
 
-def _second_moment_over_page(moment: np.ndarray, frequencies: np.ndarray, page: int) -> np.ndarray:
+def second_moment_over_page(moment: np.ndarray, frequencies: np.ndarray, page: int) -> np.ndarray:
     """``mean over d < page of R_d M R_d^T``, channel ``i`` paired with ``i + D / 2`` as one complex number.
 
     For complex coordinates ``u``, a rotation multiplies ``E u u^H`` by ``e^(i (w_a - w_b) d)`` and ``E u u^T`` by

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kakeya_jax.calibration.klt_fit import _COHERENCE
+from kakeya_jax.calibration.klt_fit import COHERENCE
 from kakeya_jax.pytree import pytree_dataclass
 from kakeya_jax.rope import rotate_by
 from kakeya_jax.stream import Stream, decode_blocks, encode_blocks
@@ -71,7 +71,7 @@ def predicted_loss(stream: Stream, name: StreamName, coordinates: Coordinates, *
     """
     heads, dim = coordinates.mean.shape
     noise = np.random.default_rng(seed).standard_normal((heads, PAGES * stream.block_size, dim), np.float32)
-    coherence = _COHERENCE[name, getattr(stream.codec.config, "page_mean", False)]
+    coherence = COHERENCE[name, getattr(stream.codec.config, "page_mean", False)]
     twice = _weighted_error(
         stream.codec,
         stream.frame,

@@ -272,7 +272,7 @@ def _group_losses(
     """As ``klt_fit.predicted_kl`` counts them."""
     variances = np.asarray(tables["variances"], np.float64)
     groups = variances.reshape(-1, klt_layout.channels_per_group(variances.shape[1])).sum(axis=1)
-    coherence = klt_fit._COHERENCE[name, config.page_mean]
+    coherence = klt_fit.COHERENCE[name, config.page_mean]
     return 0.5 * groups[:, None] * np.array([klt_layout.loss(width, coherence) for width in widths])
 
 

@@ -76,7 +76,7 @@ def expected_loss(config: KltConfig, tables: _Tables, moments: Mapping[LayerStre
         cost = synthesis @ fisher @ np.swapaxes(synthesis, 1, 2)
         independent = np.sum(np.einsum("kee->ke", spread) * np.einsum("kee->ke", cost) * noise)
         coherent = np.sum(spread * cost * shrink[:, :, None] * shrink[:, None, :])
-        total += 0.5 * float(independent + klt_fit._COHERENCE[stream, config.page_mean] * coherent)
+        total += 0.5 * float(independent + klt_fit.COHERENCE[stream, config.page_mean] * coherent)
     return total
 
 
@@ -119,10 +119,10 @@ def moments_as_coded(
     if stream == "key":
         page = CONFIGS[0].block_size
         second = covariance + mean[:, :, None] * mean[:, None, :]
-        mean = klt_fit._mean_over_page(mean, frequencies, page)
-        second = klt_fit._second_moment_over_page(second, frequencies, page)
+        mean = klt_fit.mean_over_page(mean, frequencies, page)
+        second = klt_fit.second_moment_over_page(second, frequencies, page)
         covariance = second - mean[:, :, None] * mean[:, None, :]
-        fisher = klt_fit._second_moment_over_page(fisher, frequencies, page)
+        fisher = klt_fit.second_moment_over_page(fisher, frequencies, page)
     return mean, covariance, fisher * (1.0 + klt_fit.FISHER_RIDGE * np.eye(fisher.shape[1]))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kakeya_jax.calibration.klt_fit import COHERENCE
 from kakeya_jax.codecs.klt_storage import (
     KltStorageConfig,
     low_bits_of,
@@ -21,10 +22,6 @@ FISHER_RIDGE = 1e-3
 
 STEPS = np.append(np.geomspace(1 / 256, 3.0, 95), np.inf)
 """Quantiser steps to choose from, in standard deviations, 7 % apart; the last drops a channel."""
-
-_COHERENCE = {False: (3.0, 10.0), True: (2.0, 4.0)}
-"""What squared bias costs against independent error, of keys and of values, without and with page means. Bias adds up
-over the tokens that a query attends to; the Fisher matrix of single tokens does not see that."""
 
 _LEAST_SHARE = 1e-9
 """Variances are at least this share of a layer's largest: coordinates of channels that never move stay finite."""
@@ -148,7 +145,7 @@ def _roots(fisher: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _allocate(variances: np.ndarray, key_share: np.ndarray, bits: float, *, page_mean: bool) -> np.ndarray:
     """Index into ``STEPS`` for every channel, at a mean entropy of at most ``bits``."""
     statistics = gaussian_statistics(STEPS)
-    of_key, of_value = _COHERENCE[page_mean]
+    of_key, of_value = COHERENCE["key", page_mean], COHERENCE["value", page_mean]
     kappa = of_key * key_share + of_value * (1.0 - key_share)
     losses = variances[:, None] * (statistics.independent + kappa[:, None] * statistics.coherent)
     largest = max(float(losses.max()), np.finfo(np.float64).tiny)

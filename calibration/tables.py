@@ -8,13 +8,16 @@ import numpy as np
 
 from kakeya_jax.cache import Tables
 from kakeya_jax.calibration import klt_fit, storage_fit
-from kakeya_jax.calibration.artifact import Calibration, ExactTokens
-from kakeya_jax.calibration.codec_tables import fitted_name
+from kakeya_jax.calibration.artifact import Calibration, ExactTokens, fitted_name
 from kakeya_jax.codecs.klt import KltConfig
 from kakeya_jax.codecs.klt_storage import KltStorageConfig
 from kakeya_jax.recipe import LayerPlan, Recipe, StreamPlan
 from kakeya_jax.typing import StreamName
 from kakeya_jax.whitening import whitening_tables
+
+
+class UnservedError(ValueError):
+    """A recipe asks for what this calibration, or the model it is of, does not have."""
 
 
 def tables_for(calibration: Calibration, recipe: Recipe) -> Tables:
@@ -23,7 +26,8 @@ def tables_for(calibration: Calibration, recipe: Recipe) -> Tables:
     Streams that ``klt`` codes with equal configs share one bit budget, and so do layers that ``klt-storage`` codes.
 
     Raises:
-        ValueError: a codec needs a table that this calibration has nothing for; the message says how to fit it.
+        UnservedError: a codec needs a table that this calibration has nothing for; the message says how to fit it.
+        ValueError: the statistics are not finite.
     """
     tables: dict[tuple[int, str], dict[str, Any]] = defaultdict(dict)
     budgets: dict[KltConfig, list[tuple[int, StreamName]]] = defaultdict(list)
@@ -39,7 +43,7 @@ def tables_for(calibration: Calibration, recipe: Recipe) -> Tables:
                 tables[layer, name] |= _coordinates(calibration, layer, name, plan, stream.codec)
                 budgets[stream.codec].append((layer, name))
     for config, plans in joint.items():
-        moments = [_moments(calibration, layer, plan) for layer, plan in plans.items()]
+        moments = [layer_moments(calibration, layer, plan) for layer, plan in plans.items()]
         for layer, table in zip(plans, storage_fit.fit_storage(config, moments), strict=True):
             tables[layer, "both"] |= table
             tables[layer, "both"] |= _fitted(calibration, layer, "both", plans[layer].key)
@@ -54,12 +58,25 @@ def serves(calibration: Calibration, recipe: Recipe) -> bool:
     """Whether a recipe has all the tables it needs: what its codecs were fitted to may not be in the file."""
     try:
         tables = tables_for(calibration, recipe)
-    except ValueError:
+    except UnservedError:
         return False
     return all(
         set(stream.codec.needs_tables()) <= set(tables.get((layer, "both" if plan.joint else name), {}))
         for layer, plan in enumerate(recipe.plan(calibration.shape.num_layers))
         for name, stream in plan.streams()
+    )
+
+
+def layer_moments(calibration: Calibration, layer: int, plan: LayerPlan) -> storage_fit.LayerMoments:
+    """What ``klt-storage`` needs to know of a layer, for the recipe's exact window."""
+    key, value = (calibration.statistics[layer, name] for name in ("key", "value"))
+    window = _nearest_window(calibration, _exact(plan))
+    return storage_fit.LayerMoments(
+        mean_key=key["mean"],
+        mean_value=value["mean"],
+        covariance=_joint_covariance(calibration, layer, "klt-storage"),
+        fisher_key=key[f"fisher.{window}"],
+        fisher_value=value[f"fisher.{window}"],
     )
 
 
@@ -105,22 +122,10 @@ def _frame(calibration: Calibration, layer: int, name: StreamName, stream: Strea
     return tables
 
 
-def _moments(calibration: Calibration, layer: int, plan: LayerPlan) -> storage_fit.LayerMoments:
-    key, value = (calibration.statistics[layer, name] for name in ("key", "value"))
-    window = _nearest_window(calibration, _exact(plan))
-    return storage_fit.LayerMoments(
-        mean_key=key["mean"],
-        mean_value=value["mean"],
-        covariance=_joint_covariance(calibration, layer, "klt-storage"),
-        fisher_key=key[f"fisher.{window}"],
-        fisher_value=value[f"fisher.{window}"],
-    )
-
-
 def _joint_covariance(calibration: Calibration, layer: int, codec: str) -> np.ndarray:
     both = calibration.statistics.get((layer, "both"))
     if both is None:
-        raise ValueError(
+        raise UnservedError(
             f"{codec} with heads together needs the covariance of all heads, which this calibration was made without; "
             "calibrate again, without --no-joint"
         )
@@ -134,6 +139,11 @@ def _coordinates(
     window = _nearest_window(calibration, _exact(plan))
     covariance = found["covariance"]
     if config.heads_together > 1:
+        heads = len(found["mean"])
+        if heads % config.heads_together:
+            raise UnservedError(
+                f"{config.name}: heads_together={config.heads_together} must divide the model's {heads} key/value heads"
+            )
         half = found["mean"].size
         here = slice(0, half) if name == "key" else slice(half, 2 * half)
         covariance = _joint_covariance(calibration, layer, config.name)[here, here]

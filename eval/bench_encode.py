@@ -1,6 +1,7 @@
 """Encode speed of every codec on this machine, beside plain numpy in the same run."""
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import threadpoolctl
 
 from kakeya_jax.codec import CodecConfig
 from kakeya_jax.codecs.registry import codec_config, codec_names
@@ -39,7 +41,9 @@ class EncodeSpeed:
         codec: the method's name.
         settings: options that differ from the method's defaults, as ``name=value``.
         vectors_per_second: jitted, all blocks in one call, without compilation.
-        numpy_vectors_per_second: the numpy baseline of the same codec on the same vectors; None if there is none.
+        numpy_vectors_per_second: the numpy baseline of the same codec on the same vectors, its BLAS on as many threads
+            as it takes; None if there is no baseline.
+        numpy_one_thread_vectors_per_second: the same with its BLAS on one thread, as XLA runs most of these programs.
         compile_seconds: of the first call, tracing included.
         bits_per_value: of the code, every side byte included.
     """
@@ -48,15 +52,19 @@ class EncodeSpeed:
     settings: str
     vectors_per_second: float
     numpy_vectors_per_second: float | None
+    numpy_one_thread_vectors_per_second: float | None
     compile_seconds: float
     bits_per_value: float
 
     @property
     def ratio(self) -> float | None:
-        """How many times as fast as numpy."""
-        return (
-            None if self.numpy_vectors_per_second is None else self.vectors_per_second / self.numpy_vectors_per_second
-        )
+        """How many times as fast as numpy with all its threads."""
+        return _over(self.vectors_per_second, self.numpy_vectors_per_second)
+
+    @property
+    def ratio_one_thread(self) -> float | None:
+        """How many times as fast as numpy on one thread."""
+        return _over(self.vectors_per_second, self.numpy_one_thread_vectors_per_second)
 
 
 def bench_encode(
@@ -113,15 +121,21 @@ def _measure(config: CodecConfig, blocks: np.ndarray, repeats: int) -> EncodeSpe
     # One after the other, not in turn: the threads of numpy's BLAS spin for a while after each call and would take
     # cores from the call that follows.
     time.sleep(_SETTLE_SECONDS)
-    ours = [_seconds(lambda: encode(codec, on_device)) for _ in range(repeats)]
-    baseline = [_seconds(lambda: numpy_codecs.encode(blocks, config)) for _ in range(repeats if with_baseline else 0)]
     count = blocks.shape[0] * blocks.shape[1]
+    speed = _vectors_per_second(lambda: encode(codec, on_device), count, repeats)
+    numpy_speed = numpy_one_thread_speed = None
+    if with_baseline:
+        baseline = functools.partial(_vectors_per_second, lambda: numpy_codecs.encode(blocks, config), count, repeats)
+        with threadpoolctl.threadpool_limits(1, user_api="blas"):
+            numpy_one_thread_speed = baseline()
+        numpy_speed = baseline()
     stored = sum(leaf.nbytes for leaf in jax.tree.leaves(encode(codec, on_device)))
     return EncodeSpeed(
         codec=config.name,
         settings=_settings(config),
-        vectors_per_second=count / statistics.median(ours),
-        numpy_vectors_per_second=count / statistics.median(baseline) if baseline else None,
+        vectors_per_second=speed,
+        numpy_vectors_per_second=numpy_speed,
+        numpy_one_thread_vectors_per_second=numpy_one_thread_speed,
         compile_seconds=compile_seconds,
         bits_per_value=8 * stored / blocks.size,
     )
@@ -131,6 +145,14 @@ def _settings(config: CodecConfig) -> str:
     options = dataclasses.asdict(config).items()
     defaults = dataclasses.asdict(type(config)())
     return ", ".join(f"{name}={value}" for name, value in options if value != defaults[name])
+
+
+def _vectors_per_second(call: Callable[[], Any], count: int, repeats: int) -> float:
+    return count / statistics.median(_seconds(call) for _ in range(repeats))
+
+
+def _over(speed: float, other: float | None) -> float | None:
+    return None if other is None else speed / other
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -37,7 +37,8 @@ def table(rows: list[EncodeSpeed], vectors: int, head_dim: int) -> Table:
     shown = Table(box=rich.box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     shown.add_column("codec")
     shown.add_column("settings")
-    for name in ("vectors/s", "numpy\nvectors/s", "times\nas fast", "compile\ns", "bits/value\nall-in"):
+    ratios = ("times\nas fast", "on one\nthread")
+    for name in ("vectors/s", "numpy\nvectors/s", *ratios, "compile\ns", "bits/value\nall-in"):
         shown.add_column(name, justify="right")
     for row in rows:
         shown.add_row(
@@ -46,6 +47,7 @@ def table(rows: list[EncodeSpeed], vectors: int, head_dim: int) -> Table:
             f"{row.vectors_per_second:,.0f}",
             "-" if row.numpy_vectors_per_second is None else f"{row.numpy_vectors_per_second:,.0f}",
             "-" if row.ratio is None else f"{row.ratio:.1f}",
+            "-" if row.ratio_one_thread is None else f"{row.ratio_one_thread:.1f}",
             f"{row.compile_seconds:.2f}",
             f"{row.bits_per_value:.3f}",
         )
@@ -58,5 +60,7 @@ def as_dict(rows: list[EncodeSpeed], vectors: int, head_dim: int) -> dict[str, A
         "vectors": vectors,
         "head_dim": head_dim,
         "environment": environment(),
-        "rows": [{**dataclasses.asdict(row), "ratio": row.ratio} for row in rows],
+        "rows": [
+            {**dataclasses.asdict(row), "ratio": row.ratio, "ratio_one_thread": row.ratio_one_thread} for row in rows
+        ],
     }

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 
 from kakeya_jax.codec import CodecConfig
+from kakeya_jax.fitted_tables import fitted_table
 from kakeya_jax.numeric import finite
 from kakeya_jax.pytree import fitted_field, pytree_dataclass
 from kakeya_jax.rope import rotate_by
@@ -73,29 +74,20 @@ def build_frame(
             f"{config.name}: whiten=true is for keys stored before their rotary embedding; write key@pre={config.name}"
             "(whiten=true)"
         )
-    tables = tables or {}
+
+    def table(name: str, shape: tuple[int, ...]) -> Array:
+        return jnp.asarray(fitted_table(tables, name, shape, of=config.name), jnp.float32)
+
     square = (num_kv_heads, head_dim, head_dim)
     return Frame(
-        static_mean=_table(tables, "static_mean", square[:2]) if config.static_mean else None,
-        whitening=_table(tables, "whitening", square) if config.whiten else None,
-        unwhitening=_table(tables, "unwhitening", square) if config.whiten else None,
+        static_mean=table("static_mean", square[:2]) if config.static_mean else None,
+        whitening=table("whitening", square) if config.whiten else None,
+        unwhitening=table("unwhitening", square) if config.whiten else None,
         rope_frequencies=(
-            _table(tables, "rope_frequencies", (head_dim // 2,)) if config.static_mean and rope == "post" else None
+            table("rope_frequencies", (head_dim // 2,)) if config.static_mean and rope == "post" else None
         ),
     )
 
 
 def _map(x: Array, matrix: Array) -> Array:
     return jnp.einsum("bktd,kde->bkte", x, matrix, precision="highest")
-
-
-def _table(tables: Mapping[str, Array], name: str, shape: tuple[int, ...]) -> Array:
-    if name not in tables:
-        raise ValueError(
-            f"table {name!r} is missing; fit it with `kakeya calibrate`, and pass it with --calibration FILE "
-            "(in Python: tables=calibration.tables_for(recipe))"
-        )
-    table = jnp.asarray(tables[name], jnp.float32)
-    if table.shape != shape:
-        raise ValueError(f"table {name!r} has shape {table.shape}, this stream needs {shape}; calibrate this model")
-    return table

@@ -1,6 +1,7 @@
 """Settings of the Kakeya block codec (``kakeya``): what they mean, what they need, what they refuse."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 
 from kakeya_jax import hadamard, lloyd_max, smallrng
 from kakeya_jax.codec import CodecConfig
+from kakeya_jax.fitted_tables import fitted_table
 from kakeya_jax.residual_code import GroupFormat
 from kakeya_jax.typing import Array, RopeClass, StreamName
 
@@ -164,7 +166,6 @@ class KakeyaConfig(CodecConfig):
                 the padded rank, or values are to be weighted by attention.
         """
         del layer
-        tables = tables or {}
         rank = self.rank_of(head_dim)
         length = hadamard.next_power_of_two(rank)
         if self.residual == "besicovitch" and length % self.group_size:
@@ -172,14 +173,16 @@ class KakeyaConfig(CodecConfig):
         if self.weights == "attention" and stream == "value":
             raise ValueError("kakeya: weights='attention' is for keys; an encoder of values does not see them")
         mean = basis = levels = moment = None
+        take = functools.partial(fitted_table, tables, of="kakeya")
         if "query_second_moment" in self.needs_tables():
-            moment = _table(tables, "query_second_moment", (head_dim, head_dim), _MOMENT_HINT).astype(jnp.float32)
+            moment = jnp.asarray(take("query_second_moment", (head_dim, head_dim), hint=_MOMENT_HINT), jnp.float32)
         if self.basis == "shared":
-            mean = _table(tables, "mean", (head_dim,), _SHARED_HINT).astype(self.skeleton_dtype)
-            basis = _table(tables, "basis", (rank, head_dim), _SHARED_HINT).astype(self.skeleton_dtype)
+            mean = jnp.asarray(take("mean", (head_dim,), hint=_SHARED_HINT), self.skeleton_dtype)
+            basis = jnp.asarray(take("basis", (rank, head_dim), hint=_SHARED_HINT), self.skeleton_dtype)
         if self.centroids != "gaussian":
-            levels = _table(tables, "centroids", (2**self.bits,), _CENTROIDS_HINT).astype(jnp.float32)
-            lloyd_max.check_table("kakeya", tables["centroids"])
+            given = take("centroids", (2**self.bits,), hint=_CENTROIDS_HINT)
+            lloyd_max.check_table("kakeya", given)
+            levels = jnp.asarray(given, jnp.float32)
         from kakeya_jax.codecs.kakeya import Kakeya  # the codec is made of this module's config
 
         return Kakeya(
@@ -196,15 +199,6 @@ class KakeyaConfig(CodecConfig):
 _SHARED_HINT = "fit it with kakeya.fit_shared on the stream's vectors, or use basis='block'"
 _CENTROIDS_HINT = "fit it with lloyd_max.fit_levels on standard_residual, or use centroids='gaussian'"
 _MOMENT_HINT = "it is the mean outer product of the layer's queries before their rotary embedding, or use whiten=true"
-
-
-def _table(tables: Mapping[str, Array], name: str, shape: tuple[int, ...], hint: str) -> Array:
-    if name not in tables:
-        raise ValueError(f"kakeya: needs the table {name!r}; {hint}")
-    table = jnp.asarray(tables[name])
-    if table.shape != shape:
-        raise ValueError(f"kakeya: table {name!r} has shape {table.shape}, needs {shape}; {hint}")
-    return table
 
 
 def _check_range(option: str, value: int, low: int, high: int | None = None) -> None:

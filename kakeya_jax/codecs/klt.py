@@ -24,6 +24,7 @@ from jax.core import Tracer
 
 from kakeya_jax import bitpack
 from kakeya_jax.codec import CodecConfig
+from kakeya_jax.fitted_tables import fitted_table
 from kakeya_jax.klt_layout import (
     FAST_WIDTHS,
     QUALITY_WIDTHS,
@@ -129,20 +130,13 @@ class KltConfig(CodecConfig):
         stream: StreamName = "key",
         tables: Mapping[str, Array] | None = None,
     ) -> "Klt":
-        """The codec of one stream, all its heads; ``klt_transform`` makes its tables.
+        """The codec of one stream, all its heads; ``calibration.klt_fit`` makes its tables.
 
         Raises:
             ValueError: a table is missing, was made for another size, or has widths that this form does not have.
         """
-        tables = tables or {}
-        needed = [name for name in TABLES if name != "rope_frequencies" or self._rotates(stream)]
-        missing = [name for name in needed if name not in tables]
-        if missing:
-            raise ValueError(
-                f"klt needs the calibrated table {missing[0]!r} of layer {layer}'s {stream}s; make a file with `kakeya "
-                "calibrate` and pass it with --calibration FILE (in Python: tables=calibration.tables_for(recipe))"
-            )
-        widths = tables["widths"]
+        where = f"klt, layer {layer}'s {stream}s"
+        widths = fitted_table(tables, "widths", None, of=where)
         if isinstance(widths, Tracer):
             raise ValueError("klt: the table 'widths' decides shapes and cannot be traced; pass it as a concrete array")
         layout = Layout.of(np.asarray(widths))
@@ -159,16 +153,20 @@ class KltConfig(CodecConfig):
             "synthesis": (units, dim, dim),
             "rope_frequencies": (head_dim // 2,),
         }
-        for name, shape in shapes.items():
-            if name in needed and tables[name].shape != shape:
-                raise ValueError(f"klt: table {name!r} has shape {tables[name].shape}, this stream needs {shape}")
+        if not self._rotates(stream):
+            del shapes["rope_frequencies"]
+        arrays = {
+            name: jnp.asarray(fitted_table(tables, name, shape, of=where), jnp.float32)
+            for name, shape in shapes.items()
+        }
+        rope_frequencies = arrays.pop("rope_frequencies", None)
         return Klt(
             config=self,
             layout=layout,
             stream=stream,
             widths=jnp.asarray(widths, jnp.int8),
-            rope_frequencies=jnp.asarray(tables["rope_frequencies"]) if self._rotates(stream) else None,
-            **{name: jnp.asarray(tables[name], jnp.float32) for name in ("mean", "variances", "analysis", "synthesis")},
+            rope_frequencies=rope_frequencies,
+            **arrays,
         )
 
     def _rotates(self, stream: StreamName) -> bool:

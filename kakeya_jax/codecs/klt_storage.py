@@ -21,6 +21,7 @@ import numpy as np
 
 from kakeya_jax.codec import CodecConfig
 from kakeya_jax.entropy.frequencies import integer_frequencies
+from kakeya_jax.fitted_tables import fitted_table
 from kakeya_jax.numeric import finite
 from kakeya_jax.pytree import fitted_field, payload_field, pytree_dataclass, side_field, static_field
 from kakeya_jax.typing import Array, Float, Int, RopeClass, StreamName
@@ -100,20 +101,15 @@ class KltStorageConfig(CodecConfig):
             ValueError: a table is missing or was made for another size.
         """
         del stream
-        tables = tables or {}
-        missing = [name for name in self.needs_tables() if name not in tables]
-        if missing:
-            raise ValueError(
-                f"klt-storage needs the calibrated table {missing[0]!r} of layer {layer}; make a file with `kakeya "
-                "calibrate` and pass it with --calibration FILE (in Python: tables=calibration.tables_for(recipe))"
-            )
-        channels, kept, fine = (tables[name].shape[0] for name in ("mean", "steps", "low_bits"))
+        where = f"klt-storage, layer {layer}"
+        given = {name: fitted_table(tables, name, None, of=where) for name in self.needs_tables()}
+        channels, kept, fine = (given[name].shape[0] for name in ("mean", "steps", "low_bits"))
         if channels % (2 * head_dim):
             raise ValueError(
                 f"klt-storage: layer {layer}'s tables are for {channels} channels, not for heads of {head_dim}; "
                 "calibrate this model"
             )
-        symbols = tables["frequencies"].shape[-1]
+        symbols = given["frequencies"].shape[-1]
         shapes = {
             "mean": (channels,),
             "analysis": (channels, channels),
@@ -122,14 +118,9 @@ class KltStorageConfig(CodecConfig):
             "gains": (kept,),
             "low_bits": (min(fine, kept),),
             "frequencies": (kept, symbols),
-            "page_mean_frequencies": (channels, tables.get("page_mean_frequencies", tables["mean"]).shape[-1]),
+            "page_mean_frequencies": (channels, given.get("page_mean_frequencies", given["mean"]).shape[-1]),
         }
-        for name in self.needs_tables():
-            if tables[name].shape != shapes[name]:
-                raise ValueError(
-                    f"klt-storage: table {name!r} of layer {layer} has shape {tables[name].shape}, needs {shapes[name]}"
-                )
-        arrays = {name: jnp.asarray(tables[name], _DTYPES[name]) for name in self.needs_tables()}
+        arrays = {name: jnp.asarray(fitted_table(given, name, shapes[name], of=where), _DTYPES[name]) for name in given}
         page_mean_frequencies = arrays.pop("page_mean_frequencies", None)
         return KltStorage(config=self, head_dim=head_dim, **arrays, page_mean_frequencies=page_mean_frequencies)
 

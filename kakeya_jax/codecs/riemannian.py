@@ -17,6 +17,7 @@ import scipy.special
 from kakeya_jax import bitpack
 from kakeya_jax.codec import CodecConfig
 from kakeya_jax.directions import direction_table, directions_at, nearest_direction
+from kakeya_jax.fitted_tables import fitted_table
 from kakeya_jax.lloyd_max import check_table, dequantize, fit_levels_from, gaussian_levels, quantize
 from kakeya_jax.numeric import check_finite, finite, to_f16
 from kakeya_jax.pytree import fitted_field, payload_field, pytree_dataclass, seeded_field, side_field, static_field
@@ -102,11 +103,12 @@ class RiemannianConfig(CodecConfig):
             raise ValueError(f"riemannian: pairs of coordinates need an even head_dim, got {head_dim}")
         scales = levels = None
         if self.magnitude == "quantized":
-            tables = tables or {}
-            scales = _table(tables, "scales", (head_dim // _GROUP_SIZE,))
+            given = fitted_table(tables, "scales", (head_dim // _GROUP_SIZE,), of=self.name)
+            scales = jnp.asarray(given, jnp.float32)
             if self.centroids in ("calibrated", "pooled"):
-                levels = _table(tables, "centroids", (2**self.magnitude_bits,))
-                check_table("riemannian", tables["centroids"])
+                given = fitted_table(tables, "centroids", (2**self.magnitude_bits,), of=self.name)
+                check_table("riemannian", given)
+                levels = jnp.asarray(given, jnp.float32)
         return Riemannian(
             config=self,
             head_dim=head_dim,
@@ -273,13 +275,3 @@ def normal_quantiles(bits: int) -> np.ndarray:
 def _root_mean_square(samples: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     mean_square = np.mean(np.square(samples, dtype=np.float64), axis=axes)
     return np.sqrt(np.maximum(mean_square, 1e-12)).astype(np.float32)
-
-
-def _table(tables: Mapping[str, Array], name: str, shape: tuple[int, ...]) -> Array:
-    hint = "fit it with `kakeya calibrate` (in Python: riemannian.fit_tables)"
-    if name not in tables:
-        raise ValueError(f"riemannian: needs the table {name!r}; {hint}")
-    table = jnp.asarray(tables[name], jnp.float32)
-    if table.shape != shape:
-        raise ValueError(f"riemannian: table {name!r} has shape {table.shape}, needs {shape}; {hint}")
-    return table

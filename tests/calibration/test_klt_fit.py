@@ -44,10 +44,10 @@ def over_page(matrices: np.ndarray) -> np.ndarray:
 
 def test_moments_over_a_page_are_means_over_rotations():
     np.testing.assert_allclose(
-        klt_fit._second_moment_over_page(COVARIANCE, FREQUENCIES, PAGE), over_page(COVARIANCE), atol=1e-12
+        klt_fit.second_moment_over_page(COVARIANCE, FREQUENCIES, PAGE), over_page(COVARIANCE), atol=1e-12
     )
     expected = np.mean([MEAN @ rotation(d).T for d in range(PAGE)], axis=0)
-    np.testing.assert_allclose(klt_fit._mean_over_page(MEAN, FREQUENCIES, PAGE), expected, atol=1e-12)
+    np.testing.assert_allclose(klt_fit.mean_over_page(MEAN, FREQUENCIES, PAGE), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(("config", "stream"), [(QUALITY, "key"), (FAST, "value"), (FAST, "key")], ids=str)

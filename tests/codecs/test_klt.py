@@ -304,7 +304,7 @@ def test_scales_are_steps_of_a_sixteenth_octave() -> None:
 def test_missing_and_wrong_tables_are_refused() -> None:
     good = tables(FAST)["key"]
     three: dict[str, Any] = {"widths": np.full((K, D // 8), 3, np.int8)}
-    with pytest.raises(ValueError, match="needs the calibrated table 'widths' of layer 3's values"):
+    with pytest.raises(ValueError, match="layer 3's values: needs the table 'widths'"):
         FAST.build(D, layer=3, stream="value")
     with pytest.raises(ValueError, match="table 'mean' has shape"):
         FAST.build(D, tables={**good, "mean": good["mean"][:1]})

@@ -196,13 +196,13 @@ def test_missing_and_wrong_tables_are_refused() -> None:
     config = codec_config("klt-storage", bits=1.5)
     tables = config.neutral_tables(D, num_kv_heads=K)
     assert set(tables) == set(config.needs_tables())
-    with pytest.raises(ValueError, match="needs the calibrated table 'mean' of layer 3"):
+    with pytest.raises(ValueError, match="layer 3: needs the table 'mean'"):
         config.build(D, layer=3)
     without = {name: table for name, table in tables.items() if name != "page_mean_frequencies"}
     with pytest.raises(ValueError, match="'page_mean_frequencies'"):
         config.build(D, tables=without)
     KltStorageConfig(bits=1.5, page_mean=False).build(D, tables=without)
-    with pytest.raises(ValueError, match="table 'gains' of layer 0 has shape"):
+    with pytest.raises(ValueError, match="layer 0: table 'gains' has shape"):
         config.build(D, tables={**tables, "gains": tables["gains"][1:]})
     with pytest.raises(ValueError, match="not for heads of 96"):
         config.build(96, tables=tables)

@@ -193,7 +193,7 @@ def test_other_tables_are_refused(cache: CompressedCache, tmp_path):
     for load in (load_session, lambda path, tables: read_page(path, 0, 0, tables=tables)):
         with pytest.raises(ValueError, match="was coded with other tables"):
             load(tmp_path / "session", tables=tables_of(CONFIG, shift=1e-6))
-        with pytest.raises(ValueError, match="needs the calibrated table 'mean' of layer 0"):
+        with pytest.raises(ValueError, match="layer 0: needs the table 'mean'"):
             load(tmp_path / "session", tables={})
 
 

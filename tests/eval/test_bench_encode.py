@@ -19,6 +19,8 @@ def test_rows_hold_speeds_of_both_and_the_bits() -> None:
         assert row.numpy_vectors_per_second is not None
         assert row.ratio is not None
         assert row.ratio == row.vectors_per_second / row.numpy_vectors_per_second > 0
+        assert row.numpy_one_thread_vectors_per_second is not None
+        assert row.ratio_one_thread == row.vectors_per_second / row.numpy_one_thread_vectors_per_second
         assert row.compile_seconds > 0
 
 
@@ -41,6 +43,7 @@ def test_codecs_of_several_heads_are_timed_too() -> None:
     assert klt.bits_per_value == pytest.approx(2 + 8 / 64 + 8 / 128 + 16 / (64 * 128))
     assert storage.numpy_vectors_per_second is None
     assert storage.ratio is None
+    assert storage.ratio_one_thread is None
 
 
 def test_the_numpy_baseline_of_klt_gives_its_codes() -> None:
