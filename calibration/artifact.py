@@ -19,8 +19,7 @@ import safetensors
 import safetensors.numpy
 
 from kakeya_jax.cache import CacheShape, ModelShape, Tables
-from kakeya_jax.recipe import Recipe, StreamPlan
-from kakeya_jax.recipe_text import format_codec
+from kakeya_jax.recipe import Recipe
 from kakeya_jax.typing import Int
 
 FORMAT = "kakeya-calibration"
@@ -56,7 +55,7 @@ class Calibration:
             the queries. Of both, if collected: ``covariance`` ``[2 K D, 2 K D]`` of all keys, then all values. How
             many vectors they are means of: ``count`` (of ``mean`` and every ``covariance``), ``query.count`` and
             ``fisher.i.count`` (tokens that are coded for some query, once for each draw of labels).
-        fitted: tables that only one codec can use, by layer, stream and the codec's text form, then by name.
+        fitted: tables that only one codec can use, by layer, stream and ``fitted_streams.fitted_name``, then by name.
         exact: the windows of the Fisher matrices.
         rope_frequencies: ``[D / 2]`` radians per position, with
         rope_factor: what the rotary embedding multiplies by.
@@ -207,12 +206,6 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str
     if metadata.get("checksum") != _checksum(arrays, header):
         raise ValueError(f"{path} was altered after it was written: its checksum does not match; calibrate again")
     return arrays, json.loads(header)
-
-
-def fitted_name(stream: StreamPlan) -> str:
-    """What a stream's own tables are stored under: its codec's text form, and where it stores keys if not as usual."""
-    text = format_codec(stream.codec)
-    return text if stream.rope in (None, stream.codec.rope) else f"{text}@{stream.rope}"
 
 
 def fingerprint(params: Any) -> str:

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from kakeya_jax.calibration import collect
-from kakeya_jax.calibration.artifact import Calibration, fitted_name
+from kakeya_jax.calibration.artifact import Calibration
+from kakeya_jax.calibration.fitted_streams import fitted_name, fitted_streams
 from kakeya_jax.calibration.storage_counts import calibrate_storage, joint_blocks
 from kakeya_jax.calibration.tables import layer_moments
-from kakeya_jax.codecs.fitting import fit_own_tables, needs_own_tables
+from kakeya_jax.codecs.fitting import fit_own_tables
 from kakeya_jax.codecs.klt_storage import KltStorageConfig
 from kakeya_jax.frame import build_frame
 from kakeya_jax.models.probe import PerturbedCache
@@ -47,11 +48,15 @@ def fit_codec_tables(
         recipes: see ``check_recipes``.
         calibration: the statistics of the same text: codecs may see vectors in a frame made of them.
     """
-    jobs = [(recipe, *job) for recipe in recipes for job in _groups(recipe, model.config.num_layers).items()]
+    jobs: dict[tuple[StoredName, str, tuple[int, ...]], tuple[Recipe, StreamPlan]] = {
+        (name, fitted_name(stream, layers), layers): (recipe, stream)
+        for recipe in recipes
+        for (name, stream), layers in fitted_streams(recipe, model.config.num_layers).items()
+    }
     if not jobs:
         return {}
     vectors_of = jax.jit(functools.partial(dense_vectors, model))
-    wanted = {(layer, part) for _, (name, _), layers in jobs for layer in layers for part in _PARTS[name]}
+    wanted = {(layer, part) for name, _, layers in jobs for layer in layers for part in _PARTS[name]}
     held: dict[tuple[int, str], list[np.ndarray]] = defaultdict(list)
     for passage in passages[: max(1, MOST_TOKENS // passages.shape[1])]:
         streams = vectors_of(params, jnp.asarray(passage))
@@ -59,13 +64,13 @@ def fit_codec_tables(
             held[layer, name].append(np.asarray(streams[layer][name]))
     vectors = {where: np.stack(each) for where, each in held.items()}
     found: dict[_Where, dict[str, np.ndarray]] = {}
-    for recipe, (name, stream), layers in jobs:
+    for (name, called, layers), (recipe, stream) in jobs.items():
         if name == "both":
             fitted = _fit_storage(recipe, stream, layers, vectors, calibration)
         else:
             fitted = _fit_stream(recipe, name, stream, layers, vectors, calibration, model.config.rope)
         for layer, tables in zip(layers, fitted, strict=True):
-            found[layer, name, fitted_name(stream)] = {each: np.asarray(table) for each, table in tables.items()}
+            found[layer, name, called] = {each: np.asarray(table) for each, table in tables.items()}
     return found
 
 
@@ -80,18 +85,18 @@ def check_recipes(recipes: Sequence[Recipe], num_layers: int, length: int) -> No
     for recipe in recipes:
         if not recipe.needs_calibration:
             raise ValueError(f"recipe {str(recipe)!r} needs no calibration; leave out --recipe to collect statistics")
-        for (name, stream), layers in _groups(recipe, num_layers).items():
+        for (name, stream), layers in fitted_streams(recipe, num_layers).items():
             if recipe.sinks + stream.codec.block_size > length:
                 raise ValueError(
                     f"{stream.codec.name}: passages of {length} tokens are shorter than {recipe.sinks} sinks and a "
                     f"block_size={stream.codec.block_size}; use longer ones"
                 )
+            called = fitted_name(stream, layers)
+            # One budget of klt-storage is for all its layers; other tables are each layer's own, or named after all.
+            how = (recipe.sinks, layers if isinstance(stream.codec, KltStorageConfig) else None)
             for layer in layers:
-                how = (recipe.sinks, layers)
-                if wanted.setdefault((layer, name, fitted_name(stream)), how) != how:
-                    raise ValueError(
-                        f"two recipes fit {fitted_name(stream)} to other layers or sinks; calibrate one file for each"
-                    )
+                if wanted.setdefault((layer, name, called), how) != how:
+                    raise ValueError(f"two recipes fit {called} to other layers or sinks; calibrate one file for each")
 
 
 def dense_vectors(model: Any, params: Any, tokens: Int[Array, " T"]) -> list[dict[str, Float[Array, "K T D"]]]:
@@ -102,19 +107,6 @@ def dense_vectors(model: Any, params: Any, tokens: Int[Array, " T"]) -> list[dic
         {name: vectors.astype(jnp.float32) for name, vectors in layer.items()}
         for layer in collect.activations(sown["intermediates"])
     ]
-
-
-def _groups(recipe: Recipe, num_layers: int) -> dict[tuple[StoredName, StreamPlan], tuple[int, ...]]:
-    """The streams with tables of their own, and the layers that share them."""
-    groups: dict[tuple[StoredName, StreamPlan], tuple[int, ...]] = defaultdict(tuple)
-    for layer, plan in enumerate(recipe.plan(num_layers)):
-        if isinstance(plan.key.codec, KltStorageConfig):
-            groups["both", plan.key] += (layer,)
-            continue
-        for name, stream in plan.streams():
-            if needs_own_tables(stream.codec):
-                groups[name, stream] += (layer,)
-    return dict(groups)
 
 
 def _fit_stream(

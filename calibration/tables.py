@@ -8,7 +8,8 @@ import numpy as np
 
 from kakeya_jax.cache import Tables
 from kakeya_jax.calibration import klt_fit, storage_fit
-from kakeya_jax.calibration.artifact import Calibration, ExactTokens, fitted_name
+from kakeya_jax.calibration.artifact import Calibration, ExactTokens
+from kakeya_jax.calibration.fitted_streams import fitted_name, fitted_streams
 from kakeya_jax.codecs.klt import KltConfig
 from kakeya_jax.codecs.klt_storage import KltStorageConfig
 from kakeya_jax.recipe import LayerPlan, Recipe, StreamPlan
@@ -37,7 +38,6 @@ def tables_for(calibration: Calibration, recipe: Recipe) -> Tables:
             joint[plan.key.codec][layer] = plan
             continue
         for name, stream in plan.streams():
-            tables[layer, name] |= _fitted(calibration, layer, name, stream)
             tables[layer, name] |= _frame(calibration, layer, name, stream)
             if isinstance(stream.codec, KltConfig):
                 tables[layer, name] |= _coordinates(calibration, layer, name, plan, stream.codec)
@@ -46,7 +46,9 @@ def tables_for(calibration: Calibration, recipe: Recipe) -> Tables:
         moments = [layer_moments(calibration, layer, plan) for layer, plan in plans.items()]
         for layer, table in zip(plans, storage_fit.fit_storage(config, moments), strict=True):
             tables[layer, "both"] |= table
-            tables[layer, "both"] |= _fitted(calibration, layer, "both", plans[layer].key)
+    for (name, stream), layers in fitted_streams(recipe, calibration.shape.num_layers).items():
+        for layer in layers:
+            tables[layer, name] |= calibration.fitted.get((layer, name, fitted_name(stream, layers)), {})
     for config, streams in budgets.items():
         widths = klt_fit.layouts(config, [(name, tables[layer, name]["variances"]) for layer, name in streams])
         for where, table in zip(streams, widths, strict=True):
@@ -92,11 +94,6 @@ def window_note(calibration: Calibration, recipe: Recipe) -> str:
                 f"calibrate with --window {wanted.sinks}:{wanted.recent}"
             )
     return ""
-
-
-def _fitted(calibration: Calibration, layer: int, name: str, stream: StreamPlan) -> dict[str, np.ndarray]:
-    """Tables that belong to this codec alone."""
-    return dict(calibration.fitted.get((layer, name, fitted_name(stream)), {}))
 
 
 def _frame(calibration: Calibration, layer: int, name: StreamName, stream: StreamPlan) -> dict[str, Any]:

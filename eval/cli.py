@@ -79,6 +79,9 @@ def eval_command(
     ] = "default",
     dtype: Annotated[str, typer.Option(help="Of weights and activations: float32 or bfloat16.")] = "float32",
     cache_dtype: Annotated[str | None, typer.Option(help="Of exact tokens [as --dtype].")] = None,
+    encode_time: Annotated[
+        bool, typer.Option("--encode-time/--no-encode-time", help="Also time the encoding of a context.")
+    ] = True,
     json_path: Annotated[
         str | None, typer.Option("--json", help="Write the results; '-' prints them instead.", metavar="FILE")
     ] = None,
@@ -107,6 +110,7 @@ def eval_command(
         dtype=dtype,
         cache_dtype=cache_dtype,
         stress=stress,
+        encode_time=encode_time,
         offline=offline,
     )
     result = run_eval.run_request(request, quiet=quiet)
@@ -145,7 +149,9 @@ def calibrate(
     recipe: Annotated[
         list[str] | None,
         typer.Option(
-            "--recipe", help="Also fit tables of its codecs' own (centroids, bases); repeat it.", metavar="RECIPE"
+            "--recipe",
+            help="Also fit tables of its codecs' own (centroids, bases); repeat it. 'all': every named recipe.",
+            metavar="RECIPE",
         ),
     ] = None,
     window: Annotated[

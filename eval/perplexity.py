@@ -52,6 +52,7 @@ def evaluate(
     cache_dtype: Any = None,
     gates: Gates = NAMED_GATES["default"],
     calibration: Calibration | None = None,
+    encode_time: bool = True,
     progress: Progress | None = None,
 ) -> EvalResult:
     """Measures recipes on evenly spaced passages of a text; deterministic.
@@ -71,6 +72,7 @@ def evaluate(
             always counted as bfloat16.
         gates: thresholds of the verdicts.
         calibration: of this model, for codecs that need it.
+        encode_time: measure how long encoding takes as well, which compiles every layer's encoder apart.
         progress: told about every step.
 
     Returns:
@@ -98,7 +100,7 @@ def evaluate(
             _Candidate.make(model, run, recipe, cache_dtype or model.dtype, calibration) for recipe in recipes
         ]
         scores = _run_all(model, params, texts, candidates, run, progress)
-    rows = _rows(candidates, scores, gates, _steps(texts, candidates), progress)
+    rows = _rows(candidates, scores, gates, _steps(texts, candidates), progress, encode_time=encode_time)
     warned = [*_coding_warnings(candidates), window_warning(rows)]
     if calibration is not None:
         warned += [*calibration.notes(), *(window_note(calibration, candidate.recipe) for candidate in candidates)]
@@ -221,17 +223,26 @@ def _steps(texts: jax.Array, candidates: list[_Candidate]) -> int:
 
 
 def _rows(
-    candidates: list[_Candidate], scores: list[TokenScores], gates: Gates, total: int, progress: Progress
+    candidates: list[_Candidate],
+    scores: list[TokenScores],
+    gates: Gates,
+    total: int,
+    progress: Progress,
+    *,
+    encode_time: bool,
 ) -> tuple[Row, ...]:
     rows = []
     for candidate, of_candidate in zip(candidates, scores, strict=True):
-        progress(total - len(candidates) + len(rows), total, f"encode time: {candidate.label}")
-        rows.append(_row(candidate, of_candidate, gates))
+        seconds = None
+        if encode_time:
+            progress(total - len(candidates) + len(rows), total, f"encode time: {candidate.label}")
+            seconds = encode_seconds(candidate.cache)
+        rows.append(_row(candidate, of_candidate, gates, seconds))
     progress(total, total, "done")
     return tuple(rows)
 
 
-def _row(candidate: _Candidate, scores: TokenScores, gates: Gates) -> Row:
+def _row(candidate: _Candidate, scores: TokenScores, gates: Gates, seconds: float | None) -> Row:
     report = candidate.report
     candidate_nll = np.asarray(scores.candidate_nll, np.float64)
     difference = candidate_nll - np.asarray(scores.reference_nll, np.float64)
@@ -259,7 +270,7 @@ def _row(candidate: _Candidate, scores: TokenScores, gates: Gates) -> Row:
         kl_p99=float(np.quantile(kl, 0.99)),
         top1_agreement=top1,
         verdict=gates.verdict(delta, top1),
-        encode_seconds=encode_seconds(candidate.cache),
+        encode_seconds=seconds,
         run_seconds=candidate.run_seconds,
         compile_seconds=candidate.compile_seconds,
         passage_delta_nll=tuple(map(float, delta_of_passage)),

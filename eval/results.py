@@ -27,7 +27,7 @@ A results file is one object (``SCHEMA`` is its JSON Schema; numbers that are no
         "kl_mean": 0.0043, "kl_ci95": [0.004, 0.0046], "kl_p99": 0.03,   KL(reference || candidate), nats
         "top1_agreement": 0.9577,               fraction of tokens, 0 to 1
         "verdict": "ACCEPT",
-        "encode_seconds": 0.2,                  encoding one context's K and V, all layers, compiled
+        "encode_seconds": 0.2,                  encoding one context's K and V, compiled; null: not timed
         "run_seconds": 9.1, "compile_seconds": 12.0,
         "per_passage": {"delta_nll": [...], "kl": [...]}
       }]

@@ -60,7 +60,7 @@ def run_calibrate(request: Request, *, quiet: bool = False) -> str:
     Raises:
         ValueError, OSError: wrong input; the message is one line.
     """
-    recipes = [Recipe.parse(recipe) for recipe in request.recipes]
+    recipes = expand_fitted(request.recipes)
     exact = tuple(map(parse_window, request.windows)) or (STANDARD,)
     if request.text is None:
         tokens = load_tokens(request.source)
@@ -91,6 +91,15 @@ def run_calibrate(request: Request, *, quiet: bool = False) -> str:
     calibration.save(request.out)
     unfinished.unlink(missing_ok=True)
     return f"{request.out}: {_summary(calibration)}, from {texts.size:,} tokens of {request.source.name}"
+
+
+def expand_fitted(recipes: Sequence[str]) -> list[Recipe]:
+    """The recipes asked for; ``all`` stands for every named recipe with a table that is fitted to one codec alone."""
+    names: list[str] = []
+    for recipe in recipes:
+        every = [name for name in Recipe.names() if Recipe.named(name).needs_calibration]
+        names += every if recipe == "all" else [recipe]
+    return [Recipe.parse(name) for name in dict.fromkeys(names)]
 
 
 def run_merge(paths: Sequence[Path], out: Path) -> str:

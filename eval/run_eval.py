@@ -41,6 +41,7 @@ class Request:
     dtype: str = "float32"
     cache_dtype: str | None = None
     stress: float | None = None
+    encode_time: bool = True
     offline: bool = False
 
     def __post_init__(self) -> None:
@@ -96,6 +97,7 @@ def run_request(request: Request, *, quiet: bool = False) -> EvalResult:
             cache_dtype=request.cache_dtype,
             gates=gates,
             calibration=calibration,
+            encode_time=request.encode_time,
             progress=progress,
         )
     return dataclasses.replace(

@@ -53,6 +53,11 @@ def needs_own_tables(config: CodecConfig) -> bool:
     return isinstance(config, KakeyaConfig | RiemannianConfig) and not _OWN_TABLES.isdisjoint(config.needs_tables())
 
 
+def pools_layers(config: CodecConfig) -> bool:
+    """Whether some table is fitted to all layers that a codec has."""
+    return isinstance(config, KakeyaConfig | RiemannianConfig) and config.centroids == "pooled"
+
+
 def blocks_of(config: CodecConfig, vectors: Float[np.ndarray, "N K T D"]) -> Float[np.ndarray, "b n D"]:
     """A stream cut into the blocks that the cache would make of it, mixed heads included; the rest is dropped.
 

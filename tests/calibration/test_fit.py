@@ -14,8 +14,9 @@ from kakeya_jax.cache import CompressedCache
 from kakeya_jax.calibration import codec_tables, resume
 from kakeya_jax.calibration import fit as fit_module
 from kakeya_jax.calibration.artifact import Calibration, ExactTokens, text_hash
-from kakeya_jax.calibration.codec_tables import check_recipes, dense_vectors, fit_codec_tables, fitted_name
+from kakeya_jax.calibration.codec_tables import check_recipes, dense_vectors, fit_codec_tables
 from kakeya_jax.calibration.fit import fit
+from kakeya_jax.calibration.fitted_streams import fitted_name
 from kakeya_jax.calibration.merge import merge_calibrations
 from kakeya_jax.recipe import Recipe
 
@@ -223,8 +224,13 @@ def test_tables_are_fitted_to_what_the_codec_sees(monkeypatch, model, params, pa
 
 def test_tables_of_other_coordinates_have_another_name():
     usual, turned = (Recipe.parse(f"key{at}=riemannian").plan(1)[0].key for at in ("", "@post"))
-    assert fitted_name(usual) == "riemannian"
-    assert fitted_name(turned) == "riemannian@post"
+    assert fitted_name(usual, (0,)) == "riemannian"
+    assert fitted_name(turned, (0,)) == "riemannian@post"
+
+
+def test_tables_pooled_over_other_layers_have_another_name():
+    pooled = Recipe.parse("key=riemannian(centroids=pooled)").plan(1)[0].key
+    assert fitted_name(pooled, (1, 2)) == "riemannian(centroids=pooled) over layers 1,2"
 
 
 def test_joint_moments_are_left_out_of_wide_models(monkeypatch, model, params, passages):

@@ -1,6 +1,8 @@
 from kakeya_jax.calibration.artifact import load_calibration
+from kakeya_jax.calibration.codec_tables import check_recipes
 from kakeya_jax.eval.demo import bundled_calibration
 from kakeya_jax.eval.listing import list_codecs, list_recipes
+from kakeya_jax.eval.run_calibrate import expand_fitted
 from kakeya_jax.eval.run_eval import expand_recipes
 from kakeya_jax.recipe import Recipe
 
@@ -37,3 +39,12 @@ def test_all_leaves_out_what_needs_calibration() -> None:
     assert {"klt-2", "klt-storage-1", *without} <= set(calibrated)
     assert "ladder-b3" not in calibrated  # its levels are fitted to it alone, which the bundled calibration was not
     assert expand_recipes(("ladder-b3", "int8")) == ("ladder-b3", "int8")
+
+
+def test_all_recipes_that_need_tables_are_calibrated_together() -> None:
+    found = [recipe.name for recipe in expand_fitted(("ladder-v2", "all"))]
+    assert found == [
+        "ladder-v2",
+        *(name for name in Recipe.names() if Recipe.named(name).needs_calibration and name != "ladder-v2"),
+    ]
+    check_recipes([Recipe.named(name) for name in found], num_layers=28, length=2048)

@@ -98,6 +98,9 @@ def test_numbers_of_a_row_are_those_of_its_passages(tiny_model, tiny_tokens):
     assert row.run_seconds > 0
     assert row.encode_seconds is not None
     assert row.encode_seconds > 0
+    untimed = measure(tiny_model, tiny_tokens, [INT4], encode_time=False, **settings).rows[0]
+    assert untimed.encode_seconds is None
+    assert untimed.kl_mean == row.kl_mean
 
 
 def test_reference_is_the_dense_model(tiny_model, tiny_tokens):
