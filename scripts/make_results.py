@@ -237,8 +237,8 @@ def _encode_speed() -> str:
     lines += [
         "",
         "*on one thread*: numpy's BLAS limited to one thread, as XLA runs these programs on one core. `kakeya` with "
-        "exact PCA is bound by LAPACK's symmetric eigendecomposition, which is numpy's too. On a busy machine the threads "
-        "of scipy's OpenBLAS wait for each other in it; the command line gives it one.",
+        "exact PCA is bound by LAPACK's symmetric eigendecomposition, which is numpy's too. On a busy machine the "
+        "threads of scipy's OpenBLAS wait for each other in it; the command line gives it one.",
     ]
     return "\n".join(lines)
 
