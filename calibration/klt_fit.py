@@ -8,13 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kakeya_jax import klt_layout
+from kakeya_jax.calibration.fisher_root import LEAST_SHARE, fisher_root
 from kakeya_jax.codecs.klt import KltConfig
 from kakeya_jax.typing import Float, StreamName
-
-FISHER_RIDGE = 1e-3
-"""Added to a Fisher matrix's diagonal, as a share of it: directions that no sampled gradient had are not free. A share
-of each entry rather than of their mean, so that a model some of whose channels are scaled, and what reads them scaled
-back, gets the same codes."""
 
 COHERENCE: Mapping[tuple[StreamName, bool], float] = {
     ("key", False): 3.0,
@@ -25,9 +21,6 @@ COHERENCE: Mapping[tuple[StreamName, bool], float] = {
 """What squared bias costs against independent error, by stream and whether page means are taken out. Bias adds up over
 the tokens that a query attends to; the Fisher matrix of single tokens does not see that. A page's mean carries part of
 what a dropped channel would be biased by. Tuned once on one passage of another text (see docs)."""
-
-_LEAST_SHARE = 1e-9
-"""Variances are at least this share of a head's largest: coordinates of channels that never move stay finite."""
 
 
 def coordinates(
@@ -44,8 +37,14 @@ def coordinates(
     ``H^T S H``: coordinates that are uncorrelated, and in whose metric the expected loss is plain squared
     error, so rounding to the nearest level is already the best rounding.
 
+    Keys of the fast form are coded as ``R_d (k - mean)``: their mean is taken out at every position ``d`` of a page, so
+    only ``S`` and ``F`` are averaged over its rotations.
+
+    A unit whose Fisher matrices are all zero costs nothing, and its variances are zero: it takes no bits, and what
+    decodes is its mean. Its maps, and those of a dead head beside a live one, are those of a plain metric.
+
     Args:
-        config: of the codec; its form decides whether keys are averaged over the rotations within a page.
+        config: of the codec; its form decides whether moments of keys are averaged over the rotations within a page.
         stream: which stream.
         mean: of keys before their rotary embedding, or of values.
         covariance: about that mean: of each head, or ``[K D, K D]`` of all heads, which several together need.
@@ -68,20 +67,15 @@ def coordinates(
         raise ValueError(f"klt: heads_together={together} must divide the {heads} key/value heads of the model")
     # [U, h, h, D, D]: what each pair of a unit's heads has in common.
     blocks = _blocks(covariance, heads, together)
-    averaged = mean
     if config.form == "fast" and stream == "key":
-        pairs = mean.reshape(-1, together, dim)
-        second = blocks + pairs[:, :, None, :, None] * pairs[:, None, :, None, :]
-        averaged = mean_over_page(mean, rope_frequencies, config.block_size)
-        pairs = averaged.reshape(-1, together, dim)
-        second = second_moment_over_page(second, rope_frequencies, config.block_size)
-        blocks = second - pairs[:, :, None, :, None] * pairs[:, None, :, None, :]
-        fisher = second_moment_over_page(fisher, rope_frequencies, config.block_size)
+        blocks, fisher = (
+            second_moment_over_page(each, rope_frequencies, config.block_size) for each in (blocks, fisher)
+        )
     wide = blocks.transpose(0, 1, 3, 2, 4).reshape(-1, together * dim, together * dim)
     units = [_unit_coordinates(*each) for each in zip(wide, fisher.reshape(-1, together, dim, dim), strict=True)]
     analysis, synthesis, variances = (np.stack(each).astype(np.float32) for each in zip(*units, strict=True))
     return {
-        "mean": averaged.reshape(len(units), -1).astype(np.float32),
+        "mean": mean.reshape(len(units), -1).astype(np.float32),
         "analysis": analysis,
         "synthesis": synthesis,
         "variances": variances,
@@ -92,6 +86,8 @@ def coordinates(
 def layouts(config: KltConfig, streams: Sequence[tuple[StreamName, Float[np.ndarray, "K D"]]]) -> list[np.ndarray]:
     """Widths ``[K, G]`` of every stream: one budget of ``config.bits`` over all of them.
 
+    Groups of channels that cost nothing take no bits, even if some are left.
+
     Args:
         config: the budget and what it may be spent on.
         streams: which stream, and its ``variances``.
@@ -101,6 +97,7 @@ def layouts(config: KltConfig, streams: Sequence[tuple[StreamName, Float[np.ndar
         groups = [each.sum(axis=0, keepdims=True) for each in groups]
     coherences = [COHERENCE[stream, config.page_mean] for stream, _ in streams]
     widths = klt_layout.allocate(groups, coherences, config.bits, config.widths)
+    widths = [np.where(group > 0, each, 0) for group, each in zip(groups, widths, strict=True)]
     return [
         np.broadcast_to(each, _group(config, variances).shape)
         for each, (_, variances) in zip(widths, streams, strict=True)
@@ -145,33 +142,12 @@ def _unit_coordinates(
     covariance: Float[np.ndarray, "E E"], fisher: Float[np.ndarray, "h D D"]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Analysis, synthesis and variances of one unit; its Fisher matrix has a block for each head."""
-    count, dim = fisher.shape[:2]
-    level = max(float(np.trace(fisher, axis1=1, axis2=2).max()) / dim, np.finfo(np.float64).tiny)
-    half, inverse_half = np.zeros_like(covariance), np.zeros_like(covariance)
-    for head in range(count):
-        here = slice(head * dim, (head + 1) * dim)
-        half[here, here], inverse_half[here, here] = _roots(fisher[head] / level)
+    half, inverse_half, level = fisher_root(fisher)
     variances, axes = np.linalg.eigh(half.T @ (0.5 * (covariance + covariance.T)) @ half)
     variances, axes = np.maximum(variances[::-1], 0.0), axes[:, ::-1]
-    floor = max(float(variances[0]) * _LEAST_SHARE, np.finfo(np.float32).tiny * 1e6)
+    floor = max(float(variances[0]) * LEAST_SHARE, np.finfo(np.float32).tiny * 1e6)
     deviation = np.sqrt(np.maximum(variances, floor))
     return half @ axes / deviation, (axes.T @ inverse_half) * deviation[:, None], variances * level
-
-
-def _roots(fisher: Float[np.ndarray, "D D"]) -> tuple[np.ndarray, np.ndarray]:
-    """A root ``H`` of a head's Fisher matrix with its ridge, ``H H^T = F + ridge diag F``, and the inverse of ``H``."""
-    diagonal = np.diagonal(fisher)
-    scale = np.sqrt(np.maximum(diagonal, _LEAST_SHARE * max(float(np.mean(diagonal)), _LEAST_SHARE)))
-    values, vectors = np.linalg.eigh(0.5 * (fisher + fisher.T) / scale / scale[:, None])
-    root = np.sqrt(np.maximum(values, 0.0) + FISHER_RIDGE)
-    return scale[:, None] * vectors * root, (vectors / root).T / scale
-
-
-def mean_over_page(mean: np.ndarray, frequencies: np.ndarray, page: int) -> np.ndarray:
-    """``mean over d < page of R_d m``, channel ``i`` paired with ``i + D / 2`` as one complex number."""
-    half = mean.shape[-1] // 2
-    turned = (mean[..., :half] + 1j * mean[..., half:]) * _phase(np.asarray(frequencies, np.float64), page)
-    return np.concatenate([turned.real, turned.imag], axis=-1)
 
 
 def second_moment_over_page(moment: np.ndarray, frequencies: np.ndarray, page: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 from kakeya_jax import klt_layout
 from kakeya_jax.calibration import klt_fit
 from kakeya_jax.calibration.artifact import ExactTokens, LayerStream
+from kakeya_jax.calibration.fisher_root import FISHER_RIDGE
 from kakeya_jax.codecs.klt import KltConfig
 from kakeya_jax.typing import StreamName
 
@@ -47,7 +48,8 @@ def compare(
                 float(np.mean([expected_loss(config, tables[i], moments[i ^ crossed]) for i in range(2)]))
                 for crossed in (0, 1)
             )
-            rows.append({"window": str(tokens), "bits": config.bits, "own": own, "other": other, "ratio": other / own})
+            ratio = other / own if own else 1.0  # nothing is lost where nothing is coded
+            rows.append({"window": str(tokens), "bits": config.bits, "own": own, "other": other, "ratio": ratio})
     return rows
 
 
@@ -60,7 +62,7 @@ def expected_loss(config: KltConfig, tables: _Tables, moments: Mapping[LayerStre
     Args:
         config: of the codec.
         tables: of every stream.
-        moments: of every stream: mean, covariance and Fisher matrix in the coordinates of ``analysis``'s input.
+        moments: of every stream; see ``moments_as_coded``.
     """
     total = 0.0
     for where, table in tables.items():
@@ -70,7 +72,10 @@ def expected_loss(config: KltConfig, tables: _Tables, moments: Mapping[LayerStre
         width = np.repeat(np.asarray(table["widths"]), dim // table["widths"].shape[1], axis=1)
         shrink, noise = _errors_of(width)
         gap = mean - np.asarray(table["mean"], np.float64)
-        second = covariance + gap[:, :, None] * gap[:, None, :]
+        between = gap[:, :, None] * gap[:, None, :]
+        if config.form == "fast" and stream == "key":
+            between = klt_fit.second_moment_over_page(between, table["rope_frequencies"], config.block_size)
+        second = covariance + between
         analysis, synthesis = (np.asarray(table[name], np.float64) for name in ("analysis", "synthesis"))
         spread = np.swapaxes(analysis, 1, 2) @ second @ analysis
         cost = synthesis @ fisher @ np.swapaxes(synthesis, 1, 2)
@@ -111,19 +116,16 @@ def _all_moments(half: _Named, window: int, frequencies: np.ndarray) -> dict[Lay
 def moments_as_coded(
     stream: str, mean: np.ndarray, covariance: np.ndarray, fisher: np.ndarray, frequencies: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, covariance and Fisher matrix of what the fast form codes: of keys, averaged over a page's rotations.
+    """Mean, covariance and Fisher matrix of what the fast form codes, the latter two averaged over a page's rotations.
 
-    With the ridge that the fit adds to a Fisher matrix, in float64.
+    With the ridge that the fit adds to a Fisher matrix, in float64. The mean is that of keys before they are rotated.
     """
     mean, covariance, fisher = (np.asarray(each, np.float64) for each in (mean, covariance, fisher))
     if stream == "key":
         page = CONFIGS[0].block_size
-        second = covariance + mean[:, :, None] * mean[:, None, :]
-        mean = klt_fit.mean_over_page(mean, frequencies, page)
-        second = klt_fit.second_moment_over_page(second, frequencies, page)
-        covariance = second - mean[:, :, None] * mean[:, None, :]
+        covariance = klt_fit.second_moment_over_page(covariance, frequencies, page)
         fisher = klt_fit.second_moment_over_page(fisher, frequencies, page)
-    return mean, covariance, fisher * (1.0 + klt_fit.FISHER_RIDGE * np.eye(fisher.shape[1]))
+    return mean, covariance, fisher * (1.0 + FISHER_RIDGE * np.eye(fisher.shape[1]))
 
 
 def _errors_of(widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -85,7 +85,7 @@ def count_symbols(codec: KltStorage, blocks: Float[np.ndarray, "pages twoK n D"]
     page_means = None
     if code.page_mean is not None and codec.page_mean_frequencies is not None:
         page_means = _count(np.asarray(code.page_mean).T, codec.page_mean_frequencies)
-    low_bits = int(np.sum(codec.low_bits)) * symbols[:1].sum()
+    low_bits = int(np.sum(codec.low_bits)) * int(symbols[:1].sum())
     return SymbolCounts(symbols=symbols, page_means=page_means, low_bits=int(low_bits), values=int(np.size(blocks)))
 
 
@@ -141,7 +141,7 @@ def _count(values: np.ndarray, frequencies: Array) -> np.ndarray:
     """Occurrences of each symbol of each channel; ``values`` is ``[channels, ...]``."""
     channels, symbols = frequencies.shape
     half = symbols // 2 - 1
-    flat = values.reshape(channels, -1).astype(np.int64)
+    flat = values.reshape(channels, int(np.prod(values.shape[1:]))).astype(np.int64)
     index = np.where(np.abs(flat) <= half, flat + half, symbols - 1)
     index = np.where(np.take_along_axis(np.asarray(frequencies), index, axis=1) > 0, index, symbols - 1)
     index += symbols * np.arange(channels)[:, None]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kakeya_jax.calibration.fisher_root import LEAST_SHARE, fisher_root
 from kakeya_jax.calibration.klt_fit import COHERENCE
 from kakeya_jax.codecs.klt_storage import (
     KltStorageConfig,
@@ -17,14 +18,11 @@ from kakeya_jax.codecs.klt_storage import (
 )
 from kakeya_jax.uniform_quantizer import gaussian_statistics
 
-FISHER_RIDGE = 1e-3
-"""Added to a head's Fisher matrix, in units of its mean diagonal: directions that no gradient had are not free."""
-
 STEPS = np.append(np.geomspace(1 / 256, 3.0, 95), np.inf)
 """Quantiser steps to choose from, in standard deviations, 7 % apart; the last drops a channel."""
 
-_LEAST_SHARE = 1e-9
-"""Variances are at least this share of a layer's largest: coordinates of channels that never move stay finite."""
+_DEAD_LAYER = 1e-30
+"""Nats for each squared error of a layer that no prediction depends on: any other layer's bits are worth more."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,8 +54,8 @@ def fit_storage(
 ) -> list[LayerTables]:
     """Tables of every layer, with one budget for all of them.
 
-    With ``F`` the block-diagonal Fisher matrix of all heads and ``S`` their covariance, coordinates are
-    ``y = (x - mean) F^(1/2) U``, ``U`` the eigenvectors of ``F^(1/2) S F^(1/2)``: uncorrelated, with eigenvalues
+    With ``F = H H^T`` the block-diagonal Fisher matrix of all heads and ``S`` their covariance, coordinates are
+    ``y = (x - mean) H U``, ``U`` the eigenvectors of ``H^T S H``: uncorrelated, with eigenvalues
     ``lambda``, and half the squared error is the expected loss in nats. Each channel takes the step that minimises
     ``lambda (independent + kappa coherent) + mu entropy`` of a Gaussian; ``mu`` is the same for all channels of all
     layers and found by bisection.
@@ -116,30 +114,18 @@ def joint_coordinates(layer: LayerMoments) -> JointCoordinates:
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise ValueError(f"klt-storage: the calibrated {name} is not finite; calibrate again")
-    fisher = np.concatenate([arrays["fisher_key"], arrays["fisher_value"]])
-    heads, dim = fisher.shape[:2]
-    half, inverse_half = np.zeros((2, heads * dim, heads * dim))
-    for head, matrix in enumerate(fisher):
-        part = slice(head * dim, (head + 1) * dim)
-        half[part, part], inverse_half[part, part] = _roots(matrix)
+    half, inverse_half, level = fisher_root(np.concatenate([arrays["fisher_key"], arrays["fisher_value"]]))
     covariance = 0.5 * (arrays["covariance"] + arrays["covariance"].T)
-    variances, axes = np.linalg.eigh(half @ covariance @ half)
+    variances, axes = np.linalg.eigh(half.T @ covariance @ half)
     variances, axes = np.maximum(variances[::-1], 0.0), axes[:, ::-1]
+    level = level or _DEAD_LAYER
     return JointCoordinates(
         mean=np.concatenate([arrays["mean_key"].reshape(-1), arrays["mean_value"].reshape(-1)]),
-        forward=half @ axes,
-        backward=axes.T @ inverse_half,
-        variances=variances,
-        key_share=np.sum(axes[: heads * dim // 2] ** 2, axis=0),
+        forward=half @ axes * np.sqrt(level),
+        backward=axes.T @ inverse_half / np.sqrt(level),
+        variances=variances * level,
+        key_share=np.sum(axes[: len(axes) // 2] ** 2, axis=0),
     )
-
-
-def _roots(fisher: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Square root of a head's Fisher matrix with its ridge, and the inverse of that."""
-    level = max(float(np.trace(fisher)) / len(fisher), np.finfo(np.float32).tiny)
-    values, vectors = np.linalg.eigh(0.5 * (fisher + fisher.T) / level)
-    root = np.sqrt(level * (np.maximum(values, 0.0) + FISHER_RIDGE))
-    return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
 
 
 def _allocate(variances: np.ndarray, key_share: np.ndarray, bits: float, *, page_mean: bool) -> np.ndarray:
@@ -162,14 +148,14 @@ def _tables(config: KltStorageConfig, coordinates: JointCoordinates, steps: np.n
     kept = int(np.isfinite(steps).sum())
     steps = steps[order[:kept]]
     variances = coordinates.variances
-    least = max(float(variances[0]) * _LEAST_SHARE, np.finfo(np.float32).tiny)
+    least = max(float(variances[0]) * LEAST_SHARE, np.finfo(np.float32).tiny)
     deviations = np.sqrt(np.maximum(variances, least))[order]
     tables = {
         "mean": coordinates.mean,
         "analysis": coordinates.forward[:, order] / deviations,
         "synthesis": coordinates.backward[order] * deviations[:, None],
         "steps": steps,
-        "gains": gaussian_statistics(steps).gain,
+        "gains": gaussian_statistics(np.append(steps, np.inf)).gain[:kept],  # none may be kept
     }
     tables = {name: table.astype(np.float32) for name, table in tables.items()}
     tables["low_bits"] = low_bits_of(steps)

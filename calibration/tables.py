@@ -112,7 +112,10 @@ def _frame(calibration: Calibration, layer: int, name: StreamName, stream: Strea
         tables |= whitening_tables(
             jnp.asarray(found["query"]),
             key_moment=jnp.asarray(found["covariance"] + (1.0 - centered) * spread, jnp.float32),
+            # Magnitudes are those of keys with their mean: without it they are at most so large, and far from zero much
+            # smaller. What tells so is the count.
             key_largest=jnp.asarray(found["largest"] + centered * np.abs(mean), jnp.float32),
+            key_count=float(found["count"]),
         )
     if "query_second_moment" in needed:
         tables["query_second_moment"] = np.mean(calibration.statistics[layer, "key"]["query"], axis=0)

@@ -350,6 +350,48 @@ def bench_encode(
     )
 
 
+@bench.command("storage")
+def bench_storage(
+    model: Annotated[str, typer.Option(help="Folder, hub id, or 'demo', the bundled model.")] = "demo",
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option("--recipe", help="Of klt-storage; repeat it. Default: the named ones.", metavar="RECIPE"),
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Calibrated tables; the bundled model has its own.", metavar="FILE")
+    ] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(help="Token ids to run the model on, instead of the bundled text.", metavar="FILE")
+    ] = None,
+    context: Annotated[int, typer.Option(help="Tokens of each passage.")] = 4096,
+    passages: Annotated[int, typer.Option(help="Passages of a session file: rows of the cache.")] = 4,
+    repeats: Annotated[int, typer.Option(help="Calls of each step; the median counts.")] = 5,
+    as_json: JsonFlag = False,
+    offline: OfflineFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Time saving and loading of session files, step by step, on a model's own K and V.
+
+    Speeds are MB (10^6 bytes) per second of what the coded tokens take as bfloat16 K and V. The exact tokens of a
+    session are saved and loaded too, but do not count.
+    """
+    _configure(offline=offline)
+    from kakeya_jax.eval import storage_table as work
+
+    request = work.Request(
+        model=model,
+        recipes=tuple(recipe or ()),
+        calibration=calibration,
+        tokens=tokens,
+        context=context,
+        passages=passages,
+        repeats=repeats,
+        offline=offline,
+    )
+    rows = work.measure(request, quiet=quiet)
+    _print(work.as_dict(rows, request) if as_json else work.table(rows, request), as_json)
+
+
 def _configure(*, offline: bool = False) -> None:
     from kakeya_jax.eval.environment import configure
 

@@ -19,5 +19,8 @@ from kakeya_jax.codecs.registry import codec_config as codec_config
 from kakeya_jax.codecs.registry import codec_names as codec_names
 from kakeya_jax.recipe import Recipe as Recipe
 from kakeya_jax.recipe import Rule as Rule
+from kakeya_jax.session_file import load_session as load_session
+from kakeya_jax.session_file import read_page as read_page
+from kakeya_jax.session_file import save_session as save_session
 
 __version__ = "0.1.0"

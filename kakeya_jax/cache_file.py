@@ -19,7 +19,8 @@ from kakeya_jax.cache import CacheShape, CompressedCache, Tables
 from kakeya_jax.recipe import Recipe
 
 FORMAT = "kakeya-cache"
-VERSION = 1
+VERSION = 2
+"""2: fast `klt` takes the mean of keys out before their rotation, which tables of version 1 do not hold."""
 
 
 def save_cache(cache: CompressedCache, path: str | os.PathLike[str]) -> None:
@@ -74,9 +75,9 @@ def _check_format(metadata: dict[str, str], path: Any) -> None:
     if found != FORMAT:
         what = f"a {found!r} file" if found else "a safetensors file of another kind"
         raise ValueError(f"{path} is {what}, not a {FORMAT} file")
-    if int(metadata["version"]) > VERSION:
+    if int(metadata["version"]) != VERSION:
         raise ValueError(
-            f"{path} has cache format {metadata['version']}; this version reads up to {VERSION}: upgrade kakeya-jax"
+            f"{path} has cache format {metadata['version']}; this version of kakeya-jax reads {VERSION} alone: save it anew"
         )
 
 

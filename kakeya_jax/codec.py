@@ -38,6 +38,8 @@ class CodecConfig:
 
     name: ClassVar[str]
     """The method's name in recipes and tables."""
+    source: ClassVar[str]
+    """Where the method comes from: the paper with its arXiv id, the project, or "this library"."""
     rope: ClassVar[RopeClass] = "post"
     """Whether K is stored before or after its rotary embedding unless a rule says otherwise."""
     joint_heads: ClassVar[bool] = False

@@ -23,7 +23,7 @@ from kakeya_jax.cache import CompressedCache, Tables
 from kakeya_jax.codecs.klt_storage import KltStorage, KltStorageCode
 from kakeya_jax.joint_layer import JointLayerCache
 from kakeya_jax.session_header import SessionHeader, altered, read_array, read_slice
-from kakeya_jax.storage_pages import PageCoder, tables_fingerprint
+from kakeya_jax.storage_pages import PageCoder, decode_layers, encode_layers, tables_fingerprint
 from kakeya_jax.stream import Geometry, Stream
 from kakeya_jax.typing import Float
 
@@ -91,9 +91,7 @@ def load_session(path: str | os.PathLike[str], *, tables: Tables) -> CompressedC
     with _open(path) as file:
         header = SessionHeader.read(file, path)
         codecs = header.codecs(tables, path)
-        codes = [
-            _read_pages(file, header, codec, header.layer_pages(layer), path) for layer, codec in enumerate(codecs)
-        ]
+        codes = _read_pages(file, header, codecs, [header.layer_pages(layer) for layer in range(len(codecs))], path)
         exact = [_read_exact(file, header, layer, path) for layer in range(len(codecs))]
     empty = CompressedCache.init(
         header.shape,
@@ -123,7 +121,7 @@ def read_page(
         header = SessionHeader.read(file, path)
         where = header.one_page(layer, row, page)
         codec = header.codecs(tables, path)[layer]
-        code = _read_pages(file, header, codec, where, path)
+        (code,) = _read_pages(file, header, [codec], [where], path)
     both = codec.decode(jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), code))
     key, value = np.split(np.asarray(both), 2)
     return key, value
@@ -132,14 +130,15 @@ def read_page(
 def _serialize(cache: CompressedCache) -> tuple[bytes, SessionSize]:
     layers = _joint_layers(cache)
     lengths = np.asarray(cache.length)
-    coded, pages, exact = [], [], {}
+    coders, codes, pages, exact = [], [], [], {}
     for index, layer in enumerate(layers):
         stream = layer.both
         counts = _closed_pages(stream.geometry, lengths)
-        code = jax.tree.map(lambda leaf, counts=counts: _held_pages(np.asarray(leaf), counts), stream.blocks)
-        coded.append(PageCoder.of(stream.codec).encode(code))
+        codes.append(jax.tree.map(lambda leaf, counts=counts: _held_pages(np.asarray(leaf), counts), stream.blocks))
+        coders.append(PageCoder.of(stream.codec))
         pages.append(tuple(map(int, counts)))
         exact[_exact_name(index)] = _exact_tokens(stream, lengths)
+    coded = encode_layers(coders, codes)
     header = SessionHeader(
         recipe=cache.recipe,
         shape=cache.shape,
@@ -233,18 +232,25 @@ def _restore(empty: Stream, lengths: tuple[int, ...], code: KltStorageCode, exac
     )
 
 
-def _read_pages(file: Any, header: SessionHeader, codec: KltStorage, pages: slice, path: Any) -> KltStorageCode:
-    """The code of some pages of one layer, reading only their bytes."""
+def _read_pages(
+    file: Any, header: SessionHeader, codecs: list[KltStorage], pages: list[slice], path: Any
+) -> list[KltStorageCode]:
+    """The codes of some pages of some layers, reading only their bytes."""
+    parts = [_page_bytes(file, header, each, path) for each in pages]
+    coders = [PageCoder.of(codec) for codec in codecs]
+    try:
+        return decode_layers(coders, parts, [header.page_checksums[each] for each in pages])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _page_bytes(file: Any, header: SessionHeader, pages: slice, path: Any) -> list[memoryview]:
     sizes = header.page_nbytes.astype(np.int64)
     start, ends = int(sizes[: pages.start].sum()), np.cumsum(sizes[pages])
     data = memoryview(b"")
     if len(ends):  # an empty slice is an error to safetensors
         data = memoryview(read_slice(file, "pages", slice(start, start + int(ends[-1])), path).tobytes())
-    parts = [data[end - size : end] for end, size in zip(ends, sizes[pages], strict=True)]
-    try:
-        return PageCoder.of(codec).decode(parts, header.page_checksums[pages])
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return [data[end - size : end] for end, size in zip(ends, sizes[pages], strict=True)]
 
 
 def _read_exact(file: Any, header: SessionHeader, layer: int, path: Any) -> np.ndarray:

@@ -48,7 +48,7 @@ class PageCoder:
         of_low = kept + channels + np.asarray(codec.low_bits, np.int64) - 1
         n = codec.config.block_size
         return cls(
-            tables=CodingTables(frequencies=_same_width(frequencies)),
+            tables=CodingTables.joined([CodingTables(frequencies=each) for each in frequencies]),
             rows=np.concatenate(
                 [np.arange(kept, kept + channels), np.repeat(np.arange(kept), n), np.repeat(of_low, n)]
             ),
@@ -60,12 +60,7 @@ class PageCoder:
 
     def encode(self, code: KltStorageCode) -> CodedPages:
         """Pages of the code of many blocks, leaves ``[pages, ...]``."""
-        symbols, low = (np.asarray(part).transpose(0, 2, 1) for part in (code.symbols, code.low))
-        count, n = len(symbols), self.block_size
-        parts = [symbols.reshape(count, self.kept * n), low.reshape(count, self.fine * n)]
-        if code.page_mean is not None:
-            parts.insert(0, np.asarray(code.page_mean))
-        return entropy.encode_pages(np.concatenate(parts, axis=1), self.rows, self.tables)
+        return encode_layers([self], [code])[0]
 
     def decode(self, pages: Sequence[bytes | memoryview], checksums: Int[np.ndarray, " pages"]) -> KltStorageCode:
         """The code of many blocks, numpy leaves ``[pages, ...]``.
@@ -73,8 +68,21 @@ class PageCoder:
         Raises:
             ValueError: a page is damaged or was coded with other tables.
         """
-        values = entropy.decode_pages(pages, checksums, self.rows, self.tables).astype(np.int8)
+        return decode_layers([self], [pages], [checksums])[0]
+
+    def values(self, code: KltStorageCode) -> np.ndarray:
+        """A code's values in the order of the file, int8 ``[pages, count]``."""
+        symbols, low = (np.asarray(part).transpose(0, 2, 1) for part in (code.symbols, code.low))
+        count, n = len(symbols), self.block_size
+        parts = [symbols.reshape(count, self.kept * n), low.reshape(count, self.fine * n)]
+        if code.page_mean is not None:
+            parts.insert(0, np.asarray(code.page_mean))
+        return np.concatenate(parts, axis=1)
+
+    def code(self, values: Int[np.ndarray, "pages count"]) -> KltStorageCode:
+        """The inverse of ``values``."""
         n = self.block_size
+        values = values.astype(np.int8)
         page_mean, symbols, low = np.split(values, [self.channels, self.channels + n * self.kept], axis=1)
         leaves: Any = {
             "symbols": symbols.reshape(len(values), self.kept, n).transpose(0, 2, 1),
@@ -82,6 +90,26 @@ class PageCoder:
             "page_mean": page_mean if self.channels else None,
         }
         return KltStorageCode(**leaves)
+
+
+def encode_layers(coders: Sequence[PageCoder], codes: Sequence[KltStorageCode]) -> list[CodedPages]:
+    """``PageCoder.encode`` of many layers: the same bytes, sooner."""
+    values = [coder.values(code) for coder, code in zip(coders, codes, strict=True)]
+    return entropy.encode_groups(values, [(coder.rows, coder.tables) for coder in coders])
+
+
+def decode_layers(
+    coders: Sequence[PageCoder],
+    pages: Sequence[Sequence[bytes | memoryview]],
+    checksums: Sequence[Int[np.ndarray, " pages"]],
+) -> list[KltStorageCode]:
+    """``PageCoder.decode`` of many layers.
+
+    Raises:
+        ValueError: a page is damaged or was coded with other tables.
+    """
+    values = entropy.decode_groups(pages, checksums, [(coder.rows, coder.tables) for coder in coders])
+    return [coder.code(each) for coder, each in zip(coders, values, strict=True)]
 
 
 def tables_fingerprint(codecs: Sequence[KltStorage]) -> str:
@@ -95,16 +123,6 @@ def tables_fingerprint(codecs: Sequence[KltStorage]) -> str:
                 digest.update(f"{name}{array.dtype}{array.shape}".encode())
                 digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def _same_width(frequencies: Sequence[np.ndarray]) -> np.ndarray:
-    """Tables of signed values with the same number of symbols: zeros at both ends of the narrower alphabets."""
-    width = max(table.shape[1] for table in frequencies)
-    widened = []
-    for table in frequencies:
-        margin = (width - table.shape[1]) // 2
-        widened.append(np.concatenate([np.pad(table[:, :-1], ((0, 0), (margin, margin))), table[:, -1:]], axis=1))
-    return np.concatenate(widened)
 
 
 def _uniform(bits: int) -> np.ndarray:

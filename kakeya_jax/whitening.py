@@ -23,6 +23,7 @@ def whitening_tables(
     *,
     key_moment: Float[Array, "K D D"],
     key_largest: Float[Array, "K D"],
+    key_count: float = math.inf,
     ridge: float = DEFAULT_RIDGE,
     max_condition: float | None = None,
 ) -> dict[str, Float[Array, "K D D"]]:
@@ -32,8 +33,12 @@ def whitening_tables(
     changes which numbers a codec sees, not which of two codes is the better one.
 
     A head is left as it is (both maps the identity) if a whitened key could leave the range that codecs code: if
-    ``max_j sum_i key_largest_i |whitening_ij|``, a bound on every entry, exceeds ``numeric.LIMIT`` (2^14, a quarter of
-    the largest float16).
+    ``whitened_bound``, which no entry of the keys that the moments are of exceeds, is above ``numeric.LIMIT`` (2^14, a
+    quarter of the largest float16).
+
+    The ridge is a share of the mean of the diagonal, so the map does depend on how channels are scaled, unlike the
+    coordinates of ``klt``. A share of each entry would not, but would bound the condition number of the map between
+    scaled channels only; that of ``L`` itself is what keeps ``whitening`` followed by ``unwhitening`` exact in float32.
 
     Args:
         query_moment: mean of ``q^T q`` over tokens and over a head's group of queries, before the rotary embedding.
@@ -41,6 +46,7 @@ def whitening_tables(
         key_moment: mean of ``k^T k`` of what is coded, ``M`` above: the covariance of keys if ``static_mean`` takes
             their mean out.
         key_largest: largest magnitude of each channel of what is coded.
+        key_count: vectors that ``key_moment`` is the mean of; infinity if unknown.
         ridge: added to the diagonal of ``query_moment``, in units of its mean. Above 0; it bounds the condition number
             of ``L`` by ``sqrt(1 + D / ridge)``.
         max_condition: bound ``C`` on the condition number of ``L``, 50 for example; None for none. See ``logit_map``.
@@ -59,7 +65,7 @@ def whitening_tables(
     maps = logit_map(moment, ridge=ridge, max_condition=max_condition)
     rms = np.sqrt(np.einsum("kde,kdf,kfe->k", maps, keys, maps).clip(0) / maps.shape[-1])
     whitening = maps / np.where(rms > 0, rms, 1.0)[:, None, None]
-    skip = whitened_bound(whitening, largest) > LIMIT
+    skip = whitened_bound(whitening, largest, keys, key_count) > LIMIT
     whitening[skip] = np.eye(maps.shape[-1])
     stored = whitening.astype(np.float32)
     # The inverse of the map as stored: its rounding then costs nothing.
@@ -101,9 +107,21 @@ def logit_map(
     return np.linalg.cholesky(moment)
 
 
-def whitened_bound(whitening: Float[np.ndarray, "K D D"], key_largest: Float[np.ndarray, "K D"]) -> np.ndarray:
-    """``[K]``: no entry of ``k whitening`` is larger in magnitude for keys with these largest channels."""
-    return np.einsum("kd,kde->ke", key_largest, np.abs(whitening)).max(axis=-1)
+def whitened_bound(
+    whitening: Float[np.ndarray, "K D D"],
+    key_largest: Float[np.ndarray, "K D"],
+    key_moment: Float[np.ndarray, "K D D"],
+    key_count: float,
+) -> np.ndarray:
+    """``[K]``: no entry of ``k whitening`` is larger in magnitude for keys with these statistics.
+
+    The smaller of two bounds on entry ``j``: ``sum_i key_largest_i |whitening_ij|``, as if all channels were at their
+    largest at once; and ``sqrt(n (whitening^T M whitening)_jj)``, as if one of ``n`` keys had all the energy.
+    """
+    of_channels = np.einsum("kd,kde->ke", key_largest, np.abs(whitening))
+    energy = np.einsum("kde,kdf,kfe->ke", whitening, key_moment, whitening, optimize=True).clip(0)
+    of_energy = np.sqrt(np.where(energy > 0, energy, math.inf)) * math.sqrt(key_count)
+    return np.minimum(of_channels, of_energy).max(axis=-1)
 
 
 def _float64(array: Array, name: str, axes: int) -> np.ndarray:

@@ -15,13 +15,13 @@ def encode(
     blocks: np.ndarray, config: KltConfig, stream: StreamName, tables: dict[str, np.ndarray]
 ) -> list[np.ndarray]:
     """Packed codes of each width, token scales, page means and their scales."""
-    x = np.clip(blocks, -LIMIT, LIMIT)
+    x = np.clip(blocks, -LIMIT, LIMIT) - tables["mean"][0]
     if config.form == "fast" and stream == "key":
         angle = np.arange(x.shape[1], dtype=np.float32)[:, None] * tables["rope_frequencies"]
         cos, sin = np.cos(angle), np.sin(angle)
         first, second = np.split(x, 2, axis=-1)
         x = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    z = (x - tables["mean"][0]) @ tables["analysis"][0]
+    z = x @ tables["analysis"][0]
     stored: list[np.ndarray] = []
     if config.page_mean:
         mean = z.mean(axis=1)

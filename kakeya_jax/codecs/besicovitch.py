@@ -44,6 +44,7 @@ class BesicovitchConfig(CodecConfig):
     """
 
     name: ClassVar[str] = "besicovitch"
+    source: ClassVar[str] = "KakeyaTurbo"
     rope: ClassVar[RopeClass] = "pre"
 
     group_size: int = 2

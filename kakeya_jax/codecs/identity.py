@@ -16,6 +16,7 @@ class IdentityConfig(CodecConfig):
     """Stores bfloat16 values: 16 bits each, no side information."""
 
     name: ClassVar[str] = "identity"
+    source: ClassVar[str] = "uncompressed baseline"
 
     def build(
         self,

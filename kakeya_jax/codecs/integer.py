@@ -27,6 +27,7 @@ class Int8Config(CodecConfig):
     """
 
     name: ClassVar[str] = "int8"
+    source: ClassVar[str] = "plain baseline, round to nearest"
 
     group_size: int | None = None
 
@@ -61,6 +62,7 @@ class Int4Config(CodecConfig):
     """
 
     name: ClassVar[str] = "int4"
+    source: ClassVar[str] = "plain baseline, round to nearest"
 
     group_size: int = 32
     affine: bool = False

@@ -59,6 +59,7 @@ class KakeyaConfig(CodecConfig):
     """
 
     name: ClassVar[str] = "kakeya"
+    source: ClassVar[str] = "KakeyaTurbo"
     rope: ClassVar[RopeClass] = "pre"
 
     block_size: int = 512

@@ -33,6 +33,7 @@ class KiviConfig(CodecConfig):
     """
 
     name: ClassVar[str] = "kivi"
+    source: ClassVar[str] = "KIVI, arXiv:2402.02750"
 
     bits: int = 2
     group_size: int = 32

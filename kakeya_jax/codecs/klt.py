@@ -8,9 +8,15 @@ the model's predictions, and a layout that spends one bit budget over all layers
 with one log scale ``s`` per token, fitted by least squares. Everything around the codes ``c`` is linear, so a kernel
 transforms the query once per page, accumulates in code space and transforms back once.
 
-Two forms. ``fast``: keys are rotated by their position *within the page*, so that logits need no trigonometry per
-token, only a query rotated back by the page's start; channels take 0, 2, 4 or 8 bits. ``quality``: keys before their
-rotary embedding, where their spectrum is steepest; channels take 0 to 6 or 8 bits, and K is reconstructed.
+Two forms. ``fast``: what is coded of keys is ``R_d (k - mu)``, rotated by their position ``d`` *within the page*, so
+that logits need no trigonometry per token, only a query rotated back by the page's start; channels take 0, 2, 4 or 8
+bits. ``quality``: keys before their rotary embedding, where their spectrum is steepest; channels take 0 to 6 or 8 bits,
+and K is reconstructed.
+
+The mean of rotated keys, ``R_d mu``, turns with the position. It is known: a kernel makes the constant ``[page, D]``
+from ``mu`` once, the same for all pages, and adds ``q' . R_d mu`` to the logit of position ``d``, with ``q'`` the query
+rotated back by the page's start. That is one bias for each page, position and query: as many multiplications as a dense
+key would take, but not a byte read for a token.
 """
 
 import dataclasses
@@ -76,6 +82,7 @@ class KltConfig(CodecConfig):
     """
 
     name: ClassVar[str] = "klt"
+    source: ClassVar[str] = "this library, docs/klt.md"
     rope: ClassVar[RopeClass] = "pre"
     joint_heads: ClassVar[bool] = True
 
@@ -200,8 +207,9 @@ class Klt:
     """The codec of ``KltConfig`` for one stream: ``U`` units of ``E`` channels; usually a unit is a head.
 
     Attributes:
-        mean: ``[U, E]``.
-        analysis: ``[U, E, E]``: ``(x - mean) @ analysis`` has unit variances.
+        mean: ``[U, E]``; of keys, in both forms, before any rotation.
+        analysis: ``[U, E, E]``: ``(x - mean) @ analysis`` has unit variances; ``R_d (k - mean) @ analysis`` for keys in
+            the fast form.
         synthesis: ``[U, E, E]``, its inverse.
         variances: ``[U, E]`` expected loss per unit of error of each transform coordinate, falling.
         widths: ``[U, G]`` the layout again, as an array.
@@ -224,11 +232,13 @@ class Klt:
         return _encode(self, block)
 
     def decode(self, code: KltCode) -> Float[Array, "K n D"]:
-        """``mean + (page mean + s gain c) B``, rotated back if keys were rotated within the page."""
+        """``mean + (page mean + s gain c) B``; where keys are rotated within the page, ``B`` rotated back."""
         scale = decode_scale(code.scale)
         coordinates = self.code_values(code) * scale[..., None] + self.page_mean_of(code)[:, None]
-        x = _part(self.mean[:, None] + _map(coordinates, self.synthesis), self.config.heads_together)
-        return x if self.rope_frequencies is None else rotate_by(x, -_angles(self.rope_frequencies, x.shape[1]))
+        deviations = _part(_map(coordinates, self.synthesis), self.config.heads_together)
+        if self.rope_frequencies is not None:
+            deviations = rotate_by(deviations, -_angles(self.rope_frequencies, deviations.shape[1]))
+        return _mean_of_heads(self)[:, None] + deviations
 
     def code_values(self, code: KltCode) -> Float[Array, "U n E"]:
         """Dequantised levels times their decoder gain, in transform coordinates; zero where nothing is stored."""
@@ -288,12 +298,14 @@ def _encode(codec: Klt, block: Array) -> KltCode:
 def _deviations(codec: Klt, block: Float[Array, "H n d"]) -> Float[Array, "K n D"]:
     """What is transformed: vectors about the calibrated mean, every channel within ``_FARTHEST`` of its deviations.
 
-    Not the fixed range of ``numeric.finite``, for calibration knows each channel's own. NaN counts as 0.
+    The mean is taken out before keys are rotated: afterwards it would be another one at every position. Not the fixed
+    range of ``numeric.finite``, for calibration knows each channel's own. NaN counts as 0.
     """
     x = jnp.nan_to_num(block.astype(jnp.float32), nan=0.0, posinf=1e30, neginf=-1e30)
+    x = x - _mean_of_heads(codec)[:, None]
     if codec.rope_frequencies is not None:
         x = rotate_by(x, _angles(codec.rope_frequencies, x.shape[1]))
-    centered = _join(x, codec.config.heads_together) - codec.mean[:, None]
+    centered = _join(x, codec.config.heads_together)
     most = _FARTHEST * jnp.sqrt(jnp.sum(jnp.square(codec.synthesis), axis=1))[:, None]
     return jnp.clip(centered, -most, most)
 
@@ -348,6 +360,10 @@ def _levels_of(codes: Int[Array, "*shape"], width: int) -> Float[Array, "*shape"
     if width == 8:
         return (codes.astype(jnp.float32) - 127.5) * _UNIFORM_STEP
     return jnp.asarray(quantizer_levels(width)).at[codes].get(mode="promise_in_bounds")
+
+
+def _mean_of_heads(codec: Klt) -> Float[Array, "K D"]:
+    return codec.mean.reshape(codec.mean.shape[0] * codec.config.heads_together, -1)
 
 
 def _join(x: Float[Array, "K n D"], heads: int) -> Float[Array, "U n E"]:

@@ -55,6 +55,7 @@ class KltStorageConfig(CodecConfig):
     """
 
     name: ClassVar[str] = "klt-storage"
+    source: ClassVar[str] = "this library, docs/klt.md; rANS: arXiv:1311.2540"
     rope: ClassVar[RopeClass] = "pre"
     joint_heads: ClassVar[bool] = True
     joint_streams: ClassVar[bool] = True

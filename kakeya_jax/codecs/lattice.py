@@ -43,6 +43,7 @@ class LatticeConfig(CodecConfig):
     """
 
     name: ClassVar[str] = "lattice"
+    source: ClassVar[str] = "KakeyaLattice; closest point: Conway and Sloane, 1982"
 
     lattice: LatticeName = "e8"
     scale_levels: int = 10

@@ -52,6 +52,7 @@ class RiemannianConfig(CodecConfig):
     """
 
     name: ClassVar[str] = "riemannian"
+    source: ClassVar[str] = "KakeyaTurbo"
     rope: ClassVar[RopeClass] = "pre"
 
     direction_bits: int = 4

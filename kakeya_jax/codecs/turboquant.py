@@ -42,6 +42,7 @@ class TurboQuantConfig(CodecConfig):
     """
 
     name: ClassVar[str] = "turboquant"
+    source: ClassVar[str] = "TurboQuant, arXiv:2504.19874; qjl: arXiv:2406.03482"
 
     bits: int = 3
     norm_correction: bool = True

@@ -4,20 +4,29 @@ A page's bytes are its final states (uint32), its words (uint16) and its escaped
 values are escaped is known once the words are decoded, so no counts are stored.
 """
 
+import concurrent.futures
 import dataclasses
+import itertools
+import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from kakeya_jax.entropy import rans
-from kakeya_jax.entropy.rans import LANES, CodingTables
+from kakeya_jax.entropy.rans import ESCAPED, LANES, CodingTables
 from kakeya_jax.typing import Int
 
 _STATES_NBYTES = 4 * LANES
 
-_VALUES_AT_ONCE = 1 << 24
-"""Values coded together at most: bounds working memory to some 200 MB."""
+_PAGES_AT_ONCE = 128
+"""Pages coded together: enough that calls of numpy cost little, few enough that all cores have some."""
+
+_VALUES_AT_ONCE, _ROWS_AT_ONCE = 1 << 24, 1 << 13
+"""Values and rows of tables in one go at most: bound working memory to some 200 + 150 MB on each core."""
+
+_Layout = tuple[np.ndarray, CodingTables]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,25 +49,15 @@ def encode_pages(
 ) -> CodedPages:
     """Codes pages of int16 values; every value comes back exactly.
 
-    With ``2 m + 2`` symbols in the tables, symbol ``v + m`` is the value ``v`` and the last one the escape: values
-    beyond ``m``, and those whose frequency is 0, are escaped and stored as they are, in 16 bits.
+    Values that have no symbol in their row, and those whose frequency is 0, are escaped and stored as they are, in 16
+    bits.
 
     Args:
         values: integers of 16 bits or less.
         rows: the row of the tables for each value of a page.
         tables: the frequencies.
     """
-    parts = [
-        _encode(values[start : start + step], rows, tables)
-        for step in (_pages_at_once(len(rows)),)
-        for start in range(0, len(values), step)
-    ]
-    pages = [page for part in parts for page in part]
-    return CodedPages(
-        data=b"".join(pages),
-        nbytes=np.array([len(page) for page in pages], np.uint32),
-        checksums=np.array([zlib.crc32(page) for page in pages], np.uint32),
-    )
+    return encode_groups([values], [(rows, tables)])[0]
 
 
 def decode_pages(
@@ -78,61 +77,127 @@ def decode_pages(
     Raises:
         ValueError: a page's bytes are damaged, or were made with other tables.
     """
+    return decode_groups([pages], [checksums], [(rows, tables)])[0]
+
+
+def encode_groups(groups: Sequence[np.ndarray], layouts: Sequence[_Layout]) -> list[CodedPages]:
+    """``encode_pages`` of several groups of pages, each with its rows and tables: the same bytes, sooner.
+
+    Small groups are coded together, and what is not coded together is coded on all cores.
+    """
+
+    def encode(batch: list[tuple[int, slice]]) -> list[bytes]:
+        return _encode([groups[group][part] for group, part in batch], [layouts[group] for group, _ in batch])
+
+    batches = _batches([len(values) for values in groups], layouts)
+    pages = iter([page for coded in _on_all_cores(encode, batches) for page in coded])
+    return [_coded(list(itertools.islice(pages, len(values)))) for values in groups]
+
+
+def decode_groups(
+    groups: Sequence[Sequence[bytes | memoryview]],
+    checksums: Sequence[Sequence[int] | np.ndarray],
+    layouts: Sequence[_Layout],
+) -> list[np.ndarray]:
+    """``decode_pages`` of several groups of pages, as ``encode_groups`` coded them.
+
+    Raises:
+        ValueError: a page's bytes are damaged, or were made with other tables.
+    """
+    for pages, sums in zip(groups, checksums, strict=True):
+        _check(pages, sums)
+    decoded = [np.zeros((len(pages), len(rows)), np.int16) for pages, (rows, _) in zip(groups, layouts, strict=True)]
+
+    def decode(batch: list[tuple[int, slice]]) -> None:
+        parts = _decode([groups[group][part] for group, part in batch], [layouts[group] for group, _ in batch])
+        for (group, part), values in zip(batch, parts, strict=True):
+            decoded[group][part] = values
+
+    _on_all_cores(decode, _batches([len(pages) for pages in groups], layouts))
+    return decoded
+
+
+def _encode(groups: Sequence[np.ndarray], layouts: Sequence[_Layout]) -> list[bytes]:
+    rows, tables = _joined(layouts)
+    states, words, counts, which = rans.encode([_narrow(values) for values in groups], rows, tables)
+    states, words = states.astype("<u4", copy=False), words.astype("<u2", copy=False)
+    ends = np.cumsum(counts)
+    escapes = iter(np.split(which, np.cumsum([len(values) for values in groups])[:-1]))
+    stored = [
+        page[escaped[: len(page)]].astype("<i2", copy=False)
+        for values in groups
+        for page, escaped in zip(values, next(escapes), strict=True)
+    ]
+    return [
+        state.tobytes() + words[end - count : end].tobytes() + escaped.tobytes()
+        for state, end, count, escaped in zip(states, ends, counts, stored, strict=True)
+    ]
+
+
+def _decode(groups: Sequence[Sequence[bytes | memoryview]], layouts: Sequence[_Layout]) -> list[np.ndarray]:
+    rows, tables = _joined(layouts)
+    pages = [page for group in groups for page in group]
+    states = np.stack([np.frombuffer(page, "<u4", LANES) for page in pages])
+    bodies = [np.frombuffer(page, "<u2", offset=_STATES_NBYTES) for page in pages]
+    sizes = [len(group) for group in groups]
+    narrow, used = rans.decode(states, bodies, sizes, rows, tables)
+    escapes = narrow == ESCAPED
+    stored = [body[count:] for body, count in zip(bodies, used, strict=True)]
+    if any(len(each) != count for each, count in zip(stored, np.count_nonzero(escapes, axis=1), strict=True)):
+        raise ValueError("entropy-coded pages do not decode: they were made with other tables")
+    values = narrow.astype(np.int16)
+    values[escapes] = np.concatenate(stored).view("<i2")
+    parts = np.split(values, np.cumsum(sizes)[:-1])
+    return [part[:, : len(each)] for part, each in zip(parts, rows, strict=True)]
+
+
+def _batches(sizes: Sequence[int], layouts: Sequence[_Layout]) -> list[list[tuple[int, slice]]]:
+    """What is coded together: parts of groups, in order."""
+    batches: list[list[tuple[int, slice]]] = []
+    room = rows_left = 0
+    for group, (size, (rows, tables)) in enumerate(zip(sizes, layouts, strict=True)):
+        most = max(1, min(_PAGES_AT_ONCE, _VALUES_AT_ONCE // max(1, len(rows))))
+        needed = len(tables.frequencies)
+        for start in range(0, size, most):
+            count = min(most, size - start)
+            if count > min(room, most) or needed > rows_left:
+                batches.append([])
+                room, rows_left = most, max(_ROWS_AT_ONCE, needed)
+            batches[-1].append((group, slice(start, start + count)))
+            room, rows_left = min(room, most) - count, rows_left - needed
+    return batches
+
+
+def _joined(layouts: Sequence[_Layout]) -> tuple[list[np.ndarray], CodingTables]:
+    """The rows of each group in the tables of all."""
+    first = np.cumsum([0, *(len(tables.frequencies) for _, tables in layouts)])
+    rows = [each + offset for (each, _), offset in zip(layouts, first[:-1], strict=True)]
+    return rows, CodingTables.joined([tables for _, tables in layouts])
+
+
+def _on_all_cores(work: Callable[[Any], Any], batches: Sequence[Any]) -> list[Any]:
+    if len(batches) < 2:
+        return [work(batch) for batch in batches]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        return list(threads.map(work, batches))
+
+
+def _coded(pages: list[bytes]) -> CodedPages:
+    return CodedPages(
+        data=b"".join(pages),
+        nbytes=np.array([len(page) for page in pages], np.uint32),
+        checksums=np.array([zlib.crc32(page) for page in pages], np.uint32),
+    )
+
+
+def _check(pages: Sequence[bytes | memoryview], checksums: Sequence[int] | np.ndarray) -> None:
     for index, (page, checksum) in enumerate(zip(pages, checksums, strict=True)):
         if len(page) < _STATES_NBYTES or len(page) % 2 or zlib.crc32(page) != int(checksum):
             raise ValueError(f"page {index} is damaged: its checksum does not match")
-    step = _pages_at_once(len(rows))
-    parts = [_decode(pages[start : start + step], rows, tables) for start in range(0, len(pages), step)]
-    return np.concatenate(parts) if parts else np.zeros((0, len(rows)), np.int16)
 
 
-def _encode(values: np.ndarray, rows: np.ndarray, tables: CodingTables) -> list[bytes]:
-    escape, half = _alphabet(tables)
-    wide = values.astype(np.int16)
-    index = np.clip(wide, -half, half) + np.int16(half)
-    known = (tables.frequencies > 0).reshape(-1)
-    coded = known.take(rows[None] * (escape + 1) + index)
-    coded &= (wide >= -half) & (wide <= half)
-    symbols = np.where(coded, index, escape).astype(np.uint8)
-    states, words, counts = rans.encode(symbols, rows, tables)
-    states, words = states.astype("<u4", copy=False), words.astype("<u2", copy=False)
-    word_ends = np.cumsum(counts)
-    escaped = wide[~coded].astype("<i2", copy=False)
-    escape_ends = np.cumsum(np.sum(~coded, axis=1))
-    pages = []
-    for page in range(len(values)):
-        first_word, first_escape = (int(ends[page - 1]) if page else 0 for ends in (word_ends, escape_ends))
-        pages.append(
-            states[page].tobytes()
-            + words[first_word : word_ends[page]].tobytes()
-            + escaped[first_escape : escape_ends[page]].tobytes()
-        )
-    return pages
-
-
-def _decode(pages: Sequence[bytes | memoryview], rows: np.ndarray, tables: CodingTables) -> np.ndarray:
-    escape, half = _alphabet(tables)
-    states = np.stack([np.frombuffer(page, "<u4", LANES) for page in pages])
-    bodies = [np.frombuffer(page, "<u2", offset=_STATES_NBYTES) for page in pages]
-    symbols, used = rans.decode(states, bodies, rows, tables)
-    values = symbols.astype(np.int16) - np.int16(half)
-    escapes = symbols == escape
-    stored = [body[count:] for body, count in zip(bodies, used, strict=True)]
-    if any(len(each) != count for each, count in zip(stored, escapes.sum(axis=1), strict=True)):
-        raise ValueError("entropy-coded pages do not decode: they were made with other tables")
-    values[escapes] = np.concatenate(stored).view("<i2")
-    return values
-
-
-def _alphabet(tables: CodingTables) -> tuple[int, int]:
-    """Index of the escape, and the largest value that has a symbol."""
-    symbols = tables.frequencies.shape[1]
-    if symbols % 2:
-        raise ValueError(
-            f"tables of signed values have an even number of symbols (2 m + 1 and an escape), got {symbols}"
-        )
-    return symbols - 1, symbols // 2 - 1
-
-
-def _pages_at_once(count: int) -> int:
-    return max(1, _VALUES_AT_ONCE // max(1, count))
+def _narrow(values: np.ndarray) -> np.ndarray:
+    """As int8; what is beyond becomes what is always escaped."""
+    if values.dtype == np.int8:
+        return values
+    return np.where((values > ESCAPED) & (values < -int(ESCAPED)), values, ESCAPED).astype(np.int8)

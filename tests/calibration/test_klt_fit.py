@@ -9,6 +9,7 @@ import pytest
 from kakeya_jax import klt_layout
 from kakeya_jax.calibration import klt_fit, stability
 from kakeya_jax.calibration.artifact import Calibration
+from kakeya_jax.calibration.fisher_root import FISHER_RIDGE
 from kakeya_jax.calibration.tables import window_note
 from kakeya_jax.codecs.klt import KltConfig
 from kakeya_jax.recipe import Recipe
@@ -46,21 +47,17 @@ def test_moments_over_a_page_are_means_over_rotations():
     np.testing.assert_allclose(
         klt_fit.second_moment_over_page(COVARIANCE, FREQUENCIES, PAGE), over_page(COVARIANCE), atol=1e-12
     )
-    expected = np.mean([MEAN @ rotation(d).T for d in range(PAGE)], axis=0)
-    np.testing.assert_allclose(klt_fit.mean_over_page(MEAN, FREQUENCIES, PAGE), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(("config", "stream"), [(QUALITY, "key"), (FAST, "value"), (FAST, "key")], ids=str)
 def test_coordinates_are_uncorrelated_and_their_metric_plain(config: KltConfig, stream: StreamName):
     tables = klt_fit.coordinates(config, stream, MEAN, COVARIANCE, FISHER, FREQUENCIES)
     analysis, synthesis = (tables[name].astype(np.float64) for name in ("analysis", "synthesis"))
-    mean, covariance, fisher = MEAN, COVARIANCE, FISHER
+    covariance, fisher = COVARIANCE, FISHER
     if config.form == "fast" and stream == "key":
-        mean = np.mean([MEAN @ rotation(d).T for d in range(PAGE)], axis=0)
-        second = over_page(COVARIANCE + MEAN[:, :, None] * MEAN[:, None, :])
-        covariance, fisher = second - mean[:, :, None] * mean[:, None, :], over_page(FISHER)
-    fisher = fisher * (1 + klt_fit.FISHER_RIDGE * np.eye(DIM))
-    np.testing.assert_allclose(tables["mean"], mean, atol=1e-6)
+        covariance, fisher = over_page(COVARIANCE), over_page(FISHER)  # about a mean that turns with the vectors
+    fisher = fisher * (1 + FISHER_RIDGE * np.eye(DIM))
+    np.testing.assert_allclose(tables["mean"], MEAN, atol=1e-6)
     np.testing.assert_allclose(analysis @ synthesis, np.broadcast_to(np.eye(DIM), analysis.shape), atol=2e-4)
     unit = np.swapaxes(analysis, 1, 2) @ covariance @ analysis
     np.testing.assert_allclose(unit, np.broadcast_to(np.eye(DIM), unit.shape), atol=1e-3)
@@ -93,10 +90,52 @@ def test_broken_statistics_are_refused():
         klt_fit.coordinates(FAST, "value", MEAN, COVARIANCE, FISHER * np.nan, FREQUENCIES)
 
 
-def test_a_dead_head_has_finite_tables():
-    nothing = np.zeros_like(COVARIANCE)
-    tables = klt_fit.coordinates(FAST, "key", MEAN, nothing, nothing, FREQUENCIES)
+NOTHING = np.zeros_like(COVARIANCE)
+
+
+@pytest.mark.parametrize(
+    ("covariance", "fisher"), [(NOTHING, NOTHING), (NOTHING, FISHER), (COVARIANCE, NOTHING)], ids=["both", "S", "F"]
+)
+@pytest.mark.parametrize("stream", ["key", "value"])
+def test_a_dead_stream_has_sensible_tables_and_takes_no_bits(
+    stream: StreamName, covariance: np.ndarray, fisher: np.ndarray
+):
+    tables = klt_fit.coordinates(FAST, stream, MEAN, covariance, fisher, FREQUENCIES)
     assert all(np.isfinite(table).all() for table in tables.values())
+    np.testing.assert_allclose(tables["analysis"] @ tables["synthesis"], [np.eye(DIM)] * HEADS, atol=1e-3)
+    assert not tables["variances"].any()
+    assert np.abs(tables["synthesis"]).max() < 10  # a rounding error of a code moves no channel far
+    live = np.ones((HEADS, DIM), np.float32)
+    dead, spent = klt_fit.layouts(dataclasses.replace(FAST, bits=7.0), [(stream, tables["variances"]), (stream, live)])
+    assert (dead == 0).all()
+    assert (spent == 8).all()
+
+
+def test_a_dead_head_of_a_pair_leaves_the_other_as_it_was():
+    pair = dataclasses.replace(QUALITY, heads_together=2)
+    joint = np.einsum("ae,be->ab", *(2 * [np.random.default_rng(3).normal(size=(HEADS * DIM, 40))])) / 40
+    alive = np.stack([FISHER[0], NOTHING[1]])
+    tables = klt_fit.coordinates(pair, "value", MEAN, joint, alive, FREQUENCIES)
+    apart = np.stack([joint[:DIM, :DIM], joint[DIM:, DIM:]])
+    alone = klt_fit.coordinates(QUALITY, "value", MEAN, apart, FISHER, FREQUENCIES)
+    np.testing.assert_allclose(tables["variances"][0, :DIM], alone["variances"][0], rtol=1e-4)
+    assert tables["variances"][0, DIM:].sum() < 1e-6 * tables["variances"].sum()
+    np.testing.assert_allclose(tables["analysis"][0] @ tables["synthesis"][0], np.eye(2 * DIM), atol=1e-3)
+    # Of the dead head decoding gives what the live one tells of it.
+    x = np.random.default_rng(4).multivariate_normal(np.zeros(2 * DIM), joint, 400)
+    known = (x @ tables["analysis"][0])[:, :DIM] @ tables["synthesis"][0, :DIM]
+    best = x[:, :DIM] @ np.linalg.solve(apart[0], joint[:DIM, DIM:])
+    np.testing.assert_allclose(known[:, DIM:], best, atol=1e-3 * np.abs(best).max())
+
+
+def test_moments_of_a_text_that_nothing_of_is_coded_are_compared(calibration: Calibration):
+    """As a window longer than the passages gives: every Fisher matrix is zero."""
+    dead = {
+        where: {name: 0 * each if name.startswith("fisher") else each for name, each in found.items()}
+        for where, found in calibration.statistics.items()
+    }
+    rows = stability.compare(dead, dead, calibration.exact, FREQUENCIES.tolist())
+    assert [(row["own"], row["other"], row["ratio"]) for row in rows] == [(0.0, 0.0, 1.0)] * 4
 
 
 def test_heads_together_find_what_they_share():
@@ -215,6 +254,24 @@ def test_expected_loss_on_the_own_text_is_the_predicted_one(calibration: Calibra
         ]
         found = stability.expected_loss(config, tables, moments)
         assert found == pytest.approx(klt_fit.predicted_kl(config, streams), rel=2e-3)
+
+
+def test_another_mean_costs_fast_keys_what_it_is_at_every_position():
+    """Tables fitted about another mean: its distance turns with the position, like any key."""
+    config = stability.CONFIGS[0]
+    here: tuple[int, str] = (0, "key")
+    tables = klt_fit.coordinates(config, "key", MEAN, COVARIANCE, FISHER, FREQUENCIES)
+    tables["widths"] = np.zeros((HEADS, DIM // 8), np.int8)
+    losses = []
+    for distance in (0.0, 1.0):
+        mean = MEAN + distance * np.eye(DIM)[3]
+        moments = stability.moments_as_coded("key", mean, COVARIANCE, FISHER, FREQUENCIES)
+        losses.append(stability.expected_loss(config, {here: tables}, {here: moments}))
+    metric = klt_fit.second_moment_over_page(FISHER, FREQUENCIES, config.block_size)
+    metric = metric * (1 + FISHER_RIDGE * np.eye(DIM))
+    turned = klt_fit.second_moment_over_page(np.diag(np.eye(DIM)[3]), FREQUENCIES, config.block_size)
+    expected = 0.5 * klt_fit.COHERENCE["key", True] * np.einsum("kde,ed->", metric, turned)
+    assert losses[1] - losses[0] == pytest.approx(expected, rel=1e-3)
 
 
 def test_stability_compares_halves(calibration: Calibration):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kakeya_jax.calibration.fisher_root import FISHER_RIDGE
 from kakeya_jax.calibration.storage_counts import (
     add_counts,
     calibrate_storage,
@@ -68,11 +69,41 @@ def test_coordinates_are_uncorrelated_in_the_metric_of_the_loss():
     fisher = np.zeros((C, C))
     for head, matrix in enumerate(np.concatenate([layer.fisher_key, layer.fisher_value])):
         part = slice(head * D, (head + 1) * D)
-        fisher[part, part] = matrix + 1e-3 * np.trace(matrix) / D * np.eye(D)
+        fisher[part, part] = matrix * (1 + FISHER_RIDGE * np.eye(D))
     np.testing.assert_allclose(found.backward @ fisher @ found.backward.T, np.eye(C), atol=1e-8)
     assert (np.diff(found.variances) <= 0).all()
     np.testing.assert_allclose(found.mean[: K * D].reshape(K, D), layer.mean_key)
     assert 0 <= found.key_share.min() < 0.3 < 0.7 < found.key_share.max() <= 1
+
+
+@pytest.mark.parametrize("factor", [128.0, 1 / 128])
+def test_scaled_channels_that_are_read_scaled_back_give_the_same_symbols(factor: float):
+    """Any model can be rewritten so, in pairs of channels that rotate together; real ones have outliers like these."""
+    layer = LAYERS[0]
+    scale = np.where(np.arange(D // 2) % 4 == 1, factor, 1.0)
+    scale = np.concatenate([scale, scale])
+    all_heads = np.tile(scale, 2 * K)
+    scaled = LayerMoments(
+        mean_key=layer.mean_key * scale,
+        mean_value=layer.mean_value * scale,
+        covariance=layer.covariance * all_heads * all_heads[:, None],
+        fisher_key=layer.fisher_key / scale / scale[:, None],
+        fisher_value=layer.fisher_value / scale / scale[:, None],
+    )
+    config = KltStorageConfig(bits=1.0, block_size=N)
+    tables = [fit_storage(config, [each])[0] for each in (layer, scaled)]
+    np.testing.assert_array_equal(tables[0]["steps"], tables[1]["steps"])
+    # An eigenvector may point either way.
+    signs = np.sign(np.sum(tables[0]["analysis"] * tables[1]["analysis"] * all_heads[:, None], axis=0))
+    block = sample(layer, 1, 0)[0]
+    codes = [
+        build(config, table).encode(jnp.asarray(vectors))
+        for table, vectors in zip(tables, (block, block * scale.astype(np.float32)), strict=True)
+    ]
+    kept = len(tables[0]["steps"])
+    same = np.asarray(codes[0].symbols) == np.asarray(codes[1].symbols) * signs[:kept]
+    assert same.mean() > 0.999
+    assert np.std(np.asarray(codes[0].symbols, float)) > 0.5
 
 
 @pytest.mark.parametrize("bits", [0.3, 1.0, 3.0])
@@ -195,6 +226,57 @@ def test_dead_channels_and_dead_heads_stay_finite():
     broken = dataclasses.replace(layer, mean_key=np.full((K, D), np.nan))
     with pytest.raises(ValueError, match="calibrated mean_key is not finite"):
         fit_storage(config, [broken])
+
+
+@pytest.mark.parametrize("dead", ["one head of keys", "values", "all"])
+def test_what_costs_nothing_takes_no_bits_and_is_its_mean(dead: str):
+    layer = dataclasses.replace(moments(3), covariance=np.diag(np.linspace(0.5, 2.0, C)))
+    fisher_key, fisher_value = layer.fisher_key.copy(), 0 * layer.fisher_value
+    fisher_key[1] = 0
+    none = {
+        "one head of keys": {"fisher_key": fisher_key},
+        "values": {"fisher_value": fisher_value},
+        "all": {"fisher_key": 0 * fisher_key, "fisher_value": fisher_value},
+    }[dead]
+    heads = {"one head of keys": [1], "values": [2, 3], "all": [0, 1, 2, 3]}[dead]
+    layers = [dataclasses.replace(layer, **none), LAYERS[0]]
+    config = KltStorageConfig(bits=3.0, block_size=N, page_mean=False)
+    table, _ = fit_storage(config, layers)
+    codec = build(config, table)
+    assert codec.steps.shape[0] <= C - D * len(heads)
+    means = np.concatenate([layer.mean_key, layer.mean_value])
+    block = sample(layer, 1, 0)[0]
+    shown = np.asarray(codec.decode(codec.encode(jnp.asarray(block))))
+    for head in range(2 * K):
+        error = np.sqrt(np.mean((shown[head] - block[head]) ** 2))
+        if head in heads:
+            np.testing.assert_allclose(shown[head], np.broadcast_to(means[head], (N, D)), atol=1e-3)
+        else:
+            assert error < 0.5
+    for page_mean in (False, True):  # in the codes of a page, whose own mean is known besides
+        config = KltStorageConfig(bits=3.0, block_size=N, page_mean=page_mean)
+        codec = build(config, fit_storage(config, layers)[0])
+        wild = np.asarray(codec.decode(codec.encode(jnp.asarray(50 * block))))
+        assert np.abs(wild).max() < 200
+
+
+def test_a_layer_that_costs_nothing_has_pages():
+    layer = moments(3)
+    dead = dataclasses.replace(layer, fisher_key=0 * layer.fisher_key, fisher_value=0 * layer.fisher_value)
+    config = KltStorageConfig(bits=1.0, block_size=N)
+    blocks = [sample(each, 20, 0) for each in (dead, LAYERS[0])]
+    tables = calibrate_storage(config, [dead, LAYERS[0]], blocks)
+    counts = [count_symbols(build(config, table), block) for table, block in zip(tables, blocks, strict=True)]
+    assert coded_bits(tables, counts) == pytest.approx(1.0, abs=0.02)
+    codec = build(config, tables[0])
+    assert codec.steps.shape[0] == 0
+    codes = jax.jit(jax.vmap(codec.encode))(jnp.asarray(blocks[0]))
+    coder = PageCoder.of(codec)
+    pages = coder.encode(codes)
+    parts = [pages.data[end - size : end] for end, size in zip(np.cumsum(pages.nbytes), pages.nbytes, strict=True)]
+    back = coder.decode(parts, pages.checksums)
+    for ours, theirs in zip(jax.tree.leaves(codes), jax.tree.leaves(back), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_joint_blocks_are_whole_pages_in_order():

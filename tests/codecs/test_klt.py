@@ -48,15 +48,20 @@ def blocks(stream: StreamName, dim: int = D) -> jax.Array:
 @functools.cache
 def tables(config: KltConfig, dim: int = D) -> dict[StreamName, dict[str, Any]]:
     """Fitted to relative squared error of the very blocks: one budget for keys and values."""
-    frequencies = Rope(head_dim=dim).frequencies
+    return fitted(config, {stream: vectors(stream, dim) for stream in STREAMS}, dim)
+
+
+def fitted(config: KltConfig, texts: dict[StreamName, np.ndarray], dim: int = D) -> dict[StreamName, dict[str, Any]]:
+    """``tables`` of other vectors ``[K, PAGES * N, D]``, with the same worth of an error."""
     found: dict[StreamName, dict[str, Any]] = {}
     for stream in STREAMS:
-        x = vectors(stream, dim).astype(np.float64)
+        x = texts[stream].astype(np.float64)
+        frequencies = Rope(head_dim=dim).frequencies
         mean = x.mean(axis=1)
         flat = (x - mean[:, None]).transpose(1, 0, 2).reshape(PAGES * N, -1)
         joint = flat.T @ flat / len(flat)
         apart = np.stack([joint[head * dim : (head + 1) * dim, head * dim : (head + 1) * dim] for head in range(K)])
-        metric = np.broadcast_to(np.eye(dim), (K, dim, dim)) / np.sum(x**2) * K
+        metric = np.broadcast_to(np.eye(dim), (K, dim, dim)) / np.sum(vectors(stream, dim).astype(np.float64) ** 2) * K
         covariance = joint if config.heads_together > 1 else apart
         found[stream] = klt_fit.coordinates(config, stream, mean, covariance, metric, frequencies)
     widths = klt_fit.layouts(config, [(stream, found[stream]["variances"]) for stream in STREAMS])
@@ -75,14 +80,14 @@ def error(config: KltConfig, stream: StreamName, dim: int = D) -> float:
 
 
 PINNED = [
-    ({"bits": 1.0}, (0.1046, 0.1336)),
-    ({"bits": 2.0}, (0.01484, 0.03583)),
-    ({"bits": 4.0}, (0.001483, 0.004057)),
+    ({"bits": 1.0}, (0.03655, 0.1336)),
+    ({"bits": 2.0}, (0.01174, 0.02748)),
+    ({"bits": 4.0}, (0.001449, 0.002898)),
     ({"bits": 2.0, "form": "quality"}, (0.005259, 0.01189)),
     ({"bits": 4.0, "form": "quality"}, (6.328e-4, 6.388e-4)),
-    ({"bits": 2.0, "page_mean": False}, (0.01528, 0.03605)),
-    ({"bits": 2.0, "shared_layout": True}, (0.01484, 0.03583)),
-    ({"bits": 2.0, "heads_together": 2}, (0.0151, 0.03195)),
+    ({"bits": 2.0, "page_mean": False}, (0.01213, 0.02762)),
+    ({"bits": 2.0, "shared_layout": True}, (0.01174, 0.02748)),
+    ({"bits": 2.0, "heads_together": 2}, (0.01083, 0.02796)),
 ]
 
 
@@ -95,7 +100,7 @@ def test_error_stays_below_its_pin(options: dict[str, Any], pinned: tuple[float,
 
 
 def test_error_at_the_usual_head_dimension() -> None:
-    for stream, pin in zip(STREAMS, (0.01425, 0.0255), strict=True):
+    for stream, pin in zip(STREAMS, (0.007096, 0.0255), strict=True):
         measured = error(FAST, stream, 128)
         assert pin / MARGIN <= measured <= MARGIN * pin
 
@@ -169,7 +174,10 @@ def test_codes_under_strict_dtype_promotion(config: KltConfig, stream: StreamNam
 
 @pytest.mark.parametrize(("config", "stream"), FORMS)
 def test_constant_and_tiny_blocks(config: KltConfig, stream: StreamName) -> None:
-    """Far from the mean that keys have, and of huge values: coded like any other vector."""
+    """Far from the mean that keys have, and of huge values: coded like any other vector.
+
+    What the fast form codes of constant keys is no constant: their distance from the mean turns with the position.
+    """
     held, ordinary = codec(config, stream), np.array(blocks(stream)[0])
     zero = np.zeros_like(ordinary)
     huge = np.full_like(ordinary, 1e30) * np.sign(ordinary)
@@ -179,8 +187,8 @@ def test_constant_and_tiny_blocks(config: KltConfig, stream: StreamName) -> None
     size = np.sqrt(np.mean(ordinary**2))
     errors = np.sqrt(np.mean((y[:2] - x[:2]) ** 2, axis=(1, 2, 3))) / size
     turning = config.form == "fast" and stream == "key"
-    assert errors[0] < 0.01  # measured 0.0003 to 0.0087
-    assert errors[1] < (0.4 if turning else 0.02)  # rotated keys are not constant; 0.32, others 0.002 to 0.012
+    assert errors[0] < (0.5 if turning else 0.01)  # measured 0.475; others 0.0003 to 0.0087
+    assert errors[1] < (0.62 if turning else 0.02)  # measured 0.591; others 0.002 to 0.012
     for same in (2, 3):
         np.testing.assert_array_equal(y[same], y[0])
     assert (np.abs(y[4]) < 2.0**18).all()
@@ -203,8 +211,11 @@ def folded_logits(held: Klt, code: KltCode, query: jax.Array, start: int, rope: 
     turned = rotate_by(query, -start * jnp.asarray(rope.frequencies))
     inside = jnp.einsum("ked,kd->ke", held.synthesis, turned, precision="highest")
     along = jnp.einsum("kne,ke->kn", held.code_values(code), inside, precision="highest")
-    constant = jnp.sum(held.mean * turned, axis=1) + jnp.sum(held.page_mean_of(code) * inside, axis=1)
-    return decode_scale(code.scale) * along + constant[:, None]
+    constant = jnp.sum(held.page_mean_of(code) * inside, axis=1)
+    # The same table for all pages: what the mean adds to the logit of every position of one.
+    turning_mean = rotate_by(held.mean[:, None], jnp.arange(N)[:, None] * jnp.asarray(rope.frequencies))
+    bias = jnp.einsum("knd,kd->kn", turning_mean, turned, precision="highest")
+    return decode_scale(code.scale) * along + constant[:, None] + bias
 
 
 def folded_output(held: Klt, code: KltCode, weights: jax.Array) -> jax.Array:
@@ -226,6 +237,22 @@ def test_keys_may_be_attended_to_without_decoding_them() -> None:
     expected = jnp.einsum("knd,kd->kn", dense, query, precision="highest")
     found = folded_logits(held, code, query, start, rope)
     np.testing.assert_allclose(found, expected, atol=3e-5 * float(jnp.max(jnp.abs(expected))))
+
+
+@pytest.mark.parametrize("pair", [0, 5, D // 2 - 1])
+def test_a_huge_mean_costs_keys_nothing(pair: int) -> None:
+    """As biases of K give some models: on a pair that turns once in 6 tokens, once in 28, or not within a page."""
+    near, value = vectors("key"), vectors("value")
+    spread = near.std(axis=1).mean()
+    far = near.copy()
+    far[..., pair] += 100 * spread
+    far[..., pair + D // 2] -= 100 * spread
+    errors = []
+    for key in (near, far):
+        held = FAST.build(D, tables=fitted(FAST, {"key": key, "value": value})["key"])
+        pages = jnp.asarray(key.reshape(K, PAGES, N, D).swapaxes(0, 1))
+        errors.append(float(jnp.mean((recode(held, pages) - pages) ** 2)))
+    assert errors[1] < 1.05 * errors[0]
 
 
 @pytest.mark.parametrize("config", [FAST, QUALITY, KltConfig(page_mean=False)], ids=str)
@@ -280,6 +307,39 @@ def test_a_cache_file_holds_its_tables(form: str, tmp_path: Path) -> None:
     loaded = CompressedCache.load(tmp_path / "cache")
     chex.assert_trees_all_equal(loaded, cache)
     assert jax.tree.structure(loaded) == jax.tree.structure(cache)
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_a_head_that_costs_nothing_takes_no_bits_and_is_its_mean(stream: StreamName) -> None:
+    config = KltConfig(bits=6.0, page_mean=False)  # more than what the other head can take
+    x = vectors(stream).astype(np.float64)
+    mean, metric = x.mean(axis=1), np.stack([np.zeros((D, D)), np.eye(D)])
+    covariance = np.stack([np.cov(head.T) for head in x])
+    found = klt_fit.coordinates(config, stream, mean, covariance, metric, Rope(head_dim=D).frequencies)
+    (widths,) = klt_fit.layouts(config, [(stream, found["variances"])])
+    np.testing.assert_array_equal(widths, [[0] * (D // 8), [8] * (D // 8)])
+    own: dict[str, Any] = {**found, "widths": widths}
+    held = config.build(D, stream=stream, tables=own)
+    y = np.asarray(decode(held, encode(held, blocks(stream)[0])))
+    np.testing.assert_allclose(y[0], np.broadcast_to(mean[0], (N, D)), atol=1e-5)
+    assert np.mean((y[1] - x[1, :N]) ** 2) < 1e-3 * np.mean(x[1, :N] ** 2)
+
+
+def test_a_cache_whose_values_cost_nothing_serves_their_mean(tmp_path: Path) -> None:
+    _, found = small_recipe("fast")
+    mean = np.asarray(found[0, "value"]["mean"])
+    none = {**found[0, "value"], "widths": np.zeros((K, D // 8), np.int8)}
+    recipe = Recipe.parse("both=klt(block_size=16,page_mean=false),sinks=2,recent=5")
+    shape = CacheShape(num_layers=1, num_kv_heads=K, head_dim=D)
+    cache = CompressedCache.init(
+        shape, recipe, batch_size=1, max_length=80, dtype=jnp.float32, tables={**found, (0, "value"): none}
+    )
+    key, value = (jnp.asarray(vectors(stream)[None, :, :77]).swapaxes(1, 2) for stream in STREAMS)
+    cache = cache.replace_layers((cache.layers[0].append(key, value, rope=Rope(head_dim=D)).layer,))
+    cache.save(tmp_path / "cache")
+    for each in (cache, CompressedCache.load(tmp_path / "cache")):
+        shown = np.asarray(read(each.layers[0].value))[0, :, 2:66]
+        np.testing.assert_allclose(shown, np.broadcast_to(mean[:, None], shown.shape), atol=1e-6)
 
 
 def test_nothing_stored_is_the_mean() -> None:

@@ -1,5 +1,7 @@
 """Whitened error is logit error, and the maps stay invertible whatever the statistics are."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -102,26 +104,41 @@ def test_unknown_queries_give_a_plain_scale() -> None:
 
 def test_bound_holds_and_is_reached() -> None:
     whitening, _ = tables(moment(QUERIES))
-    bound = whitened_bound(whitening, LARGEST)
+    bound = whitened_bound(whitening, LARGEST, moment(KEYS), np.inf)
     assert (np.abs(KEYS @ whitening).max(axis=(1, 2)) <= bound).all()
     worst = np.argmax(np.einsum("kd,kde->ke", LARGEST, np.abs(whitening)), axis=-1)
     key = LARGEST[0] * np.sign(whitening[0, :, worst[0]])
     assert (key @ whitening[0])[worst[0]] == pytest.approx(bound[0], rel=1e-5)
 
 
+def test_no_one_key_has_more_than_the_energy_of_all() -> None:
+    """Reached by a key that is alone in its direction, whatever its channels' largest magnitudes may add up to."""
+    alone = np.zeros((HEADS, 40, DIM))
+    alone[:, 3] = np.random.default_rng(4).standard_normal((HEADS, DIM))
+    whitening, _ = tables(moment(QUERIES))
+    found = whitened_bound(whitening, np.full((HEADS, DIM), 1e9), moment(alone), 40)
+    np.testing.assert_allclose(found, np.abs(alone @ whitening).max(axis=(1, 2)), rtol=1e-9)
+    ordinary = whitened_bound(whitening, np.full((HEADS, DIM), 1e9), moment(KEYS), KEYS.shape[1])
+    assert (np.abs(KEYS @ whitening).max(axis=(1, 2)) <= ordinary).all()
+    assert (ordinary < 1e3).all()
+
+
 def test_heads_that_could_leave_the_range_are_left_as_they_are() -> None:
     largest = LARGEST.copy()
     whitening, unwhitening = tables(moment(QUERIES))
-    largest[1] *= 1.001 * LIMIT / whitened_bound(whitening, LARGEST)[1]
-    largest[2] *= 0.999 * LIMIT / whitened_bound(whitening, LARGEST)[2]
-    found = whitening_tables(
-        jnp.asarray(moment(QUERIES)), key_moment=jnp.asarray(moment(KEYS)), key_largest=jnp.asarray(largest)
-    )
+    bound = whitened_bound(whitening, LARGEST, moment(KEYS), np.inf)
+    largest[1] *= 1.001 * LIMIT / bound[1]
+    largest[2] *= 0.999 * LIMIT / bound[2]
+    measured: dict[str, Any] = {"key_moment": jnp.asarray(moment(KEYS)), "key_largest": jnp.asarray(largest)}
+    found = whitening_tables(jnp.asarray(moment(QUERIES)), **measured)
     np.testing.assert_array_equal(found["whitening"][1], np.eye(DIM))
     np.testing.assert_array_equal(found["unwhitening"][1], np.eye(DIM))
     for head in (0, 2):
         np.testing.assert_array_equal(found["whitening"][head], whitening[head])
         np.testing.assert_array_equal(found["unwhitening"][head], unwhitening[head])
+    # What is known of their number tells that none can be so large.
+    counted = whitening_tables(jnp.asarray(moment(QUERIES)), key_count=KEYS.shape[1], **measured)
+    np.testing.assert_array_equal(counted["whitening"], whitening)
 
 
 def test_keys_that_are_all_zero_are_no_division_by_zero() -> None:

@@ -1,10 +1,27 @@
+import io
+import re
+from typing import Any
+
+import pytest
+from rich.console import Console
+
 from kakeya_jax.calibration.artifact import load_calibration
 from kakeya_jax.calibration.codec_tables import check_recipes
+from kakeya_jax.codecs.registry import codec_class, codec_names
 from kakeya_jax.eval.demo import bundled_calibration
-from kakeya_jax.eval.listing import list_codecs, list_recipes
+from kakeya_jax.eval.listing import codec_table, list_codecs, list_recipes, recipe_table
 from kakeya_jax.eval.run_calibrate import expand_fitted
 from kakeya_jax.eval.run_eval import expand_recipes
 from kakeya_jax.recipe import Recipe
+
+COMMON_OPTIONS = ("block_size", "mix_heads", "static_mean", "whiten")
+
+
+def lines_of(shown: Any, width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    console.print(shown)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
 
 
 def test_recipes_that_need_calibration_are_listed_with_their_bits() -> None:
@@ -48,3 +65,64 @@ def test_all_recipes_that_need_tables_are_calibrated_together() -> None:
         *(name for name in Recipe.names() if Recipe.named(name).needs_calibration and name != "ladder-v2"),
     ]
     check_recipes([Recipe.named(name) for name in found], num_layers=28, length=2048)
+
+
+def test_every_codec_names_its_source() -> None:
+    sources = {codec["name"]: codec["source"] for codec in list_codecs(128)}
+    assert set(sources) == set(codec_names())
+    assert all("source" in vars(codec_class(name)) for name in sources)  # its own, not one it inherits
+    assert "arXiv:2402.02750" in sources["kivi"]
+    assert "arXiv:2504.19874" in sources["turboquant"]
+    assert sources["kakeya"] == sources["besicovitch"] == sources["riemannian"] == "KakeyaTurbo"
+    assert "Conway and Sloane" in sources["lattice"]
+    assert sources["klt"] == "this library, docs/klt.md"
+    for source in sources.values():
+        assert all(re.fullmatch(r"\d{4}\.\d{4,5}", number) for number in re.findall(r"arXiv:([\d.]+\d)", source))
+
+
+@pytest.mark.parametrize(("head_dim", "int8", "kivi"), [(128, 128 + 2, 48), (64, 64 + 2, 24)])
+def test_bytes_are_those_of_one_token_and_head(head_dim: int, int8: int, kivi: int) -> None:
+    """int8: a byte for each channel and a float16 scale; kivi: 2 bits for each and 32 bits for every 32."""
+    listed = {codec["name"]: codec["bytes_per_vector"] for codec in list_codecs(head_dim)}
+    assert listed["identity"] == 2 * head_dim
+    assert listed["int8"] == int8
+    assert listed["kivi"] == kivi
+
+
+def test_own_options_come_first() -> None:
+    for codec in list_codecs(128):
+        options = list(codec["options"])
+        assert tuple(options[-4:]) == COMMON_OPTIONS
+        assert not set(options[:-4]) & set(COMMON_OPTIONS)
+
+
+def test_only_entropy_coded_recipes_have_a_note() -> None:
+    noted = [codec["name"] for codec in list_codecs(128) if codec["note"]]
+    assert noted == ["klt-storage"]
+    recipes = [recipe["name"] for recipe in list_recipes(128) if recipe["note"]]
+    assert recipes == [name for name in Recipe.names() if name.startswith("klt-storage-")]
+
+
+@pytest.mark.parametrize("width", [100, 160])
+def test_codec_table_fits_a_terminal(width: int) -> None:
+    codecs = list_codecs(128)
+    lines = lines_of(codec_table(codecs, 128), width)
+    text = " ".join(" ".join(lines).split())
+    assert all(len(line) <= width for line in lines)
+    assert len(lines) <= 80
+    assert "…" not in text
+    for codec in codecs:
+        assert " ".join(codec["source"].split()[:2]) in text
+    assert text.count("static_mean=false") == 1  # options of all codecs are shown once
+    assert text.count("block_size=") == 2  # for all, and where kakeya differs
+    assert "block_size=512" in text
+    assert "klt and klt-storage take block_size alone" in text
+    assert "*8.000 *8.062" in text
+    assert text.count("session files are entropy-coded") == 1
+
+
+def test_recipe_table_says_once_what_its_marked_bits_are() -> None:
+    text = " ".join(" ".join(lines_of(recipe_table(list_recipes(128), 128), 160)).split())
+    marked = sum(name.startswith("klt-storage-") for name in Recipe.names())
+    assert text.count("*8.000 *8.062") == marked
+    assert text.count("session files are entropy-coded") == 1
