@@ -77,7 +77,7 @@ def _check_format(metadata: dict[str, str], path: Any) -> None:
         raise ValueError(f"{path} is {what}, not a {FORMAT} file")
     if int(metadata["version"]) != VERSION:
         raise ValueError(
-            f"{path} has cache format {metadata['version']}; this version of kakeya-jax reads {VERSION} alone: save it anew"
+            f"{path} has cache format {metadata['version']}; this kakeya-jax reads {VERSION}: save it anew"
         )
 
 

@@ -66,7 +66,7 @@ def test_newer_or_altered_files_are_refused(cache: CompressedCache, tmp_path):
     path = tmp_path / "cache"
     cache.save(path)
     rewrite(path, lambda metadata, arrays: metadata.update(version="3"))
-    with pytest.raises(ValueError, match="cache format 3; this version of kakeya-jax reads 2 alone"):
+    with pytest.raises(ValueError, match="cache format 3; this kakeya-jax reads 2: save it anew"):
         CompressedCache.load(path)
     cache.save(path)
     rewrite(path, lambda metadata, arrays: arrays.pop("layers.1.value.tail"))
