@@ -223,7 +223,7 @@ def _calibration(text: Text) -> Calibration:
             "covariance": (np.einsum("tkd,tke->kde", deviations, deviations) / len(vectors)).astype(np.float32),
             "largest": np.abs(vectors).max(axis=0).astype(np.float32),
             "fisher.0": text.fisher.astype(np.float32),
-            "count": np.float32(len(vectors)),
+            "count": np.array(len(vectors), np.float32),
         }
     statistics[0, "key"]["query"] = text.query.astype(np.float32)
     return Calibration(
