@@ -5,9 +5,9 @@ import numpy as np
 from kakeya_jax.typing import Float
 
 FISHER_RIDGE = 0.1
-"""Added to a Fisher matrix's diagonal, as a share of it: directions that few sampled gradients had are not free. Of
-0.001 to 1, 0.1 and 0.3 had the least loss expected on one half of the training text of tables fitted to the other. A
-share of each entry rather than of their mean, so that a model some of whose channels are scaled, and what reads them
+"""Added to a Fisher matrix's diagonal, as a share of it: directions that few sampled gradients had are not free. Chosen
+by fitting on one half of training text and judging on the other: 0.1 was better than 0.001 in every case looked at, and
+larger ridges were better still in some. A share of each entry rather than of their mean, so that a model some of whose channels are scaled, and what reads them
 scaled back, gets the same codes."""
 
 LEAST_SHARE = 1e-9
