@@ -7,8 +7,8 @@ from kakeya_jax.typing import Float
 FISHER_RIDGE = 0.1
 """Added to a Fisher matrix's diagonal, as a share of it: directions that few sampled gradients had are not free. Chosen
 by fitting on one half of training text and judging on the other: 0.1 was better than 0.001 in every case looked at, and
-larger ridges were better still in some. A share of each entry rather than of their mean, so that a model some of whose channels are scaled, and what reads them
-scaled back, gets the same codes."""
+larger ridges were better still in some. A share of each entry rather than of their mean, so that a model some of whose
+channels are scaled, and what reads them scaled back, gets the same codes."""
 
 LEAST_SHARE = 1e-9
 """What never moves or never matters counts for this share of what does: maps stay finite, and float64 can tell them."""
