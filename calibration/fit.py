@@ -34,7 +34,7 @@ def fit(
     *,
     recipes: Sequence[Recipe] = (),
     exact: Sequence[ExactTokens] = (STANDARD,),
-    samples: int = 1,
+    samples: int = 4,
     seed: int = 0,
     joint: bool | None = None,
     backward: bool = True,

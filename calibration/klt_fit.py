@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kakeya_jax import klt_layout
-from kakeya_jax.calibration.fisher_root import LEAST_SHARE, fisher_root
+from kakeya_jax.calibration.fisher_root import FISHER_RIDGE, LEAST_SHARE, fisher_root
 from kakeya_jax.codecs.klt import KltConfig
 from kakeya_jax.typing import Float, StreamName
 
@@ -30,6 +30,8 @@ def coordinates(
     covariance: Float[np.ndarray, "K D D"] | Float[np.ndarray, "KD KD"],
     fisher: Float[np.ndarray, "K D D"],
     rope_frequencies: Float[np.ndarray, " half"],
+    *,
+    ridge: float = FISHER_RIDGE,
 ) -> dict[str, np.ndarray]:
     """Mean and maps of every unit of one stream: its heads, or groups of ``config.heads_together`` of them.
 
@@ -50,6 +52,7 @@ def coordinates(
         covariance: about that mean: of each head, or ``[K D, K D]`` of all heads, which several together need.
         fisher: of the same vectors, head by head.
         rope_frequencies: radians per position.
+        ridge: of the Fisher matrices; see ``fisher_root``.
 
     Returns:
         Tables of ``KltConfig`` except ``widths``, float32.
@@ -72,7 +75,7 @@ def coordinates(
             second_moment_over_page(each, rope_frequencies, config.block_size) for each in (blocks, fisher)
         )
     wide = blocks.transpose(0, 1, 3, 2, 4).reshape(-1, together * dim, together * dim)
-    units = [_unit_coordinates(*each) for each in zip(wide, fisher.reshape(-1, together, dim, dim), strict=True)]
+    units = [_unit_coordinates(*each, ridge) for each in zip(wide, fisher.reshape(-1, together, dim, dim), strict=True)]
     analysis, synthesis, variances = (np.stack(each).astype(np.float32) for each in zip(*units, strict=True))
     return {
         "mean": mean.reshape(len(units), -1).astype(np.float32),
@@ -139,10 +142,10 @@ def _blocks(covariance: np.ndarray, heads: int, together: int) -> Float[np.ndarr
 
 
 def _unit_coordinates(
-    covariance: Float[np.ndarray, "E E"], fisher: Float[np.ndarray, "h D D"]
+    covariance: Float[np.ndarray, "E E"], fisher: Float[np.ndarray, "h D D"], ridge: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Analysis, synthesis and variances of one unit; its Fisher matrix has a block for each head."""
-    half, inverse_half, level = fisher_root(fisher)
+    half, inverse_half, level = fisher_root(fisher, ridge=ridge)
     variances, axes = np.linalg.eigh(half.T @ (0.5 * (covariance + covariance.T)) @ half)
     variances, axes = np.maximum(variances[::-1], 0.0), axes[:, ::-1]
     floor = max(float(variances[0]) * LEAST_SHARE, np.finfo(np.float32).tiny * 1e6)

@@ -15,10 +15,14 @@ from kakeya_jax.typing import StreamName
 CONFIGS = (KltConfig(bits=2.0), KltConfig(bits=3.0))
 """What is fitted to see how the fit moves."""
 
+RIDGES = (0.001, 0.01, 0.1, 0.3, 1.0, 3.0)
+"""Ridges of the Fisher matrix that are compared; ``FISHER_RIDGE`` is the one in use."""
+
 _STREAMS: tuple[StreamName, ...] = ("key", "value")
 
 _Named = Mapping[LayerStream, Mapping[str, np.ndarray]]
 _Tables = dict[LayerStream, dict[str, np.ndarray]]
+_Moments = Mapping[LayerStream, Sequence[np.ndarray]]
 
 
 def compare(
@@ -34,26 +38,38 @@ def compare(
 
     Returns:
         Plain data: ``window``, ``bits``, ``own`` and ``other`` (nats, the mean of both directions), and ``ratio`` of
-        ``other`` to ``own``: 1 if the halves agree.
+        ``other`` to ``own``: 1 if the halves agree. ``ridges`` says for each of ``RIDGES`` what tables fitted with it
+        would lose on the other half, by that half's Fisher matrix as it is: a list of ``ridge`` and ``other``.
     """
     halves = (first, second)
     frequencies = np.asarray(rope_frequencies)
     rows = []
     for window, tokens in enumerate(exact):
-        moments = [_all_moments(half, window, frequencies) for half in halves]
-        maps = [_maps(half, window, frequencies) for half in halves]
+        moments = [_all_moments(half, window, frequencies, FISHER_RIDGE) for half in halves]
+        judges = [_all_moments(half, window, frequencies, 0.0) for half in halves]
+        maps = {ridge: [_maps(half, window, frequencies, ridge) for half in halves] for ridge in RIDGES}
         for config in CONFIGS:
-            tables = [_with_widths(config, each) for each in maps]
-            own, other = (
-                float(np.mean([expected_loss(config, tables[i], moments[i ^ crossed]) for i in range(2)]))
-                for crossed in (0, 1)
-            )
+            tables = {ridge: [_with_widths(config, each) for each in found] for ridge, found in maps.items()}
+            in_use = tables[FISHER_RIDGE]
+            own, other = _mean_loss(config, in_use, moments), _mean_loss(config, in_use, moments[::-1])
             ratio = other / own if own else 1.0  # nothing is lost where nothing is coded
-            rows.append({"window": str(tokens), "bits": config.bits, "own": own, "other": other, "ratio": ratio})
+            ridges = [
+                {"ridge": ridge, "other": _mean_loss(config, found, judges[::-1])} for ridge, found in tables.items()
+            ]
+            rows.append(
+                {
+                    "window": str(tokens),
+                    "bits": config.bits,
+                    "own": own,
+                    "other": other,
+                    "ratio": ratio,
+                    "ridges": ridges,
+                }
+            )
     return rows
 
 
-def expected_loss(config: KltConfig, tables: _Tables, moments: Mapping[LayerStream, Sequence[np.ndarray]]) -> float:
+def expected_loss(config: KltConfig, tables: _Tables, moments: _Moments) -> float:
     """Half the summed loss in nats that ``tables`` would have on vectors of these moments.
 
     On the moments that they were fitted to, this is ``klt_fit.predicted_kl``. Elsewhere coordinates are neither
@@ -85,11 +101,15 @@ def expected_loss(config: KltConfig, tables: _Tables, moments: Mapping[LayerStre
     return total
 
 
-def _maps(half: _Named, window: int, frequencies: np.ndarray) -> _Tables:
+def _mean_loss(config: KltConfig, tables: Sequence[_Tables], moments: Sequence[_Moments]) -> float:
+    return float(np.mean([expected_loss(config, *each) for each in zip(tables, moments, strict=True)]))
+
+
+def _maps(half: _Named, window: int, frequencies: np.ndarray, ridge: float) -> _Tables:
     """Tables without widths: the same for all of ``CONFIGS``, which differ in their budget alone."""
     return {
         where: klt_fit.coordinates(
-            CONFIGS[0], name, found["mean"], found["covariance"], found[f"fisher.{window}"], frequencies
+            CONFIGS[0], name, found["mean"], found["covariance"], found[f"fisher.{window}"], frequencies, ridge=ridge
         )
         for name in _STREAMS
         for where, found in half.items()
@@ -105,27 +125,37 @@ def _with_widths(config: KltConfig, maps: _Tables) -> _Tables:
     return {where: {**table, "widths": each} for (where, table), each in zip(maps.items(), widths, strict=True)}
 
 
-def _all_moments(half: _Named, window: int, frequencies: np.ndarray) -> dict[LayerStream, tuple[np.ndarray, ...]]:
+def _all_moments(
+    half: _Named, window: int, frequencies: np.ndarray, ridge: float
+) -> dict[LayerStream, tuple[np.ndarray, ...]]:
     return {
-        where: moments_as_coded(where[1], found["mean"], found["covariance"], found[f"fisher.{window}"], frequencies)
+        where: moments_as_coded(
+            where[1], found["mean"], found["covariance"], found[f"fisher.{window}"], frequencies, ridge=ridge
+        )
         for where, found in half.items()
         if where[1] in _STREAMS
     }
 
 
 def moments_as_coded(
-    stream: str, mean: np.ndarray, covariance: np.ndarray, fisher: np.ndarray, frequencies: np.ndarray
+    stream: str,
+    mean: np.ndarray,
+    covariance: np.ndarray,
+    fisher: np.ndarray,
+    frequencies: np.ndarray,
+    *,
+    ridge: float = FISHER_RIDGE,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean, covariance and Fisher matrix of what the fast form codes, the latter two averaged over a page's rotations.
 
-    With the ridge that the fit adds to a Fisher matrix, in float64. The mean is that of keys before they are rotated.
+    In float64, with ``ridge`` on the Fisher matrix as the fit adds it. The mean is that of keys before their rotation.
     """
     mean, covariance, fisher = (np.asarray(each, np.float64) for each in (mean, covariance, fisher))
     if stream == "key":
         page = CONFIGS[0].block_size
         covariance = klt_fit.second_moment_over_page(covariance, frequencies, page)
         fisher = klt_fit.second_moment_over_page(fisher, frequencies, page)
-    return mean, covariance, fisher * (1.0 + FISHER_RIDGE * np.eye(fisher.shape[1]))
+    return mean, covariance, fisher * (1.0 + ridge * np.eye(fisher.shape[1]))
 
 
 def _errors_of(widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -74,6 +74,12 @@ def _footer(report: Report) -> list[str]:
         f"it, {row['other']:.2e} on the other half: {row['ratio']:.2f} times"
         for row in report.stability
     ]
+    lines += [
+        f"window {row['window']}, {row['bits']:g} bits, nats on the other half by ridge of the Fisher matrix: "
+        + ", ".join(f"{each['ridge']:g}: {each['other']:.3e}" for each in row.get("ridges", ()))
+        for row in report.stability
+        if row.get("ridges")
+    ]
     made = [str(header[name]) for name in ("text", "date") if header.get(name)]
     version = (header.get("packages") or {}).get("kakeya-jax")
     if version:

@@ -164,7 +164,7 @@ def calibrate(
     ] = None,
     context: Annotated[int, typer.Option(help="Tokens of each passage.")] = 2048,
     passages: Annotated[int, typer.Option(help="How many, evenly spaced.")] = 12,
-    samples: Annotated[int, typer.Option(help="Backward passes for each passage.")] = 1,
+    samples: Annotated[int, typer.Option(help="Backward passes for each passage.")] = 4,
     seed: Annotated[int, typer.Option(help="Of the labels that are drawn.")] = 0,
     joint: Annotated[bool, typer.Option("--joint/--no-joint", help="Correlations between heads, K and V.")] = True,
     backward: Annotated[

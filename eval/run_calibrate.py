@@ -35,7 +35,7 @@ class Request:
     windows: tuple[str, ...] = ()
     context: int = 2048
     passages: int = 12
-    samples: int = 1
+    samples: int = 4
     seed: int = 0
     joint: bool = True
     backward: bool = True

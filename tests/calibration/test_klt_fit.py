@@ -245,15 +245,25 @@ def test_tables_are_of_the_window_of_the_recipe(calibration: Calibration):
 
 def test_expected_loss_on_the_own_text_is_the_predicted_one(calibration: Calibration):
     half = calibration.statistics
-    moments = stability._all_moments(half, 0, FREQUENCIES)
+    moments = stability._all_moments(half, 0, FREQUENCIES, FISHER_RIDGE)
     for config in stability.CONFIGS:
-        tables = stability._with_widths(config, stability._maps(half, 0, FREQUENCIES))
+        tables = stability._with_widths(config, stability._maps(half, 0, FREQUENCIES, FISHER_RIDGE))
         streams: list[tuple[StreamName, np.ndarray, np.ndarray]] = [
             ("key" if name == "key" else "value", table["variances"], table["widths"])
             for (_, name), table in tables.items()
         ]
         found = stability.expected_loss(config, tables, moments)
         assert found == pytest.approx(klt_fit.predicted_kl(config, streams), rel=2e-3)
+
+
+def test_on_the_own_text_the_smallest_ridge_loses_least(calibration: Calibration):
+    half = calibration.statistics
+    for row in stability.compare(half, half, calibration.exact, FREQUENCIES.tolist()):
+        assert row["ratio"] == pytest.approx(1.0)
+        assert [each["ridge"] for each in row["ridges"]] == list(stability.RIDGES)
+        losses = [each["other"] for each in row["ridges"]]
+        assert losses[0] == min(losses)
+        assert losses[0] < 0.99 * losses[-1]
 
 
 def test_another_mean_costs_fast_keys_what_it_is_at_every_position():
