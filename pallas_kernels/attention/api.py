@@ -1,14 +1,24 @@
 """One function for attention over packed codes, whatever computes it."""
 
+import functools
+import logging
 from collections.abc import Callable
 
+import jax
+
 from kakeya_jax.cache import ChunkWindow
+from kakeya_jax.pallas_kernels.attention.mosaic_gpu import attention_mosaic_gpu
 from kakeya_jax.pallas_kernels.attention.reference import attention_reference
+from kakeya_jax.pallas_kernels.attention.triton import attention_triton
 from kakeya_jax.rope import Rope
 from kakeya_jax.stream import Stream
 from kakeya_jax.typing import Array, Float, Int
 
-_IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {"reference": attention_reference}
+_IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
+    "mosaic_gpu": attention_mosaic_gpu,
+    "triton": attention_triton,
+    "reference": attention_reference,
+}
 """Backends from the fastest to the one that always works."""
 
 
@@ -37,7 +47,8 @@ def compressed_attention(
         scale: factor of the logits.
         chunk: the exact window of a chunk with more than one query (what ``LayerCache.append`` returned); ``None``
             takes the streams' own tails.
-        implementation: ``"reference"``, or ``None`` for the fastest that supports the arguments.
+        implementation: ``"mosaic_gpu"``, ``"triton"`` or ``"reference"``; ``None`` for the fastest that supports the
+            arguments. A decode step on a GPU that only the reference supports says so once, in the log.
 
     Raises:
         ValueError: unknown implementation.
@@ -46,13 +57,21 @@ def compressed_attention(
     if implementation is not None and implementation not in _IMPLEMENTATIONS:
         raise ValueError(f"unknown implementation {implementation!r}; known: {', '.join(_IMPLEMENTATIONS)}")
     names = list(_IMPLEMENTATIONS) if implementation is None else [implementation]
+    reasons = []
     for name in names[:-1]:
         try:
             return _IMPLEMENTATIONS[name](
                 query, key_stream, value_stream, positions=positions, rope=rope, scale=scale, chunk=chunk
             )
-        except NotImplementedError:
-            continue
+        except NotImplementedError as error:
+            reasons.append(str(error))
+    if reasons and query.shape[1] == 1 and jax.default_backend() == "gpu":
+        _say_once("; ".join(reasons))
     return _IMPLEMENTATIONS[names[-1]](
         query, key_stream, value_stream, positions=positions, rope=rope, scale=scale, chunk=chunk
     )
+
+
+@functools.cache
+def _say_once(reasons: str) -> None:
+    logging.getLogger(__name__).warning("decoding without a kernel, in XLA: %s", reasons)

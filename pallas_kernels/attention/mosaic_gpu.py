@@ -1,0 +1,81 @@
+"""Decode attention through Mosaic GPU kernels: the fast path (Hopper)."""
+
+import functools
+
+import jax
+
+from kakeya_jax.cache import ChunkWindow
+from kakeya_jax.pallas_kernels.attention.rotated_codes import (
+    attend_rotated_codes,
+    capacity,
+    num_heads,
+    unsupported,
+)
+from kakeya_jax.rope import Rope
+from kakeya_jax.stream import Stream
+from kakeya_jax.typing import Array, Float, Int
+
+_SINCE = (0, 11)
+"""The first version of JAX whose Mosaic GPU has all that the kernels need."""
+
+_PROGRAMS = 3 * 132
+"""Programs that a GPU is filled with: as many as its multiprocessors hold at once."""
+
+_HEAD_DIMS = (64, 128)
+_TILE, _QUERIES = 64, 8
+
+
+def attention_mosaic_gpu(
+    query: Float[Array, "B T H D"],
+    key_stream: Stream,
+    value_stream: Stream,
+    *,
+    positions: Int[Array, "B T"],
+    rope: Rope,
+    scale: float,
+    chunk: ChunkWindow | None = None,
+    splits: int | None = None,
+) -> Float[Array, "B T H D"]:
+    """See ``compressed_attention``; one query for each row, keys and values of ``turboquant`` with 2 or 4 bits.
+
+    Args:
+        query: see ``compressed_attention``, and
+        key_stream: likewise.
+        value_stream: likewise.
+        positions: likewise.
+        rope: likewise.
+        scale: likewise.
+        chunk: likewise.
+        splits: programs that share the tokens of a head; None for a choice by shape.
+
+    Raises:
+        NotImplementedError: other codecs, shapes, devices or versions of JAX; the message says which.
+    """
+    group, page = query.shape[2] // key_stream.tail.shape[1], key_stream.geometry.page
+    found = [] if jax.default_backend() == "gpu" else ["no NVIDIA GPU"]
+    found += [f"jax {jax.__version__} (0.11 and later)"] if jax.__version_info__[:2] < _SINCE else []
+    found += unsupported(query, key_stream, value_stream)
+    found += [f"head_dim {query.shape[3]}"] if query.shape[3] not in _HEAD_DIMS else []
+    found += [f"{group} queries for a key/value head"] if group > _QUERIES else []
+    found += [f"pages of {page} tokens"] if page % _TILE else []
+    if found:
+        raise NotImplementedError(f"the Mosaic GPU kernel does not support {', '.join(found)}")
+    from kakeya_jax.pallas_kernels.attention.warp_rotated import attend_rotated  # needs jax 0.11
+
+    return attend_rotated_codes(
+        query,
+        key_stream,
+        value_stream,
+        positions=positions,
+        rope=rope,
+        scale=scale,
+        chunk=chunk,
+        kernel=functools.partial(
+            attend_rotated, splits=splits or choose_splits(num_heads(key_stream), capacity(key_stream))
+        ),
+    )
+
+
+def choose_splits(heads: int, tokens: int) -> int:
+    """How many programs share the tokens of each of ``heads`` heads of at most ``tokens`` tokens."""
+    return max(1, min(_PROGRAMS // heads, tokens // (4 * _TILE)))
