@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pathlib
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ from kakeya_jax.recipe import Recipe
 from kakeya_jax.typing import Int
 
 FORMAT = "kakeya-calibration"
-VERSION = 2
+VERSION = 3
 
 _HASHED_WINDOW = 64
 """Tokens in each hashed window of the corpus: a text leaks if it shares one."""
@@ -61,7 +62,7 @@ class Calibration:
         rope_factor: what the rotary embedding multiplies by.
         shape: the sizes of the model.
         model: fingerprint of its parameters (see ``fingerprint``).
-        corpus: hashes of the calibration text, one for every 64 tokens.
+        corpus: hashes of the calibration text, one for every 64 tokens (see ``text_windows``).
         fisher: how the Fisher matrices were made: ``"gradients"``, or ``"differences"`` without a backward pass.
         about: plain data worth knowing: ``tokens``, ``passages``, ``passage_length``, ``label_samples``, ``seed``,
             ``corpus_hash``, ``stability`` (see ``calibration.stability``), and what the caller adds: names, versions,
@@ -124,11 +125,20 @@ class Calibration:
         }
         target = pathlib.Path(path)
         partial = target.with_name(target.name + ".partial")
-        safetensors.numpy.save_file(arrays, partial, metadata=metadata)
+        # Written by this process and not by safetensors, whose files nobody else may read, whatever the umask.
+        partial.write_bytes(safetensors.numpy.save(arrays, metadata=metadata))
         os.replace(partial, target)
 
     def check_model(self, config: ModelShape, params: Any) -> None:
-        """Raises a ``ValueError`` unless these tables were fitted for this model."""
+        """Raises a ``ValueError`` unless these tables were fitted for this model, to the weight."""
+        self.check_shape(config)
+        if fingerprint(params) != self.model:
+            raise ValueError(
+                f"calibration was fitted for other weights (fingerprint {self.model[:12]}); calibrate this model"
+            )
+
+    def check_shape(self, config: ModelShape) -> None:
+        """Raises a ``ValueError`` unless these tables were fitted for a model of the same sizes."""
         found = CacheShape.of(config)
         if found != self.shape:
             differing = ", ".join(
@@ -137,29 +147,45 @@ class Calibration:
                 if getattr(self.shape, name) != getattr(found, name)
             )
             raise ValueError(f"calibration was fitted for a model of {differing}; calibrate this model")
-        if fingerprint(params) != self.model:
-            raise ValueError(
-                f"calibration was fitted for other weights (fingerprint {self.model[:12]}); calibrate this model"
-            )
 
     def check_text(self, tokens: Int[np.ndarray, " n"]) -> None:
         """Raises a ``ValueError`` if ``tokens`` contains a window of the calibration text, at any offset."""
-        leaked = len(set(self.corpus) & set(_window_hashes(tokens, stride=1)))
-        if leaked:
-            raise ValueError(
-                f"the evaluation text contains {leaked} windows of {_HASHED_WINDOW} tokens that the calibration was "
-                "fitted on; evaluate on other text"
-            )
+        by_length: dict[int, set[str]] = defaultdict(set)
+        for window in self.corpus:
+            by_length[_window_length(window)].add(window)
+        for length, seen in by_length.items():
+            leaked = len(seen & set(_window_hashes(tokens, length, stride=1)))
+            if leaked:
+                raise ValueError(
+                    f"the evaluation text contains {leaked} windows of {length} tokens that the calibration was "
+                    "fitted on; evaluate on other text"
+                )
 
 
-def load_calibration(path: str | os.PathLike[str]) -> Calibration:
-    """Reads what ``Calibration.save`` wrote.
+def load_calibration(path: str | os.PathLike[str], config: ModelShape | None = None, params: Any = None) -> Calibration:
+    """Reads what ``Calibration.save`` wrote, for the model that it is of.
+
+    Tables of another model of the same sizes fit every cache and code badly, without an error: give ``config`` and
+    ``params`` wherever the model is at hand, or call ``Calibration.check_model`` before the tables are used.
+
+    Args:
+        path: the file.
+        config: the model's, ``model.config``, together with
+        params: its parameters; both None to read the file alone.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is truncated, altered, of another kind, or of a newer format.
+        ValueError: it is truncated, altered, of another kind or format, or of another model.
     """
-    arrays, header = _read(path)
+    if (config is None) != (params is None):
+        raise ValueError("give both the model's config and its params, or neither to read the file alone")
+    calibration = _calibration(*_read(path))
+    if config is not None:
+        calibration.check_model(config, params)
+    return calibration
+
+
+def _calibration(arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> Calibration:
     statistics: dict[LayerStream, dict[str, np.ndarray]] = {}
     fitted: dict[tuple[int, str, str], dict[str, np.ndarray]] = {}
     for name, array in arrays.items():
@@ -211,16 +237,15 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str
 def fingerprint(params: Any) -> str:
     """A hash of a model's parameters: the same for the same values, whatever dtype they were loaded as.
 
-    Hashes a strided sample of every tensor, rounded to bfloat16: cheap, and any retraining changes it.
+    Hashes every value, rounded to bfloat16, with the name and shape of its tensor: a change of a single weight changes
+    it, unless the change is lost in bfloat16. Tensors come to the host one after another.
     """
     import jax
 
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(jax.tree_util.keystr(path).encode())
-        flat = leaf.reshape(-1)
-        sample = flat[:: max(1, flat.size // 4096)]
-        digest.update(np.asarray(sample.astype(jnp.bfloat16)).tobytes())
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} ".encode())
+        digest.update(np.ascontiguousarray(np.asarray(leaf.astype(jnp.bfloat16))).view(np.uint16).data)
     return digest.hexdigest()
 
 
@@ -231,17 +256,33 @@ def text_hash(tokens: Int[np.ndarray, "*passages n"]) -> str:
 
 
 def text_windows(tokens: Int[np.ndarray, "*passages n"]) -> tuple[str, ...]:
-    """Hashes of the consecutive 64-token windows of each passage, for ``Calibration.corpus``."""
+    """Hashes of windows of 64 tokens that cover each passage, for ``Calibration.corpus``.
+
+    They are consecutive, and the last one is flush with the end of its passage. A shorter passage is one window.
+    """
     passages = np.asarray(tokens).reshape(-1, np.shape(tokens)[-1])
-    return tuple(window for passage in passages for window in _window_hashes(passage, stride=_HASHED_WINDOW))
+    size = min(_HASHED_WINDOW, passages.shape[1])
+    windows: list[str] = []
+    for passage in passages:
+        windows += _window_hashes(passage, size, stride=size)
+        if len(passage) % size:
+            windows += _window_hashes(passage[-size:], size, stride=size)
+    return tuple(windows)
 
 
-def _window_hashes(tokens: Int[np.ndarray, " n"], *, stride: int) -> list[str]:
+def _window_hashes(tokens: Int[np.ndarray, " n"], length: int, *, stride: int) -> list[str]:
+    """Of every ``length`` tokens; in front of the hash their number, unless it is the usual one."""
     data = np.ascontiguousarray(np.asarray(tokens, np.uint32))
-    starts = range(0, len(data) - _HASHED_WINDOW + 1, stride)
+    prefix = "" if length == _HASHED_WINDOW else f"{length}:"
     return [
-        hashlib.blake2b(data[start : start + _HASHED_WINDOW].tobytes(), digest_size=8).hexdigest() for start in starts
+        prefix + hashlib.blake2b(data[start : start + length].tobytes(), digest_size=8).hexdigest()
+        for start in range(0, len(data) - length + 1, stride)
     ]
+
+
+def _window_length(window: str) -> int:
+    length, _, _ = window.rpartition(":")
+    return int(length) if length else _HASHED_WINDOW
 
 
 def _checksum(arrays: dict[str, np.ndarray], header: str) -> str:

@@ -28,6 +28,8 @@ from kakeya_jax.typing import Float, StreamName
 OTHERS: tuple[CodecConfig, ...] = (
     *(codec_config("turboquant", bits=bits, static_mean=True) for bits in (2, 3, 4)),
     *(codec_config("kivi", bits=bits) for bits in (2, 4)),
+    codec_config("besicovitch"),
+    codec_config("lattice", one_scale=True, static_mean=True),
     *(codec_config(name) for name in ("int4", "int8", "identity")),
 )
 """What a stream may take besides ``klt``; all close pages of as many tokens as it does, so exact windows are equal."""
@@ -139,7 +141,10 @@ class Options:
         best = self._at(cheap)
         if best.kl > most:
             raise ValueError(f"no recipe is expected to lose {most:g} nats or fewer; the best loses {best.kl:.1e}")
-        found = self._found(self._last(lambda each: each.kl <= most, start=cheap, end=dear), 0.0)
+        point, beyond = self._neighbours(lambda each: each.kl <= most, start=cheap, end=dear)
+        found = self._found(point, 0.0)
+        for each in (beyond, point):
+            found = self._filled(each, found, most, beyond.bits)
         smaller = [each for each in self._uniform if each.kl <= most and each.bits < found.bits]
         return self._found(min(smaller, key=lambda each: each.bits), 0.0) if smaller else found
 
@@ -181,12 +186,34 @@ class Options:
 
     def _last(self, fits: Callable[["_Point"], bool], *, start: float, end: float) -> "_Point":
         """The point nearest to the price ``end`` that fits, where that of ``start`` does."""
+        return self._neighbours(fits, start=start, end=end)[0]
+
+    def _neighbours(self, fits: Callable[["_Point"], bool], *, start: float, end: float) -> tuple["_Point", "_Point"]:
+        """That point, and the first one beyond it, which does not fit unless both are the point of ``end``."""
         if fits(self._at(end)):
-            return self._at(end)
+            return self._at(end), self._at(end)
         for _ in range(_HALVINGS):
             middle = float(np.sqrt(start * end))
             start, end = (middle, end) if fits(self._at(middle)) else (start, middle)
-        return self._at(start)
+        return self._at(start), self._at(end)
+
+    def _filled(self, point: "_Point", found: Found, most: float, least_bits: float) -> Found:
+        """``found``, or what loses at most ``most`` in fewer bits: the codecs of ``point``, other bits for ``klt``.
+
+        No price leads there: from one point to the next a whole stream may change its codec.
+        """
+        saved = (point.klt_bits - LEAST_BITS) * float(np.mean(point.codec == 0))
+        point = dataclasses.replace(point, klt_bits=LEAST_BITS, bits=point.bits - saved)
+        bit_of_a_group = 1 / self.group_losses[:, :, 0].size
+        low, high = least_bits, found.bits
+        while high - low > bit_of_a_group:
+            middle = (low + high) / 2
+            each = self._found(point, middle)
+            if each.kl <= most and each.bits < found.bits:
+                found, high = each, min(middle, each.bits)
+            else:
+                low = middle
+        return found
 
     def _found(self, point: "_Point", most: float) -> Found:
         """The recipe of a point; what it leaves of ``most`` bits goes to ``klt``."""
@@ -228,14 +255,18 @@ class _Point:
     kl: float
 
 
-def options(calibration: Calibration, *, form: Literal["fast", "quality"] = "fast") -> Options:
+def options(calibration: Calibration, *, form: Literal["fast", "quality"] = "fast", heads_together: int = 1) -> Options:
     """Predicts what every codec costs on every stream: seconds of compilation, then little.
 
     Args:
         calibration: of the model.
         form: of ``klt``.
+        heads_together: of ``klt``: 2 for that of ``klt-pairs``.
+
+    Raises:
+        UnservedError: heads cannot be coded together: their number, or what the calibration has, does not allow it.
     """
-    config = KltConfig(form=form)
+    config = KltConfig(form=form, heads_together=heads_together)
     where: tuple[Where, ...] = tuple(
         (layer, name) for layer in range(calibration.shape.num_layers) for name in ("key", "value")
     )

@@ -116,6 +116,7 @@ def _frame(calibration: Calibration, layer: int, name: StreamName, stream: Strea
             # smaller. What tells so is the count.
             key_largest=jnp.asarray(found["largest"] + centered * np.abs(mean), jnp.float32),
             key_count=float(found["count"]),
+            max_condition=config.max_condition,
         )
     if "query_second_moment" in needed:
         tables["query_second_moment"] = np.mean(calibration.statistics[layer, "key"]["query"], axis=0)

@@ -22,6 +22,7 @@ app.add_typer(bench, name="bench")
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Folder, hub id, or 'demo', the bundled model.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 OfflineFlag = Annotated[bool, typer.Option("--offline", help="Never ask the Hugging Face hub.")]
+HeadDimOption = Annotated[int, typer.Option(min=1, help="For the bits per value.")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 
 
@@ -63,11 +64,11 @@ def eval_command(
         Path | None, typer.Option(help="Token ids, .npy or .npy.xz, instead of a text.", metavar="FILE")
     ] = None,
     protocol: Annotated[str, typer.Option(help="stream or snapshot.")] = "stream",
-    context: Annotated[int, typer.Option(help="Tokens of each passage.")] = 4096,
-    passages: Annotated[int | None, typer.Option(help="Default: until 20,000 tokens are scored.")] = None,
-    warmup: Annotated[int | None, typer.Option(help="Unscored first tokens of a stream [512].")] = None,
-    continuation: Annotated[int | None, typer.Option(help="Tokens fed after a snapshot [512].")] = None,
-    chunk: Annotated[int | None, typer.Option(help="Tokens fed at once; not a matter of quality.")] = None,
+    context: Annotated[int, typer.Option(min=2, help="Tokens of each passage.")] = 4096,
+    passages: Annotated[int | None, typer.Option(min=1, help="Default: until 20,000 tokens are scored.")] = None,
+    warmup: Annotated[int | None, typer.Option(min=0, help="Unscored first tokens of a stream [512].")] = None,
+    continuation: Annotated[int | None, typer.Option(min=2, help="Tokens fed after a snapshot [512].")] = None,
+    chunk: Annotated[int | None, typer.Option(min=1, help="Tokens fed at once; not a matter of quality.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="Calibrated tables.", metavar="FILE")] = None,
     stress: Annotated[
         float | None,
@@ -113,6 +114,7 @@ def eval_command(
         encode_time=encode_time,
         offline=offline,
     )
+    run_eval.check_outputs(json_path=json_path, markdown=markdown, plot=plot)
     result = run_eval.run_request(request, quiet=quiet)
     run_eval.deliver(result, json_path=json_path, markdown=markdown, plot=plot)
 
@@ -180,6 +182,9 @@ def calibrate(
     of_model: Annotated[
         str | None, typer.Option("--model", help="With --check: is the file of this model?", metavar="MODEL")
     ] = None,
+    levels: Annotated[
+        Path | None, typer.Option(help="With --check: write its fitted levels as files of float32.", metavar="FOLDER")
+    ] = None,
     as_json: JsonFlag = False,
     offline: OfflineFlag = False,
     quiet: QuietFlag = False,
@@ -198,7 +203,11 @@ def calibrate(
         from kakeya_jax.eval.calibration_table import report_table
 
         _print(report.to_dict() if as_json else report_table(report), as_json)
+        if levels is not None:
+            print(work.run_levels(check, levels), file=sys.stderr)
         return
+    if levels is not None:
+        raise ValueError("--levels FOLDER writes the levels of a file that exists; name it with --check FILE")
     if out is None:
         raise ValueError("nowhere to write; give --out FILE (or --check FILE to look at one)")
     if merge:
@@ -241,9 +250,10 @@ def search(
         Path | None, typer.Option(help="Measure on this text, which was not calibrated on.", metavar="FILE")
     ] = None,
     tokens: Annotated[Path | None, typer.Option(help="Token ids instead of a text.", metavar="FILE")] = None,
-    context: Annotated[int, typer.Option(help="Tokens of each passage.")] = 4096,
-    passages: Annotated[int | None, typer.Option(help="Default: until 20,000 tokens are scored.")] = None,
+    context: Annotated[int, typer.Option(min=2, help="Tokens of each passage.")] = 4096,
+    passages: Annotated[int | None, typer.Option(min=1, help="Default: until 20,000 tokens are scored.")] = None,
     quality: Annotated[bool, typer.Option("--quality", help="klt in the form that reconstructs keys.")] = False,
+    pairs: Annotated[bool, typer.Option("--pairs", help="klt with heads coded two by two.")] = False,
     as_json: JsonFlag = False,
     offline: OfflineFlag = False,
     quiet: QuietFlag = False,
@@ -264,6 +274,7 @@ def search(
         context=context,
         passages=passages,
         quality=quality,
+        pairs=pairs,
         offline=offline,
     )
     report = work.run_search(request, quiet=quiet)
@@ -271,9 +282,7 @@ def search(
 
 
 @app.command()
-def codecs(
-    head_dim: Annotated[int, typer.Option(help="For the bits per value.")] = 128, as_json: JsonFlag = False
-) -> None:
+def codecs(head_dim: HeadDimOption = 128, as_json: JsonFlag = False) -> None:
     """List the codecs with their options."""
     _configure()
     from kakeya_jax.eval import listing
@@ -283,9 +292,7 @@ def codecs(
 
 
 @app.command()
-def recipes(
-    head_dim: Annotated[int, typer.Option(help="For the bits per value.")] = 128, as_json: JsonFlag = False
-) -> None:
+def recipes(head_dim: HeadDimOption = 128, as_json: JsonFlag = False) -> None:
     """List the named recipes."""
     _configure()
     from kakeya_jax.eval import listing
@@ -298,21 +305,20 @@ def recipes(
 def explain(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name, text form, or JSON file.")],
     model: Annotated[str, typer.Option(help="Folder, hub id (only config.json is fetched), or 'demo'.")],
-    context: Annotated[int, typer.Option(help="Tokens held.")] = 4096,
-    batch: Annotated[int, typer.Option(help="Sequences held.")] = 1,
+    context: Annotated[int, typer.Option(min=1, help="Tokens held.")] = 4096,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences held.")] = 1,
     calibration: Annotated[Path | None, typer.Option(help="Calibrated tables.", metavar="FILE")] = None,
     as_json: JsonFlag = False,
     offline: OfflineFlag = False,
 ) -> None:
     """Show the bytes of every layer, without running the model or reading its weights."""
     _configure(offline=offline)
-    from kakeya_jax.calibration.artifact import load_calibration
     from kakeya_jax.eval import explain as work
     from kakeya_jax.recipe import Recipe
 
     parsed = Recipe.parse(recipe)
-    tables = load_calibration(calibration).tables_for(parsed) if calibration else None
     config = work.load_config(model, offline=offline)
+    tables = work.load_tables(model, config, parsed, calibration)
     report = work.explain(config, parsed, context=context, batch_size=batch, tables=tables)
     shown = (work.report_dict if as_json else work.report_table)(report, parsed, model)
     _print(shown, as_json)
@@ -333,9 +339,9 @@ def doctor(as_json: JsonFlag = False) -> None:
 @bench.command("encode")
 def bench_encode(
     codec: Annotated[list[str] | None, typer.Option(help="Repeat it; all if not given.", metavar="NAME")] = None,
-    vectors: Annotated[int, typer.Option(help="Vectors encoded at once.")] = 4096,
-    head_dim: Annotated[int, typer.Option(help="Dimension of the vectors.")] = 128,
-    repeats: Annotated[int, typer.Option(help="Calls of each; the median counts.")] = 9,
+    vectors: Annotated[int, typer.Option(min=1, help="Vectors encoded at once.")] = 4096,
+    head_dim: Annotated[int, typer.Option(min=1, help="Dimension of the vectors.")] = 128,
+    repeats: Annotated[int, typer.Option(min=1, help="Calls of each; the median counts.")] = 9,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -348,6 +354,35 @@ def bench_encode(
         bench_table.as_dict(rows, vectors, head_dim) if as_json else bench_table.table(rows, vectors, head_dim),
         as_json,
     )
+
+
+@bench.command("attention")
+def bench_attention(
+    shape: Annotated[
+        list[str] | None, typer.Option(help="Repeat it; all but 'tiny' if not given.", metavar="NAME")
+    ] = None,
+    recipe: Annotated[list[str] | None, typer.Option(help="What the cache holds; repeat it.", metavar="RECIPE")] = None,
+    implementation: Annotated[
+        list[str] | None, typer.Option(help="mosaic_gpu, triton or reference; repeat it.", metavar="NAME")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Timed loops of calls; the median counts.")] = 51,
+    dense: Annotated[bool, typer.Option(help="Dense attention beside it.")] = True,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Time a decode step's attention over packed codes beside dense attention."""
+    _configure()
+    from kakeya_jax.eval import attention_table as work
+
+    request = work.Request(
+        shapes=tuple(shape or ()),
+        recipes=tuple(recipe or ()),
+        implementations=tuple(implementation or ()),
+        repeats=repeats,
+        dense=dense,
+    )
+    rows = work.measure(request, quiet=quiet)
+    _print(work.as_dict(rows, request) if as_json else work.table(rows), as_json)
 
 
 @bench.command("storage")
@@ -363,9 +398,9 @@ def bench_storage(
     tokens: Annotated[
         Path | None, typer.Option(help="Token ids to run the model on, instead of the bundled text.", metavar="FILE")
     ] = None,
-    context: Annotated[int, typer.Option(help="Tokens of each passage.")] = 4096,
-    passages: Annotated[int, typer.Option(help="Passages of a session file: rows of the cache.")] = 4,
-    repeats: Annotated[int, typer.Option(help="Calls of each step; the median counts.")] = 5,
+    context: Annotated[int, typer.Option(min=1, help="Tokens of each passage.")] = 4096,
+    passages: Annotated[int, typer.Option(min=1, help="Passages of a session file: rows of the cache.")] = 4,
+    repeats: Annotated[int, typer.Option(min=1, help="Calls of each step; the median counts.")] = 5,
     as_json: JsonFlag = False,
     offline: OfflineFlag = False,
     quiet: QuietFlag = False,

@@ -5,6 +5,7 @@ import importlib.util
 from pathlib import Path
 
 from kakeya_jax.calibration.artifact import load_calibration
+from kakeya_jax.eval.outputs import check_output_file, check_output_folder
 from kakeya_jax.eval.perplexity import Progress, evaluate
 from kakeya_jax.eval.results import EvalResult
 from kakeya_jax.eval.text import encode_text
@@ -28,6 +29,9 @@ RECIPES = (
     "klt-quality-2",
     "klt-pairs-2",
 )
+OUTPUTS = ("results.json", "results.md", "kl_vs_bits.png")
+"""Files that ``run_demo`` writes; the plot only with matplotlib."""
+
 CONTEXT = 2048
 PASSAGES = 4
 NOTE = "small bundled model: these numbers show that everything works, not how recipes do on large models"
@@ -63,10 +67,16 @@ def run_demo(out: Path, *, progress: Progress | None = None) -> EvalResult:
     Args:
         out: the folder to write into; made if it does not exist.
         progress: told about every step.
+
+    Raises:
+        ValueError: the folder cannot be written to.
     """
     from kakeya_jax.eval.plot import save_plot
     from kakeya_jax.eval.table import markdown_table
 
+    check_output_folder("--out", out)
+    for name in OUTPUTS:
+        check_output_file("--out", out / name)
     model, params = checkpoint.load(DEMO)
     text = bundled_text()
     tokens = encode_text(text, load_tokenizer(DEMO))
@@ -86,8 +96,9 @@ def run_demo(out: Path, *, progress: Progress | None = None) -> EvalResult:
         progress=progress,
     )
     result = dataclasses.replace(result, model=DEMO, text=text.name, note=NOTE)
-    result.save(out / "results.json")
-    (out / "results.md").write_text(markdown_table(result))
+    json_path, markdown, plot = (out / name for name in OUTPUTS)
+    result.save(json_path)
+    markdown.write_text(markdown_table(result))
     if importlib.util.find_spec("matplotlib") is not None:
-        save_plot(result, out / "kl_vs_bits.png")
+        save_plot(result, plot)
     return result

@@ -119,7 +119,7 @@ def _codec(name: str) -> tuple[str, str]:
     block = synthetic_kv(0, config.block_size, 128, "value")
     codec = config.build(128, tables=config.neutral_tables(128))
     if config.joint_heads:
-        block = jnp.stack([block] * (2 if config.joint_streams else 1))
+        block = jnp.stack([block] * (2 if config.joint_streams else 1))  # one head: of a stream, or its keys and values
     decoded = jax.jit(round_trip)(codec, block)
     error = float(jnp.sum((decoded - block) ** 2) / jnp.sum(block**2))
     return PASS if error < WORST_CODEC_ERROR else FAIL, f"relative mean squared error {error:.1e}"

@@ -11,6 +11,8 @@ from rich.text import Text
 
 from kakeya_jax.accounting import CacheReport, StreamReport, cache_report
 from kakeya_jax.cache import Tables
+from kakeya_jax.calibration.artifact import load_calibration
+from kakeya_jax.eval.demo import bundled_calibration
 from kakeya_jax.models.config import ModelConfig
 from kakeya_jax.models.locate import DEMO, ModelError, find_folder
 from kakeya_jax.recipe import Recipe
@@ -34,6 +36,21 @@ def load_config(model: str, *, offline: bool = False) -> ModelConfig:
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(f"{model} is no local folder, and its config.json cannot be had: {first_line}") from None
     return ModelConfig.from_folder(Path(path).parent)
+
+
+def load_tables(model: str, config: ModelConfig, recipe: Recipe, calibration: Path | None) -> Tables | None:
+    """The tables of a recipe from the file that was named, or, for the bundled model, from its own.
+
+    Weights are not read, so only the sizes of the model are compared.
+
+    Raises:
+        ValueError, OSError: no calibration file, of a model of other sizes, or without what the recipe needs.
+    """
+    if calibration is None and (model != DEMO or not recipe.needs_calibration):
+        return None
+    loaded = load_calibration(calibration or bundled_calibration())
+    loaded.check_shape(config)
+    return loaded.tables_for(recipe)
 
 
 def explain(

@@ -79,19 +79,13 @@ def evaluate(
         One row for each recipe, in the order given.
 
     Raises:
-        ValueError: text shorter than a context, tokens of another vocabulary, no recipes, or one that does
-            not fit the model.
+        ValueError: text shorter than a context, tokens of another vocabulary, a size out of range or of the other
+            protocol, no recipes, or one that does not fit the model.
     """
     progress = progress or (lambda done, total, what: None)
     if not recipes:
         raise ValueError("no recipes to measure; name at least one")
-    run = Protocol(
-        name=protocol,
-        context=context,
-        warmup=min(512, context // 4) if warmup is None else warmup,
-        continuation=min(512, context // 4) if continuation is None else continuation,
-        chunk=protocols.default_chunk(context) if chunk is None else chunk,
-    )
+    run = Protocol.with_defaults(protocol, context=context, warmup=warmup, continuation=continuation, chunk=chunk)
     check_vocabulary(tokens, model.config.vocab_size)
     count = passage_count(len(tokens), context, run.scored, LEAST_SCORED) if passages is None else passages
     texts = jnp.asarray(cut_passages(tokens, context, count))

@@ -1,5 +1,6 @@
 """The one picture: KL against bits, one point for each recipe."""
 
+import math
 import pathlib
 from typing import Any
 
@@ -18,15 +19,23 @@ _FLOOR = 1e-8
 def save_plot(result: EvalResult, path: str | pathlib.Path) -> None:
     """Writes a PNG of mean KL against all-in bits per value, both logarithmic; down and left is better.
 
+    Rows without coded values, or whose KL is no finite number, have no place on it; a note below names them.
+
+    Args:
+        result: one point for each row.
+        path: ``.png``, or another ending that matplotlib knows; folders are made.
+
     Raises:
         ImportError: matplotlib is not installed.
+        ValueError: no row is left to draw, or matplotlib does not know the ending.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("plots need matplotlib; install it with: pip install 'kakeya-jax[report]'") from None
-    rows = [row for row in result.rows if row.kl_mean == row.kl_mean]
+    check_plot(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [row for row in result.rows if math.isfinite(row.kl_mean) and math.isfinite(row.all_in_bits)]
+    if not rows:
+        raise ValueError(f"no plot {path}: no recipe has both coded values and a finite KL; use a longer --context")
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -38,18 +47,41 @@ def save_plot(result: EvalResult, path: str | pathlib.Path) -> None:
     axes.minorticks_off()
     axes.set_xlim(0.85 * min([2, *(row.all_in_bits for row in rows)]), 22)
     axes.margins(y=0.12)
-    axes.set_xlabel("bits per value, all-in (scales, norms, bases and tables included; exact window not)")
+    axes.set_xlabel("bits per value, all-in (scales, norms and bases included; exact window and tables not)")
     axes.set_ylabel("mean KL(reference || candidate), nats")
     axes.set_title(_wrap(heading(result)), fontsize=9, loc="left")
     axes.grid(alpha=0.3)
-    if rows:
-        axes.legend(loc="upper right", fontsize=8)
+    axes.legend(loc="upper right", fontsize=8)
     _label(figure, axes, rows)
-    if result.note:
-        figure.supxlabel(result.note, fontsize=8, color="dimgray")
+    note = "\n".join(text for text in (result.note, left_out_note(result, rows)) if text)
+    if note:
+        figure.supxlabel(note, fontsize=8, color="dimgray")
     path = pathlib.Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
+
+
+def check_plot(path: str | pathlib.Path) -> None:
+    """Checks, before there is anything to draw, that a plot could be written under this name.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: matplotlib does not know the ending.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    except ImportError:
+        raise ImportError("plots need matplotlib; install it with: pip install 'kakeya-jax[report]'") from None
+    ending = pathlib.Path(path).suffix.removeprefix(".").lower()
+    known = FigureCanvasAgg.get_supported_filetypes()
+    if ending not in known:
+        raise ValueError(f"plot {path} must end in .png, or in one of .{', .'.join(sorted(set(known) - {'png'}))}")
+
+
+def left_out_note(result: EvalResult, drawn: list[Row]) -> str:
+    """Which rows are not drawn; empty if all are."""
+    missing = [row.recipe for row in result.rows if row not in drawn]
+    return f"not drawn, without coded values or a finite KL: {', '.join(missing)}" if missing else ""
 
 
 def _draw(axes: Any, rows: list[Row]) -> None:

@@ -39,12 +39,47 @@ class Protocol:
     def __post_init__(self) -> None:
         if self.name not in PROTOCOLS:
             raise ValueError(f"protocol={self.name!r} must be one of {', '.join(PROTOCOLS)}")
+        if self.context < 2:
+            raise ValueError(f"context={self.context} must be at least 2")
         if not 1 <= self.chunk <= self.context:
             raise ValueError(f"chunk={self.chunk} must be between 1 and context={self.context}")
         if self.name == "stream" and not 0 <= self.warmup <= self.context - 2:
             raise ValueError(f"warmup={self.warmup} leaves nothing to score of context={self.context}")
         if self.name == "snapshot" and not 2 <= self.continuation < self.context:
             raise ValueError(f"continuation={self.continuation} must be between 2 and context - 1 = {self.context - 1}")
+
+    @classmethod
+    def with_defaults(
+        cls,
+        name: str,
+        *,
+        context: int,
+        warmup: int | None = None,
+        continuation: int | None = None,
+        chunk: int | None = None,
+    ) -> "Protocol":
+        """A protocol whose sizes, where they are None, follow from the context.
+
+        Args:
+            name: as the attribute.
+            context: as the attribute.
+            warmup: of a stream; by default 512, or a quarter of a shorter context.
+            continuation: of a snapshot; by default 512, or a quarter of a shorter context.
+            chunk: by default at most 512.
+
+        Raises:
+            ValueError: a size is out of range, or belongs to the other protocol.
+        """
+        for option, value, owner in (("warmup", warmup, "stream"), ("continuation", continuation, "snapshot")):
+            if value is not None and name in PROTOCOLS and name != owner:
+                raise ValueError(f"{option}={value} belongs to the {owner} protocol, not to {name}; leave it out")
+        return cls(
+            name=name,
+            context=context,
+            warmup=min(512, context // 4) if warmup is None else warmup,
+            continuation=min(512, context // 4) if continuation is None else continuation,
+            chunk=default_chunk(context) if chunk is None else chunk,
+        )
 
     @property
     def fed(self) -> int:
@@ -63,7 +98,13 @@ class Protocol:
 
 
 def default_chunk(context: int) -> int:
-    """The largest chunk of at most 512 tokens that divides the context, or 256 if all divisors are small."""
+    """The largest chunk of at most 512 tokens that divides the context, or 256 if all divisors are small.
+
+    Raises:
+        ValueError: a context below 2, of which no prediction could be scored.
+    """
+    if context < 2:
+        raise ValueError(f"context={context} must be at least 2")
     largest = max(size for size in range(1, min(context, 512) + 1) if context % size == 0)
     return largest if largest >= min(context, 64) else 256
 

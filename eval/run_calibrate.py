@@ -9,8 +9,10 @@ from typing import Any
 from kakeya_jax.calibration import check
 from kakeya_jax.calibration.artifact import Calibration, ExactTokens, load_calibration
 from kakeya_jax.calibration.fit import STANDARD, fit
+from kakeya_jax.calibration.level_files import export_levels
 from kakeya_jax.calibration.merge import merge_calibrations
 from kakeya_jax.eval.environment import environment, package_versions
+from kakeya_jax.eval.outputs import check_output_file, check_output_folder
 from kakeya_jax.eval.progress import show_progress
 from kakeya_jax.eval.text import check_vocabulary, cut_passages, encode_text, load_tokens
 from kakeya_jax.models import checkpoint
@@ -45,6 +47,10 @@ class Request:
     def __post_init__(self) -> None:
         if (self.text is None) == (self.tokens is None):
             raise ValueError("give training text: either --text FILE or --tokens FILE")
+        for option in ("context", "passages", "samples"):
+            if getattr(self, option) < 1:
+                raise ValueError(f"--{option} {getattr(self, option)} must be at least 1")
+        check_output_file("--out", self.out)
 
     @property
     def source(self) -> Path:
@@ -66,6 +72,7 @@ def run_calibrate(request: Request, *, quiet: bool = False) -> str:
         tokens = load_tokens(request.source)
     else:
         tokens = encode_text(request.text, load_tokenizer(request.model, offline=request.offline))
+    _check_length(request, len(tokens))
     texts = cut_passages(tokens, request.context, request.passages)
     model, params = checkpoint.load(request.model, offline=request.offline)
     check_vocabulary(tokens, model.config.vocab_size)
@@ -108,6 +115,7 @@ def run_merge(paths: Sequence[Path], out: Path) -> str:
     Raises:
         ValueError, OSError: they do not belong together.
     """
+    check_output_file("--out", out)
     merged = merge_calibrations([load_calibration(path) for path in paths])
     out.parent.mkdir(parents=True, exist_ok=True)
     merged.save(out)
@@ -128,6 +136,17 @@ def run_check(path: Path, *, model: str | None = None, offline: bool = False) ->
     return check.check(calibration)
 
 
+def run_levels(path: Path, folder: Path) -> str:
+    """Writes the fitted levels of a calibration as files of their own; says what was written.
+
+    Raises:
+        ValueError, OSError: no calibration, or one without fitted levels.
+    """
+    check_output_folder("--levels", folder)
+    written = export_levels(load_calibration(path), folder)
+    return f"{folder}: {len(written)} tables of levels, {', '.join(path.name for path in written)}"
+
+
 def parse_window(text: str) -> ExactTokens:
     """``SINKS:RECENT`` or ``SINKS:RECENT:PAGE``.
 
@@ -141,6 +160,21 @@ def parse_window(text: str) -> ExactTokens:
     if recent < 1 or page < 1:
         raise ValueError(f"--window {text!r}: at least the newest token is exact, and a page has at least one token")
     return ExactTokens(sinks=sinks, recent=recent, page=page)
+
+
+def _check_length(request: Request, length: int) -> None:
+    name, context = request.source.name, request.context
+    if length < context:
+        raise ValueError(
+            f"{name} has {length:,} tokens, fewer than one passage of --context {context}; use a longer text or "
+            "a smaller --context"
+        )
+    if length < request.passages * context:
+        raise ValueError(
+            f"{name} has {length:,} tokens, fewer than --passages {request.passages} of --context {context} need "
+            f"({request.passages * context:,}); use a longer text, --passages {length // context} or fewer, or a "
+            "smaller --context"
+        )
 
 
 def _about(request: Request) -> dict[str, Any]:

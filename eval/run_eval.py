@@ -7,8 +7,10 @@ from kakeya_jax.calibration.artifact import Calibration, load_calibration
 from kakeya_jax.calibration.tables import serves
 from kakeya_jax.eval.demo import NOTE, bundled_calibration, bundled_text
 from kakeya_jax.eval.gates import parse_gates
+from kakeya_jax.eval.outputs import check_output_file
 from kakeya_jax.eval.perplexity import evaluate
 from kakeya_jax.eval.progress import show_progress
+from kakeya_jax.eval.protocols import Protocol
 from kakeya_jax.eval.results import EvalResult
 from kakeya_jax.eval.table import make_console, markdown_table, result_table
 from kakeya_jax.eval.text import encode_text, load_tokens
@@ -51,9 +53,24 @@ class Request:
             raise ValueError("nothing to evaluate on; give --text FILE or --tokens FILE")
         if not self.recipes:
             raise ValueError("no recipe; give --recipe NAME (see: kakeya recipes), or --recipe all")
+        self.run()
         for name in (self.dtype, self.cache_dtype):
             if name is not None and name not in DTYPES:
                 raise ValueError(f"dtype {name!r} must be one of {', '.join(DTYPES)}")
+
+    def run(self) -> Protocol:
+        """How each passage is run.
+
+        Raises:
+            ValueError: a size is out of range, or does not belong to the protocol.
+        """
+        return Protocol.with_defaults(
+            self.protocol,
+            context=self.context,
+            warmup=self.warmup,
+            continuation=self.continuation,
+            chunk=self.chunk,
+        )
 
 
 def run_request(request: Request, *, quiet: bool = False) -> EvalResult:
@@ -64,8 +81,9 @@ def run_request(request: Request, *, quiet: bool = False) -> EvalResult:
     """
     calibration = _calibration(request)
     names = expand_recipes(request.recipes, calibration)
-    for name in names:
-        Recipe.parse(name)
+    needed = [Recipe.parse(name).needs_calibration for name in names]
+    if request.calibration is None and not any(needed):
+        calibration = None
     gates = parse_gates(request.gates)
     tokens = None if request.tokens is None else load_tokens(request.tokens)
     if tokens is None:
@@ -131,12 +149,32 @@ def expand_recipes(recipes: tuple[str, ...], calibration: Calibration | None = N
 
 
 def _calibration(request: Request) -> Calibration | None:
-    """The file that was named; for the bundled model its own, unless its weights are changed."""
+    """The file that was named; for the bundled model its own, unless its weights are changed.
+
+    Its own is checked and used only if one of the recipes needs it.
+    """
     if request.calibration is not None:
         return load_calibration(request.calibration)
     if request.model == DEMO and request.stress is None:
         return load_calibration(bundled_calibration())
     return None
+
+
+def check_outputs(*, json_path: str | None = None, markdown: Path | None = None, plot: Path | None = None) -> None:
+    """Checks before a run that ``deliver`` will be able to write its files.
+
+    Raises:
+        ValueError: one of them cannot be written.
+        ImportError: a plot is wanted, and matplotlib is not installed.
+    """
+    if plot:
+        from kakeya_jax.eval.plot import check_plot
+
+        check_plot(plot)
+    named = {"--json": None if json_path == "-" else json_path, "--markdown": markdown, "--plot": plot}
+    for option, path in named.items():
+        if path is not None:
+            check_output_file(option, path)
 
 
 def deliver(

@@ -1,6 +1,7 @@
 """``kakeya search``: the best recipe for a budget from a calibration, then measured on text."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from rich.text import Text
 from kakeya_jax.accounting import cache_report
 from kakeya_jax.calibration.artifact import Calibration, load_calibration
 from kakeya_jax.calibration.search import Found, Options, options
+from kakeya_jax.eval.environment import environment, package_versions
+from kakeya_jax.eval.outputs import check_output_file
 from kakeya_jax.eval.perplexity import evaluate
 from kakeya_jax.eval.progress import show_progress
 from kakeya_jax.eval.results import EvalResult
@@ -35,6 +38,7 @@ class Request:
         context: tokens of each passage, and of the cache whose bytes are counted.
         passages: how many; see ``evaluate``.
         quality: search the form of ``klt`` that reconstructs keys.
+        pairs: search ``klt`` with heads coded two by two.
     """
 
     model: str
@@ -48,6 +52,7 @@ class Request:
     context: int = 4096
     passages: int | None = None
     quality: bool = False
+    pairs: bool = False
     offline: bool = False
 
     def __post_init__(self) -> None:
@@ -60,6 +65,7 @@ class Request:
             raise ValueError("give either --text or --tokens, not both")
         if self.out.suffix != ".json":
             raise ValueError(f"--out {self.out} must end in .json, for recipe files are known by it")
+        check_output_file("--out", self.out)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +105,7 @@ class SearchReport:
 
 
 def run_search(request: Request, *, quiet: bool = False) -> SearchReport:
-    """Searches, writes the recipe, and measures it if there is a text.
+    """Searches, measures the recipe if there is a text, and writes it with what was expected and measured of it.
 
     Raises:
         ValueError, OSError: wrong input, or a budget that no recipe meets; the message is one line.
@@ -119,10 +125,11 @@ def run_search(request: Request, *, quiet: bool = False) -> SearchReport:
                 f"{request.tokens or request.text} has {len(tokens)} tokens, fewer than one context of "
                 f"{request.context}; use a longer text or a smaller --context"
             )
-    found = _search(options(calibration, form="quality" if request.quality else "fast"), request)
+    choices = options(
+        calibration, form="quality" if request.quality else "fast", heads_together=2 if request.pairs else 1
+    )
+    found = _search(choices, request)
     found = dataclasses.replace(found, recipe=dataclasses.replace(found.recipe, name=request.out.stem))
-    request.out.parent.mkdir(parents=True, exist_ok=True)
-    request.out.write_text(found.recipe.to_json() + "\n")
     measured = None
     if tokens is not None:
         with show_progress(quiet=quiet) as progress:
@@ -138,7 +145,7 @@ def run_search(request: Request, *, quiet: bool = False) -> SearchReport:
             )
         source = request.tokens or request.text
         measured = dataclasses.replace(measured, model=request.model, text=source.name if source else "")
-    return SearchReport(
+    report = SearchReport(
         model=request.model,
         found=found,
         context=request.context,
@@ -146,6 +153,47 @@ def run_search(request: Request, *, quiet: bool = False) -> SearchReport:
         measured=measured,
         notes=calibration.notes(),
     )
+    _write(found.recipe.to_json(_about(report, request, calibration)) + "\n", request.out)
+    return report
+
+
+def _about(report: SearchReport, request: Request, calibration: Calibration) -> dict[str, Any]:
+    """Where the recipe comes from, what was expected of it and what was measured; no paths, for files travel."""
+    folder = Path(request.model).expanduser()
+    measured = None
+    if report.measured is not None:
+        result = report.measured.to_dict()
+        (row,) = result["rows"]
+        of_text = ("text", "protocol", "context", "warmup", "passages", "tokens_scored", "reference_ppl")
+        of_row = ("kl_mean", "kl_ci95", "delta_ppl_percent", "top1_agreement", "bits_per_value", "bytes_per_token")
+        measured = {name: result[name] for name in of_text} | {name: row[name] for name in of_row}
+    return {
+        "command": "kakeya search",
+        "date": environment()["date"],
+        "packages": package_versions(),
+        "model": folder.resolve().name if folder.is_dir() else request.model,
+        "model_fingerprint": calibration.model,
+        "calibration_text": calibration.about.get("text"),
+        "budget": {
+            name: value
+            for name in ("max_bits", "max_bytes_per_token", "max_kl")
+            if (value := getattr(request, name)) is not None
+        },
+        "all_in_bits": report.found.bits,
+        "context": report.context,
+        "bytes_per_token": report.bytes_per_token,
+        "predicted_kl": report.found.kl,
+        "measured_kl": None if measured is None else measured["kl_mean"],
+        "measured": measured,
+    }
+
+
+def _write(text: str, path: Path) -> None:
+    """The file appears complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
 
 
 def _search(choices: Options, request: Request) -> Found:

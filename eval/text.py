@@ -68,10 +68,14 @@ def cut_passages(tokens: Int[np.ndarray, " n"], context: int, count: int) -> Int
     """Evenly spaced passages that do not overlap; the first starts the text, the last ends it.
 
     Raises:
-        ValueError: the text is too short.
+        ValueError: the text is too short, or a size is below 1.
     """
+    if context < 1:
+        raise ValueError(f"context={context} must be at least 1 token")
     if len(tokens) < context:
-        raise ValueError(f"text has {len(tokens)} tokens, fewer than context={context}; use a longer text or context")
+        raise ValueError(
+            f"text has {len(tokens)} tokens, fewer than context={context}; use a longer text or a smaller context"
+        )
     fit = len(tokens) // context
     if not 1 <= count <= fit:
         raise ValueError(f"passages={count} must be between 1 and {fit}: text of {len(tokens)}, context={context}")

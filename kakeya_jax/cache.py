@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from kakeya_jax import numeric
-from kakeya_jax.frame import build_frame
+from kakeya_jax.fitted_tables import check_tables
+from kakeya_jax.frame import build_frame, check_frame
 from kakeya_jax.pytree import pytree_dataclass, static_field
 from kakeya_jax.recipe import LayerPlan, Recipe, StreamPlan
 from kakeya_jax.rope import Rope, apply_rope
@@ -165,11 +166,15 @@ class CompressedCache:
         if batch_size < 1 or max_length < 1:
             raise ValueError(f"batch_size={batch_size} and max_length={max_length} must be at least 1")
         shape = CacheShape.of(config)
+        recipe_text = recipe.name if recipe.name in Recipe.names() else recipe.to_text()
 
         def stream(layer: int, plan: LayerPlan, name: StoredName) -> Stream:
             part: StreamPlan = plan.key if name == "both" else getattr(plan, name)
             fitted = (tables or {}).get((layer, name))
             codec_stream = "key" if name == "both" else name
+            check_frame(part.codec, part.rope)
+            where = f"layer {layer}" if name == "both" else f"layer {layer}'s {name}s"
+            check_tables(part.codec, fitted, recipe=recipe_text, where=where)
             codec = part.codec.build(shape.head_dim, layer=layer, stream=codec_stream, tables=fitted)
             frame = build_frame(part.codec, part.rope, shape.num_kv_heads, shape.head_dim, fitted)
             geometry = Geometry(sinks=plan.sinks, recent=plan.recent, page=plan.page, max_length=max_length)

@@ -10,6 +10,7 @@ and blocks.
 
 import dataclasses
 import functools
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -34,6 +35,9 @@ class CodecConfig:
         static_mean: take each head's calibrated mean out before coding and add it back after (see ``frame``).
         whiten: map keys so that plain error is the error of attention logits, by the calibrated second moment of the
             queries (see ``whitening``).
+        max_condition: of ``whiten``: bound on the condition number of that map, above 1, for example 50; None for none.
+            The least ridge that keeps it is added (``whitening.logit_map``). Where queries look along few directions
+            the plain map's is in the thousands, and directions that calibration saw no query along lose most.
     """
 
     name: ClassVar[str]
@@ -51,6 +55,7 @@ class CodecConfig:
     mix_heads: bool = False
     static_mean: bool = False
     whiten: bool = False
+    max_condition: float | None = None
 
     def __post_init__(self) -> None:
         for option, kind in _option_types(type(self)).items():
@@ -59,6 +64,10 @@ class CodecConfig:
                 raise ValueError(f"{self.name}: {option}={value!r} must be {_describe(kind)}")
         if self.block_size < 1:
             raise ValueError(f"block_size={self.block_size} must be at least 1")
+        if self.max_condition is not None and not 1 < self.max_condition < math.inf:
+            raise ValueError(f"{self.name}: max_condition={self.max_condition} must be above 1; 50 is usual")
+        if self.max_condition is not None and not self.whiten:
+            raise ValueError(f"{self.name}: max_condition={self.max_condition:g} is of whitening; add whiten=true")
         if self.joint_heads and (self.mix_heads or self.static_mean or self.whiten):
             raise ValueError(
                 f"{self.name} has its own mean and map for every head: it takes no mix_heads, static_mean or whiten"
@@ -134,7 +143,8 @@ def round_trip(
     """``decode(encode(.))`` of every block, vmapped over all leading axes; float32.
 
     Args:
-        codec: what to code with.
+        codec: what to code with. If its config says ``joint_heads``, a block is ``[heads, n, d]`` and the axis of heads
+            is no leading axis: it is coded as one.
         blocks: the blocks. NaN counts as 0, huge values are clipped (``numeric.finite``; ``identity`` keeps them).
         check_finite: refuse NaN and infinities instead; only outside ``jit``.
 
@@ -148,7 +158,7 @@ def round_trip(
         return codec.decode(codec.encode(block))
 
     fn = one
-    for _ in blocks.shape[:-2]:
+    for _ in blocks.shape[: -3 if codec.config.joint_heads else -2]:
         fn = jax.vmap(fn)
     return fn(blocks)
 

@@ -69,11 +69,7 @@ def build_frame(
     """
     if not (config.static_mean or config.whiten):
         return None
-    if config.whiten and rope != "pre":
-        raise ValueError(
-            f"{config.name}: whiten=true is for keys stored before their rotary embedding; write key@pre={config.name}"
-            "(whiten=true)"
-        )
+    check_frame(config, rope)
 
     def table(name: str, shape: tuple[int, ...]) -> Array:
         return jnp.asarray(fitted_table(tables, name, shape, of=config.name), jnp.float32)
@@ -87,6 +83,15 @@ def build_frame(
             table("rope_frequencies", (head_dim // 2,)) if config.static_mean and rope == "post" else None
         ),
     )
+
+
+def check_frame(config: CodecConfig, rope: RopeClass | None) -> None:
+    """Raises a ``ValueError`` if whitening is asked of anything but keys stored before their rotary embedding."""
+    if config.whiten and rope != "pre":
+        raise ValueError(
+            f"{config.name}: whiten=true is for keys stored before their rotary embedding; write key@pre={config.name}"
+            "(whiten=true)"
+        )
 
 
 def _map(x: Array, matrix: Array) -> Array:

@@ -4,8 +4,11 @@
 reconstructs keys; ``N`` is the mean payload in bits per
 value over all layers and heads. Token scales and page means come on top: 1/8 bit at head dimension 128.
 ``klt-storage-N`` is entropy-coded in files; there ``N`` is what calibration text takes, everything included.
+
+A few budgets are listed; ``N`` may be any that the codec takes, written as briefly as it can be: ``klt-3.5``.
 """
 
+import re
 from collections.abc import Callable
 
 from kakeya_jax.codec import CodecConfig
@@ -22,11 +25,28 @@ STORAGE_BUDGETS = (0.5, 1.0, 2.0, 3.0)
 
 def klt_recipes() -> dict[str, Callable[[], Recipe]]:
     """All of them, smallest first."""
-    named = {f"klt-{bits:g}": _of(KltConfig(bits=bits)) for bits in BUDGETS}
-    named |= {f"klt-pairs-{bits:g}": _of(KltConfig(bits=bits, heads_together=2)) for bits in BUDGETS}
-    named |= {f"klt-quality-{bits:g}": _of(KltConfig(bits=bits, form="quality")) for bits in BUDGETS}
-    return named | {f"klt-storage-{bits:g}": _of(KltStorageConfig(bits=bits)) for bits in STORAGE_BUDGETS}
+    budgets = {"klt": BUDGETS, "klt-pairs": BUDGETS, "klt-quality": BUDGETS, "klt-storage": STORAGE_BUDGETS}
+    return {f"{form}-{bits:g}": _of(form, bits) for form, listed in budgets.items() for bits in listed}
 
 
-def _of(config: CodecConfig) -> Callable[[], Recipe]:
-    return lambda: Recipe(rules=(Rule(codec=config),))
+def klt_recipe(name: str) -> Callable[[], Recipe] | None:
+    """The recipe of ``klt-N``, ``klt-pairs-N``, ``klt-quality-N`` or ``klt-storage-N``; None for other names.
+
+    ``N`` is any number. Calling it raises a ``ValueError`` if the codec does not take that budget.
+    """
+    match = _NAME.fullmatch(name)
+    return None if match is None else _of(match[1], float(match[2]))
+
+
+_NAME = re.compile(r"(klt|klt-pairs|klt-quality|klt-storage)-((?:0|[1-9]\d*)(?:\.\d*[1-9])?)")
+
+_FORMS: dict[str, Callable[[float], CodecConfig]] = {
+    "klt": lambda bits: KltConfig(bits=bits),
+    "klt-pairs": lambda bits: KltConfig(bits=bits, heads_together=2),
+    "klt-quality": lambda bits: KltConfig(bits=bits, form="quality"),
+    "klt-storage": lambda bits: KltStorageConfig(bits=bits),
+}
+
+
+def _of(form: str, bits: float) -> Callable[[], Recipe]:
+    return lambda: Recipe(rules=(Rule(codec=_FORMS[form](bits)),))

@@ -3,6 +3,12 @@
 ``NAME`` holds ``2**bits`` ascending little-endian float32 and nothing else, the format of the KakeyaTurbo calibrator:
 either program reads the other's. ``NAME.json`` says what the levels were fitted to. The header is not needed to read
 the values, but if it is there it must agree with them.
+
+`kakeya calibrate --check FILE --levels FOLDER` writes those of a calibration. A codec with
+``centroids="calibrated"`` or ``"pooled"`` takes one as its table ``"centroids"``::
+
+    tables[layer, "key"] |= {"centroids": load_levels("key.f32")[0]}
+    CompressedCache.init(model.config, recipe, ..., tables=tables)
 """
 
 import hashlib

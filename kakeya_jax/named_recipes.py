@@ -5,25 +5,31 @@ from collections.abc import Callable
 from typing import Any
 
 from kakeya_jax.codecs.registry import codec_config
-from kakeya_jax.klt_recipes import klt_recipes
+from kakeya_jax.klt_recipes import klt_recipe, klt_recipes
 from kakeya_jax.ladder_recipes import ladder_recipes
 from kakeya_jax.recipe import Recipe, Rule
 
 
 def recipe_names() -> tuple[str, ...]:
-    """All names, plain baselines first."""
+    """The names that are listed, plain baselines first; see ``is_recipe_name``."""
     return tuple(_RECIPES)
+
+
+def is_recipe_name(name: str) -> bool:
+    """Whether ``named_recipe`` knows a name: those of ``recipe_names``, and ``klt-N`` for every budget ``N``."""
+    return name in _RECIPES or klt_recipe(name) is not None
 
 
 def named_recipe(name: str) -> Recipe:
     """The recipe of that name, labelled with it.
 
     Raises:
-        ValueError: no such recipe; the message lists those that exist.
+        ValueError: no such recipe; the message lists those that exist. Or ``klt-N`` with a budget out of range.
     """
-    if name not in _RECIPES:
+    make = _RECIPES.get(name) or klt_recipe(name)
+    if make is None:
         raise ValueError(f"unknown recipe {name!r}; named recipes: {', '.join(_RECIPES)}")
-    return dataclasses.replace(_RECIPES[name](), name=name)
+    return dataclasses.replace(make(), name=name)
 
 
 def _both(codec: str, **options: object) -> Callable[[], Recipe]:

@@ -12,6 +12,7 @@ for the command line::
 import dataclasses
 import json
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kakeya_jax.codec import CodecConfig
@@ -100,12 +101,13 @@ class Recipe:
     """Ordered rules and the exact window.
 
     Attributes:
-        rules: the first rule that matches a layer's stream decides; a stream that no rule matches stays bfloat16.
+        rules: the first rule that matches a layer's stream decides; a stream that no rule matches stays bfloat16. A
+            rule that comes after others which match all that it names is refused.
         sinks: first tokens of a sequence kept exact.
         recent: latest tokens always kept exact; at least the newest one is. Because a page of tokens is coded at once,
             between ``recent`` and ``recent + page - 1`` tokens are exact. ``recent=1`` is the tight window: a buffer of
             one page that is flushed when it is full.
-        boundary: number of layers at each end of the model that ``boundary_codec`` codes, before any rule.
+        boundary: number of layers at each end of the model that ``boundary_codec`` codes, before any rule; at most all.
         boundary_codec: the codec of the boundary layers.
         name: a label for tables; not part of what the recipe means.
     """
@@ -123,15 +125,27 @@ class Recipe:
             ("boundary", self.boundary, 0),
             ("recent", self.recent, 1),
         ):
+            if not _is_index(value):
+                raise ValueError(f"{label}={value!r} in recipe must be a whole number")
             if value < least:
                 raise ValueError(f"{label}={value} must be at least {least}")
+        for index, rule in enumerate(self.rules):
+            if is_shadowed(rule, self.rules[:index]):
+                from kakeya_jax.recipe_text import format_rule
+
+                raise ValueError(
+                    f"rule {format_rule(rule)} in recipe never applies: rules before it code all that it names, and "
+                    "the first match decides; remove it, or put it before them"
+                )
 
     def plan(self, num_layers: int) -> tuple[LayerPlan, ...]:
         """What each of ``num_layers`` layers does.
 
         Raises:
-            ValueError: a rule names a layer that the model does not have.
+            ValueError: a rule names a layer that the model does not have, or the boundary is deeper than the model.
         """
+        if self.boundary > num_layers:
+            raise ValueError(f"boundary={self.boundary} in recipe must be at most {num_layers}, the model's layers")
         for rule in self.rules:
             for index in rule.layers or ():
                 if _is_index(index) and not -num_layers <= index < num_layers:
@@ -172,9 +186,14 @@ class Recipe:
 
         return format_recipe(self)
 
-    def to_json(self) -> str:
-        """A JSON object with every setting written out; ``from_json`` gives an equal recipe."""
-        return json.dumps(self.to_dict(), indent=1)
+    def to_json(self, about: Mapping[str, Any] | None = None) -> str:
+        """A JSON object with every setting written out; ``from_json`` gives an equal recipe.
+
+        Args:
+            about: where the recipe comes from and what was measured of it, for whoever reads the file: any JSON
+                values, kept under ``"about"``. It is no part of the recipe: ``from_json`` ignores it.
+        """
+        return json.dumps(self.to_dict() | ({} if about is None else {"about": dict(about)}), indent=1)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object as plain Python."""
@@ -198,7 +217,7 @@ class Recipe:
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
-        """Reads what ``to_json`` wrote.
+        """Reads what ``to_json`` wrote; an ``"about"`` object is accepted and ignored.
 
         Raises:
             ValueError: not JSON, an unknown key, or a value outside its range.
@@ -211,22 +230,11 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Recipe":
-        """Reads what ``to_dict`` gave."""
-        _only_keys(data, ("name", "sinks", "recent", "boundary", "boundary_codec", "rules"), "recipe")
-        rules = []
-        for rule in data.get("rules", []):
-            _only_keys(rule, ("stream", "layers", "rope", "codec"), "rule")
-            if "codec" not in rule:
-                raise ValueError("rule has no 'codec'")
-            layers = rule.get("layers")
-            rules.append(
-                Rule(
-                    stream=rule.get("stream", "both"),
-                    layers=None if layers is None else tuple(layers),
-                    rope=rule.get("rope"),
-                    codec=_codec_from_dict(rule["codec"]),
-                )
-            )
+        """Reads what ``to_dict`` gave; an ``"about"`` object (see ``to_json``) is accepted and ignored."""
+        _only_keys(data, ("name", "sinks", "recent", "boundary", "boundary_codec", "rules", "about"), "recipe")
+        rules = [_rule_from_dict(rule) for rule in _as_list(data.get("rules", []), "rules in recipe")]
+        if not isinstance(data.get("name", ""), str):
+            raise ValueError(f"name={data['name']!r} in recipe must be text")
         options = {name: data[name] for name in ("name", "sinks", "recent", "boundary") if name in data}
         if "boundary_codec" in data:
             options["boundary_codec"] = _codec_from_dict(data["boundary_codec"])
@@ -245,7 +253,7 @@ class Recipe:
 
     @classmethod
     def named(cls, name: str) -> "Recipe":
-        """A recipe of the library by name; ``Recipe.names()`` lists them."""
+        """A recipe of the library by name; ``Recipe.names()`` lists them, and ``klt-N`` is one for any ``N``."""
         from kakeya_jax.named_recipes import named_recipe
 
         return named_recipe(name)
@@ -256,6 +264,19 @@ class Recipe:
         from kakeya_jax.named_recipes import recipe_names
 
         return recipe_names()
+
+
+def is_shadowed(rule: Rule, before: Sequence[Rule]) -> bool:
+    """Whether the rules before it match all that ``rule`` names, in models of any depth."""
+    streams = ("key", "value") if rule.stream == "both" else (rule.stream,)
+    return all(_covers_layers([each for each in before if each.stream in (stream, "both")], rule) for stream in streams)
+
+
+def _covers_layers(rules: Sequence[Rule], rule: Rule) -> bool:
+    if any(each.layers is None for each in rules):
+        return True
+    named = {layer for each in rules for layer in each.layers or ()}
+    return rule.layers is not None and named.issuperset(rule.layers)
 
 
 def _check_joint(layer: int, key: StreamPlan, value: StreamPlan) -> None:
@@ -281,11 +302,34 @@ def _codec_to_dict(codec: CodecConfig) -> dict[str, Any]:
     return {"name": codec.name, **dataclasses.asdict(codec)}
 
 
-def _codec_from_dict(data: dict[str, Any]) -> CodecConfig:
+def _rule_from_dict(data: Any) -> Rule:
+    _only_keys(data, ("stream", "layers", "rope", "codec"), "rule")
+    if "codec" not in data:
+        raise ValueError("rule has no 'codec'")
+    layers = data.get("layers")
+    return Rule(
+        stream=data.get("stream", "both"),
+        layers=None if layers is None else tuple(_as_list(layers, "layers of a rule")),
+        rope=data.get("rope"),
+        codec=_codec_from_dict(data["codec"]),
+    )
+
+
+def _codec_from_dict(data: Any) -> CodecConfig:
+    if not isinstance(data, dict):
+        raise ValueError(f'codec in recipe must be a JSON object such as {{"name": "int8"}}, not {data!r}')
     options = dict(data)
     if "name" not in options:
         raise ValueError("codec in recipe has no 'name'")
+    if not isinstance(options["name"], str):
+        raise ValueError(f"name={options['name']!r} of a codec in recipe must be text, such as 'int8'")
     return codec_config(options.pop("name"), **options)
+
+
+def _as_list(value: Any, what: str) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{what} must be a JSON list, not {value!r}")
+    return list(value)
 
 
 def _only_keys(data: Any, known: tuple[str, ...], what: str) -> None:

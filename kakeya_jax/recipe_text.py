@@ -11,6 +11,9 @@ Items are separated by commas outside brackets::
     layers   = "[" part {"," part} "]"                   part: INDEX, FIRST ":" LAST (both included), or a share
                                                          of the depth between 0 and 1, such as 0.25
     codec    = NAME ["(" option "=" value {"," option "=" value} ")"]
+
+After a named recipe, rules come before its own, of which those that can no longer apply are dropped, and settings
+replace its own.
 """
 
 import dataclasses
@@ -20,8 +23,8 @@ from typing import Any, cast
 
 from kakeya_jax.codec import CodecConfig
 from kakeya_jax.codecs.registry import codec_config, codec_names
-from kakeya_jax.named_recipes import named_recipe, recipe_names
-from kakeya_jax.recipe import DEFAULT_RECENT, DEFAULT_SINKS, Recipe, Rule
+from kakeya_jax.named_recipes import is_recipe_name, named_recipe, recipe_names
+from kakeya_jax.recipe import DEFAULT_RECENT, DEFAULT_SINKS, Recipe, Rule, is_shadowed
 from kakeya_jax.typing import RopeClass
 
 _RULE = re.compile(r"(key|value|both)(?:\[([^\]]*)\])?(?:@(\w+))?")
@@ -44,7 +47,7 @@ def parse_recipe(text: str) -> Recipe:
         return Recipe.from_json(path.read_text())
     if not text:
         raise ValueError(f"empty recipe; name one ({', '.join(recipe_names())}) or write key=CODEC,value=CODEC")
-    if text in recipe_names():
+    if is_recipe_name(text):
         return named_recipe(text)
     base: Recipe | None = None
     rules: list[Rule] = []
@@ -52,10 +55,12 @@ def parse_recipe(text: str) -> Recipe:
     for index, item in enumerate(_split(text)):
         name, equals, value = _partition(item)
         if not equals:
-            if index == 0 and name in recipe_names():
+            if index == 0 and is_recipe_name(name):
                 base = named_recipe(name)
             else:
                 rules.append(Rule(codec=_parse_codec(item)))
+        elif name in settings:
+            raise ValueError(f"recipe {text!r} gives {name} twice; give it once")
         elif name in _SETTINGS:
             settings[name] = _parse_integer(name, value)
         elif name == "boundary_codec":
@@ -63,7 +68,13 @@ def parse_recipe(text: str) -> Recipe:
         else:
             rules.append(_parse_rule(name, value))
     if base is not None:
-        changed = dataclasses.replace(base, rules=tuple(rules) + base.rules, **settings)
+        kept = tuple(rule for rule in base.rules if not is_shadowed(rule, rules))
+        if not kept and dataclasses.replace(base, rules=()) == Recipe(rules=()):
+            raise ValueError(
+                f"recipe {text!r}: the rules after {base.name!r} replace all of it; leave out "
+                f"either {base.name!r} or them"
+            )
+        changed = dataclasses.replace(base, rules=tuple(rules) + kept, **settings)
         return changed if changed == base else dataclasses.replace(changed, name=text)
     if not rules:
         raise ValueError(f"recipe {text!r} names no codec; write for example key=CODEC,value=CODEC")
@@ -72,11 +83,7 @@ def parse_recipe(text: str) -> Recipe:
 
 def format_recipe(recipe: Recipe) -> str:
     """The compact form with only what differs from the defaults."""
-    items = []
-    for rule in recipe.rules:
-        layers = "" if rule.layers is None else f"[{','.join(str(index) for index in rule.layers)}]"
-        rope = "" if rule.rope is None else f"@{rule.rope}"
-        items.append(f"{rule.stream}{layers}{rope}={format_codec(rule.codec)}")
+    items = [format_rule(rule) for rule in recipe.rules]
     defaults = Recipe(rules=())
     if not recipe.rules:
         items.append("both=identity")
@@ -89,6 +96,13 @@ def format_recipe(recipe: Recipe) -> str:
     if recipe.recent != DEFAULT_RECENT:
         items.append(f"recent={recipe.recent}")
     return ",".join(items)
+
+
+def format_rule(rule: Rule) -> str:
+    """``stream[layers]@rope=codec``; layers and rope only if the rule names them."""
+    layers = "" if rule.layers is None else f"[{','.join(str(index) for index in rule.layers)}]"
+    rope = "" if rule.rope is None else f"@{rule.rope}"
+    return f"{rule.stream}{layers}{rope}={format_codec(rule.codec)}"
 
 
 def format_codec(codec: CodecConfig) -> str:
@@ -137,13 +151,15 @@ def _parse_codec(text: str) -> CodecConfig:
     if match is None:
         raise ValueError(f"{text!r} is not a codec; write NAME or NAME(option=value,...)")
     name, body = match.groups()
-    if name not in codec_names() and body is None and name in recipe_names():
+    if name not in codec_names() and body is None and is_recipe_name(name):
         raise ValueError(f"{name!r} is a recipe, not a codec; a named recipe comes first and alone: {name},recent=1")
     options = {}
     for item in _split(body) if body else ():
         option, equals, value = _partition(item)
         if not equals:
             raise ValueError(f"option {item!r} of codec {name!r} has no value; write {item}=VALUE")
+        if option in options:
+            raise ValueError(f"codec {name!r} is given option {option} twice; give it once")
         options[option] = _parse_value(value)
     return codec_config(name, **options)
 

@@ -12,6 +12,18 @@ from kakeya_jax.rope import LinearScaling, Llama3Scaling, Rope, RopeScaling, Yar
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
+_ROPE_NUMBERS = (
+    "rope_theta",
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "beta_fast",
+    "beta_slow",
+    "attention_factor",
+    "mscale",
+    "mscale_all_dim",
+)
+
 _MAX_POSITIONS = {"llama": 2048, "qwen2": 32768, "qwen3": 32768}
 """``max_position_embeddings`` where a config file leaves it out."""
 
@@ -103,7 +115,7 @@ class ModelConfig:
 
         Raises:
             ModelError: an architecture, activation, rope type, sliding window or quantisation that is not
-                supported, or a missing key.
+                supported, a missing key, or a value of the wrong kind.
         """
         model_type = raw.get("model_type")
         if model_type not in MODEL_TYPES:
@@ -116,25 +128,25 @@ class ModelConfig:
             "num_hidden_layers",
             "num_attention_heads",
         )
-        missing = [key for key in required if not isinstance(raw.get(key), int)]
+        missing = [key for key in required if not _is_whole(raw.get(key))]
         if missing:
             raise ModelError(f"config.json has no whole number for {', '.join(missing)}")
-        heads, hidden = raw["num_attention_heads"], raw["hidden_size"]
+        heads = _size(raw, "num_attention_heads", 0)
         # Qwen3 has had its own default since its first release; the others derive it.
-        head_dim = raw.get("head_dim") or (128 if model_type == "qwen3" else hidden // heads)
-        max_positions = raw.get("max_position_embeddings") or _MAX_POSITIONS[model_type]
+        head_dim = _size(raw, "head_dim", 128 if model_type == "qwen3" else raw["hidden_size"] // heads)
+        max_positions = _size(raw, "max_position_embeddings", _MAX_POSITIONS[model_type])
         return cls(
             model_type=model_type,
             vocab_size=raw["vocab_size"],
-            hidden_size=hidden,
+            hidden_size=raw["hidden_size"],
             intermediate_size=raw["intermediate_size"],
             num_layers=raw["num_hidden_layers"],
             num_heads=heads,
-            num_kv_heads=raw.get("num_key_value_heads") or heads,
+            num_kv_heads=_size(raw, "num_key_value_heads", heads),
             head_dim=head_dim,
             rope=_read_rope(raw, head_dim, max_positions),
             max_position_embeddings=max_positions,
-            rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            rms_norm_eps=_number(raw, "rms_norm_eps", 1e-6),
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
             attention_bias=model_type != "qwen2" and bool(raw.get("attention_bias", False)),
             mlp_bias=model_type == "llama" and bool(raw.get("mlp_bias", False)),
@@ -195,6 +207,28 @@ class ModelConfig:
         return raw
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _size(raw: Mapping[str, Any], key: str, default: int) -> int:
+    """A whole number of at least 1; the default where the key is missing or null, as in transformers."""
+    value = raw.get(key)
+    if value is None:
+        return default
+    if not _is_whole(value) or value < 1:
+        raise ModelError(f"{key}={value!r} must be a whole number of at least 1, or be left out")
+    return value
+
+
+def _number(raw: Mapping[str, Any], key: str, default: float) -> float:
+    """A number that is not negative; the default only where the key is missing."""
+    value = raw.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ModelError(f"{key}={value!r} must be a number of at least 0, or be left out")
+    return float(value)
+
+
 def _reject_unsupported(raw: Mapping[str, Any]) -> None:
     if raw.get("hidden_act", "silu") != "silu":
         raise ModelError(f"hidden_act={raw['hidden_act']!r} is not supported; supported: silu")
@@ -213,7 +247,11 @@ def _reject_unsupported(raw: Mapping[str, Any]) -> None:
 
 def _read_rope(raw: Mapping[str, Any], head_dim: int, max_positions: int) -> Rope:
     # As in transformers, the name of version 4 wins over that of version 5.
-    rope: dict[str, Any] = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
+    named = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+    given = raw.get(named) or {}
+    if not isinstance(given, Mapping):
+        raise ModelError(f"{named}={given!r} must be a JSON object with a rope_type, or null")
+    rope: dict[str, Any] = dict(given)
     if any(isinstance(value, Mapping) for value in rope.values()):
         raise ModelError("rope parameters that differ between layers are not supported")
     kind = rope.get("rope_type") or rope.get("type") or "default"
@@ -222,10 +260,13 @@ def _read_rope(raw: Mapping[str, Any], head_dim: int, max_positions: int) -> Rop
     partial = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
     if partial not in (None, 1, 1.0):
         raise ModelError(f"partial_rotary_factor={partial} is not supported; supported: 1.0")
+    for key in _ROPE_NUMBERS:
+        if rope.get(key) is not None:
+            _number(rope, key, 0.0)
     theta = rope.get("rope_theta") or raw.get("rope_theta") or 10000.0
-    original = (
-        raw.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or max_positions
-    )
+    _number({"rope_theta": theta}, "rope_theta", 0.0)
+    original_key = "original_max_position_embeddings"
+    original = _size(raw, original_key, _size(rope, original_key, max_positions))
     if kind == "yarn" and rope.get("factor") is None:
         rope["factor"] = max_positions / original
     return Rope(head_dim=head_dim, theta=float(theta), scaling=_read_scaling(kind, rope, original))

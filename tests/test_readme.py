@@ -21,7 +21,6 @@ def test_first_lines_show_a_recipe_and_a_calibrated_one() -> None:
     assert "tables_for" in calibrated
 
 
-@pytest.mark.slow
 def test_first_lines_run(capsys: pytest.CaptureFixture[str]) -> None:
     """Both blocks, one after the other: the second goes on with the names of the first."""
     names: dict[str, Any] = {}

@@ -41,7 +41,8 @@ class KakeyaConfig(CodecConfig):
         kmeans_centers: directions of each block.
         kmeans_iterations: bound on the assignment passes.
         centroids: ``"gaussian"``; ``"calibrated"`` for levels in the table ``"centroids"`` ``[2**bits]``; or
-            ``"pooled"`` for one such table for all layers.
+            ``"pooled"`` for one such table for all layers. `kakeya calibrate --recipe` fits them; any ascending table
+            of that size does, such as one that ``level_file.load_levels`` reads.
         outlier_threshold: entries of ``z`` (root mean square one) beyond it are also stored as float16; None
             for none.
         outlier_slots: the most entries of a vector that are stored, those of largest magnitude; each takes
@@ -197,8 +198,14 @@ class KakeyaConfig(CodecConfig):
         )
 
 
-_SHARED_HINT = "fit it with kakeya.fit_shared on the stream's vectors, or use basis='block'"
-_CENTROIDS_HINT = "fit it with lloyd_max.fit_levels on standard_residual, or use centroids='gaussian'"
+_SHARED_HINT = (
+    "fit it with `kakeya calibrate MODEL --recipe RECIPE` (in Python: kakeya.fit_shared on the stream's vectors), or "
+    "use basis='block'"
+)
+_CENTROIDS_HINT = (
+    "fit it with `kakeya calibrate MODEL --recipe RECIPE` (in Python: lloyd_max.fit_levels on standard_residual), or "
+    "use centroids='gaussian'"
+)
 _MOMENT_HINT = "it is the mean outer product of the layer's queries before their rotary embedding, or use whiten=true"
 
 

@@ -110,7 +110,7 @@ class KltConfig(CodecConfig):
         return FAST_WIDTHS if self.form == "fast" else QUALITY_WIDTHS
 
     def needs_tables(self) -> tuple[str, ...]:
-        """Names of the calibrated tables."""
+        """Names of the calibrated tables; fast keys also take ``rope_frequencies``, which come from the model."""
         return TABLES
 
     def neutral_tables(self, head_dim: int, *, num_kv_heads: int = 1) -> dict[str, Array]:
@@ -180,7 +180,7 @@ class KltConfig(CodecConfig):
         return self.form == "fast" and stream == "key"
 
 
-TABLES = ("widths", "mean", "variances", "analysis", "synthesis", "rope_frequencies")
+TABLES = ("widths", "mean", "variances", "analysis", "synthesis")
 
 
 @pytree_dataclass

@@ -25,20 +25,19 @@ def attend_exact(
     geometry = key_stream.geometry
     closed = geometry.closed_pages(positions + 1)
 
-    def attend(state: SoftmaxState, key: Array, value: Array, key_positions: Array, visible: Array) -> SoftmaxState:
-        key = rotate_if_stored_before(key, key_stream, key_positions, rope)
-        return softmax_state.attend(state, queries, key, value, visible, scale)
-
     key_window, value_window = _windows(key_stream, value_stream, chunk)
-    state = softmax_state.empty((batch, num_kv_heads, length, group), dim)
     visible = _visible_exact(key_window.positions, positions, geometry.sinks + closed * geometry.page)
-    state = attend(state, key_window.values, value_window.values, key_window.positions, visible)
+    key, value, key_positions = key_window.values, value_window.values, key_window.positions
     num_sinks = key_stream.sinks.shape[2]
-    if not num_sinks:
-        return state
-    sink_positions = jnp.broadcast_to(jnp.arange(num_sinks, dtype=jnp.int32), (batch, num_sinks))
-    visible = sink_positions[:, None, :] <= positions[:, :, None]
-    return attend(state, key_stream.sinks, value_stream.sinks, sink_positions, visible)
+    if num_sinks:  # in front of the window: one softmax over both
+        sink_positions = jnp.broadcast_to(jnp.arange(num_sinks, dtype=jnp.int32), (batch, num_sinks))
+        visible = jnp.concatenate([sink_positions[:, None, :] <= positions[:, :, None], visible], axis=2)
+        key = jnp.concatenate([key_stream.sinks, key], axis=2)
+        value = jnp.concatenate([value_stream.sinks, value], axis=2)
+        key_positions = jnp.concatenate([sink_positions, key_positions], axis=1)
+    key = rotate_if_stored_before(key, key_stream, key_positions, rope)
+    nothing = softmax_state.empty((batch, num_kv_heads, length, group), dim)
+    return softmax_state.attend(nothing, queries, key, value, visible, scale)
 
 
 def rotate_if_stored_before(

@@ -18,8 +18,8 @@ from kakeya_jax.typing import Array, Float, Int
 _SINCE = (0, 11)
 """The first version of JAX whose Mosaic GPU has all that the kernels need."""
 
-_PROGRAMS = 3 * 132
-"""Programs that a GPU is filled with: as many as its multiprocessors hold at once."""
+_PROGRAMS = 132
+"""Programs that a GPU is filled with: one for each multiprocessor of an H200."""
 
 _HEAD_DIMS = (64, 128)
 _TILE, _QUERIES = 64, 8
@@ -59,7 +59,7 @@ def attention_mosaic_gpu(
     found += [f"{group} queries for a key/value head"] if group > _QUERIES else []
     found += [f"pages of {page} tokens"] if page % _TILE else []
     if found:
-        raise NotImplementedError(f"the Mosaic GPU kernel does not support {', '.join(found)}")
+        raise NotImplementedError(f"no Mosaic GPU kernel for this: {', '.join(found)}")
     from kakeya_jax.pallas_kernels.attention.warp_rotated import attend_rotated  # needs jax 0.11
 
     return attend_rotated_codes(
@@ -78,4 +78,4 @@ def attention_mosaic_gpu(
 
 def choose_splits(heads: int, tokens: int) -> int:
     """How many programs share the tokens of each of ``heads`` heads of at most ``tokens`` tokens."""
-    return max(1, min(_PROGRAMS // heads, tokens // (4 * _TILE)))
+    return max(1, min(_PROGRAMS // heads, tokens // (12 * _TILE)))

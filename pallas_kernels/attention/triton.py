@@ -60,7 +60,7 @@ def attention_triton(
     found += [f"{group} queries for a key/value head"] if group > _LARGEST_GROUP else []
     found += [f"pages of {page} tokens"] if (page & -page) < _SMALLEST_TILE else []
     if found:
-        raise NotImplementedError(f"the Triton kernel does not support {', '.join(found)}")
+        raise NotImplementedError(f"no Triton kernel for this: {', '.join(found)}")
     tiling = tiling or choose_tiling(num_heads(key_stream), capacity(key_stream), page)
     return attend_rotated_codes(
         query,

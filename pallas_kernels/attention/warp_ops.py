@@ -12,8 +12,6 @@ from jax.experimental.mosaic.gpu import utils
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, llvm, scf
 
-_inline: Any = utils.inline_ptx  # pyright: ignore[reportAttributeAccessIssue]  (from jax 0.11 on)
-
 Register = Any
 """An ``ir.Value`` of one element."""
 
@@ -40,7 +38,9 @@ def real(value: float) -> Register:
 
 def asm(text: str, *arguments: Register, results: Sequence[ir.Type] | ir.Type, convergent: bool = False) -> Any:
     """PTX without side effects; ``$0`` and up are the results, then the arguments."""
-    return _inline(text, *arguments, result_types=results, convergent=convergent)
+    return utils.inline_ptx(  # pyright: ignore[reportAttributeAccessIssue]  (from jax 0.11 on)
+        text, *arguments, result_types=results, convergent=convergent
+    )
 
 
 def address(ref: Any, byte_offset: Register) -> Register:
@@ -72,7 +72,10 @@ def store_reals(where: Register, values: Sequence[Register], offset: int = 0) ->
     vector = "" if count == 1 else f".v{count}"
     sources = ", ".join(f"${index + 1}" for index in range(count))
     sources = sources if count == 1 else f"{{{sources}}}"
-    _inline(f"st.global{vector}.f32 [$0+{offset}], {sources};", where, *values, has_side_effects=True)
+    text = f"st.global{vector}.f32 [$0+{offset}], {sources};"
+    utils.inline_ptx(  # pyright: ignore[reportAttributeAccessIssue]
+        text, where, *values, has_side_effects=True
+    )
 
 
 def permute_bytes(low: Register, high: Register, selector: Register) -> Register:

@@ -32,7 +32,10 @@ TILE = 64
 QUERIES = 8
 """Columns of a product."""
 
-WARPS = 4
+WARPGROUPS = 3
+"""Groups of four warps in a program: one program fills a multiprocessor. The compiler then has 168 registers for a
+thread, which is what a tile needs; left to itself it takes more, and fewer warps fit."""
+
 _STEPS = TILE // 16
 _LN2 = math.log(2.0)
 
@@ -88,6 +91,7 @@ def attend_rotated(
     value_format: Format,
     scale: float,
     splits: int,
+    warpgroups: int = WARPGROUPS,
 ) -> SoftmaxState:
     """The softmax over the first ``lengths[n]`` tokens of each of ``N`` heads, values still rotated.
 
@@ -102,9 +106,10 @@ def attend_rotated(
         value_format: of the values.
         scale: factor of the logits.
         splits: programs that share the tokens of one head.
+        warpgroups: of a program.
 
     Returns:
-        State of shape ``[4 splits, N, G]``.
+        State of shape ``[4 warpgroups splits, N, G]``.
     """
     heads, group, dim = query.shape
     shape = _Shape(dim, key_format, value_format)
@@ -115,9 +120,10 @@ def attend_rotated(
     halves = jnp.pad((query / largest[..., None]).astype(jnp.float16), (*padding, (0, 0)))
     lane = np.arange(32)[:, None, None]
     fragments = jax.lax.bitcast_convert_type(halves[:, lane // 4, _query_dims(shape)], jnp.int32)
-    states = heads * splits * WARPS
+    warps = 4 * warpgroups
+    states = heads * splits * warps
     kernel = plgpu.kernel(
-        functools.partial(_body, shape=shape, splits=splits, tokens=key_scales.shape[1]),
+        functools.partial(_body, shape=shape, splits=splits, warps=warps, tokens=key_scales.shape[1]),
         out_type=(
             jax.ShapeDtypeStruct((states, QUERIES), jnp.float32),
             jax.ShapeDtypeStruct((states, QUERIES), jnp.float32),
@@ -125,6 +131,8 @@ def attend_rotated(
         ),
         grid=(heads * splits,),
         grid_names=("program",),
+        num_threads=warpgroups,
+        thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
     )
     top, total, weighted = kernel(
@@ -132,7 +140,7 @@ def attend_rotated(
     )
 
     def by_split(states: Array) -> Array:
-        states = states.reshape(heads, splits * WARPS, QUERIES, *states.shape[2:])
+        states = states.reshape(heads, splits * warps, QUERIES, *states.shape[2:])
         return jnp.swapaxes(states, 0, 1)[:, :, :group]
 
     return SoftmaxState(by_split(top) * _LN2, by_split(total), by_split(weighted) * value_format.unit)
@@ -150,11 +158,11 @@ def _query_dims(shape: _Shape) -> np.ndarray:
     return dims
 
 
-def _body(*refs: Any, shape: _Shape, splits: int, tokens: int) -> None:
+def _body(*refs: Any, shape: _Shape, splits: int, warps: int, tokens: int) -> None:
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),) * len(refs), return_type=None)
     def program(context: Any, *refs: Any) -> None:
         del context
-        _program(*refs, shape=shape, splits=splits, tokens=tokens)
+        _program(*refs, shape=shape, splits=splits, warps=warps, tokens=tokens)
 
     program(*refs)
 
@@ -173,6 +181,7 @@ def _program(
     *,
     shape: _Shape,
     splits: int,
+    warps: int,
     tokens: int,
 ) -> None:
     thread = arith.index_cast(ops.i32(), gpu.thread_id(gpu.Dimension.x))
@@ -223,7 +232,7 @@ def _program(
         ]
         scales = [ops.load_words(arith.addi(each, _wide_times(tile, 2 * TILE)), 4) for each in scale_starts]
         logits = [_logits(shape, keys, query, part) for part in range(_STEPS)]
-        following = arith.minui(arith.addi(tile, ops.integer(WARPS)), last)
+        following = arith.minui(arith.addi(tile, ops.integer(warps)), last)
         keys = load_keys(following)
         for part, each in enumerate(logits):
             by_row = [ops.half_of(scales[0][part], upper=upper) for upper in (False, True)]
@@ -254,10 +263,10 @@ def _program(
 
     empty = _joined([ops.real(LOWEST)] * 2, [ops.real(0.0)] * 2, ops.real(0.0), [[ops.real(0.0)] * 4] * shape.blocks)
     keys = load_keys(arith.minui(first, last))
-    final = ops.loop(first, stop, ops.integer(WARPS), [*keys, *empty], step)
+    final = ops.loop(first, stop, ops.integer(warps), [*keys, *empty], step)
     top, total, norm, weighted = _split(final[8 * shape.key_words :])
     total = [_over_rows(each, arith.addf) for each in total]
-    state = arith.addi(_times(program, WARPS), warp)
+    state = arith.addi(_times(program, warps), warp)
     place = arith.addi(_times(state, QUERIES), _times(column, 2))
     # All rows of lanes hold the same; they write the same.
     ops.store_reals(ops.address(top_ref, _times(place, 4)), top)

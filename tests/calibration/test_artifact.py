@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_a_renamed_reshaped_or_retyped_array_is_noticed(path: Path):
 
 def test_another_format_is_refused(full: Calibration, path: Path, monkeypatch):
     monkeypatch.setattr("kakeya_jax.calibration.artifact.VERSION", 9)
-    with pytest.raises(ValueError, match="has format 2, this version of kakeya-jax reads 9; calibrate again"):
+    with pytest.raises(ValueError, match="has format 3, this version of kakeya-jax reads 9; calibrate again"):
         load_calibration(path)
 
 
@@ -103,7 +104,7 @@ def test_writing_leaves_the_old_file_or_the_new_one(full: Calibration, path: Pat
     def fails(*_: Any, **__: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(safetensors.numpy, "save_file", fails)
+    monkeypatch.setattr(safetensors.numpy, "save", fails)
     with pytest.raises(OSError, match="disk full"):
         full.save(path)
     assert path.read_bytes() == before
@@ -119,13 +120,77 @@ def test_another_model_is_refused(config, params, calibration: Calibration):
     assert fingerprint(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)) == fingerprint(params)
 
 
+def test_one_weight_of_another_value_is_another_model(config, params, calibration: Calibration):
+    flat, tree = jax.tree.flatten(params)
+    place = int(np.argmax([leaf.size for leaf in flat]))
+    for index in (0, 1, flat[place].size // 2 + 1, flat[place].size - 1):
+        changed = flat[place].reshape(-1).at[index].add(100.0).reshape(flat[place].shape)
+        other = jax.tree.unflatten(tree, [*flat[:place], changed, *flat[place + 1 :]])
+        with pytest.raises(ValueError, match="fitted for other weights"):
+            calibration.check_model(config, other)
+    values = np.arange(6, dtype=np.float32)
+    prints = {fingerprint({name: values.reshape(shape)}) for name in "ab" for shape in ((6,), (2, 3), (3, 2))}
+    assert len(prints) == 6, "names and shapes count"
+
+
+def test_the_model_is_checked_as_the_file_is_read(config, params, path: Path):
+    assert load_calibration(path, config, params).model == fingerprint(params)
+    with pytest.raises(ValueError, match="fitted for other weights"):
+        load_calibration(path, config, jax.tree.map(lambda x: x * 1.01, params))
+    with pytest.raises(ValueError, match="give both the model's config and its params"):
+        load_calibration(path, config)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_a_file_has_the_mode_that_the_user_s_umask_gives(full: Calibration, tmp_path: Path, mask: int, mode: int):
+    before = os.umask(mask)
+    try:
+        full.save(tmp_path / "d")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "d").stat().st_mode & 0o777 == mode
+
+
 def test_calibration_text_is_refused_at_any_offset(calibration: Calibration, passages: np.ndarray):
     other = np.random.default_rng(9).integers(0, 97, 500, np.int32)
     calibration.check_text(other)
     leaked = np.concatenate([other[:77], passages[1], other[77:]])
-    with pytest.raises(ValueError, match="contains 1 windows of 64 tokens"):
+    with pytest.raises(ValueError, match="contains 2 windows of 64 tokens"):
         calibration.check_text(leaked)
-    assert len(text_windows(passages)) == 4
+    assert len(text_windows(passages)) == 8
+
+
+@pytest.mark.parametrize(
+    ("length", "part", "found"),
+    [
+        (100, slice(30, 100), "1 windows of 64"),  # the end of a passage, which no whole number of windows reaches
+        (128, slice(60, 128), "1 windows of 64"),
+        (60, slice(0, 60), "1 windows of 60"),
+        (60, slice(0, 59), None),
+    ],
+)
+def test_the_ends_of_passages_and_short_passages_are_refused(
+    calibration: Calibration, length: int, part: slice, found: str | None
+):
+    rng = np.random.default_rng(1)
+    passages, other = rng.integers(0, 97, (3, length), np.int32), rng.integers(0, 97, 200, np.int32)
+    fitted = dataclasses.replace(calibration, corpus=text_windows(passages))
+    fitted.check_text(other)
+    leaked = np.concatenate([other[:33], passages[2][part], other[33:]])
+    if found is None:
+        fitted.check_text(leaked)
+        return
+    with pytest.raises(ValueError, match=f"contains {found} tokens"):
+        fitted.check_text(leaked)
+
+
+def test_short_passages_are_refused_after_saving_and_beside_long_ones(calibration: Calibration, tmp_path: Path):
+    short = np.random.default_rng(2).integers(0, 97, (2, 40), np.int32)
+    mixed = dataclasses.replace(calibration, corpus=calibration.corpus + text_windows(short))
+    mixed.save(tmp_path / "c")
+    with pytest.raises(ValueError, match="contains 2 windows of 40 tokens"):
+        load_calibration(tmp_path / "c").check_text(short.reshape(-1))
 
 
 def test_text_hash_depends_on_ids_and_passages(passages: np.ndarray):

@@ -230,13 +230,16 @@ def test_tables_are_of_the_window_of_the_recipe(calibration: Calibration):
     wide = Recipe.parse("both=klt(block_size=16),sinks=2,recent=9")
     assert window_note(calibration, near) == window_note(calibration, wide) == ""
     assert window_note(calibration, Recipe.named("int8")) == ""
-    for window, recipe in enumerate((wide, near)):
-        held = calibration.statistics[1, "key"]
+    streams: tuple[StreamName, ...] = ("key", "value")
+    for (window, recipe), stream in itertools.product(enumerate((wide, near)), streams):
+        held = calibration.statistics[1, stream]
         moments = held["mean"], held["covariance"], held[f"fisher.{window}"]
         config = recipe.plan(2)[1].key.codec
         assert isinstance(config, KltConfig)
-        expected = klt_fit.coordinates(config, "key", *moments, np.asarray(calibration.rope_frequencies))
-        np.testing.assert_array_equal(calibration.tables_for(recipe)[1, "key"]["analysis"], expected["analysis"])
+        expected = klt_fit.coordinates(config, stream, *moments, np.asarray(calibration.rope_frequencies))
+        found = calibration.tables_for(recipe)[1, stream]
+        for name in ("analysis", "synthesis", "variances"):
+            np.testing.assert_array_equal(found[name], expected[name])
     other = window_note(calibration, Recipe.parse("both=klt(block_size=16),sinks=0,recent=20"))
     assert "keeps 0 sinks, 20 recent, pages of 16 exact" in other
     assert "calibrated for 2 sinks, 9 recent" in other

@@ -399,9 +399,13 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
     ("options", "tables", "message"),
     [
         ({"rank": 65}, {}, "rank=65 must be at most head_dim=64"),
-        ({"basis": "shared"}, {}, "needs the table 'mean'; fit it with kakeya.fit_shared"),
+        ({"basis": "shared"}, {}, "needs the table 'mean'; fit it with `kakeya calibrate MODEL --recipe RECIPE`"),
         ({"basis": "shared"}, {"mean": jnp.zeros(3)}, r"shape \(3,\), needs \(64,\)"),
-        ({"centroids": "calibrated"}, {}, "needs the table 'centroids'; fit it with lloyd_max"),
+        (
+            {"centroids": "calibrated"},
+            {},
+            "needs the table 'centroids'; fit it with `kakeya calibrate MODEL --recipe RECIPE`",
+        ),
         ({"centroids": "calibrated", "bits": 1}, {"centroids": jnp.zeros(2)}, "must ascend strictly"),
         ({"weights": "attention"}, {}, "needs the table 'query_second_moment'; it is the mean outer product"),
         ({"residual": "besicovitch", "group_size": 3}, {}, "group_size=3 must divide the padded rank of 64"),

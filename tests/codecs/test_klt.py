@@ -207,29 +207,49 @@ def test_one_broken_value_costs_its_own_token(config: KltConfig, stream: StreamN
 
 
 def folded_logits(held: Klt, code: KltCode, query: jax.Array, start: int, rope: Rope) -> jax.Array:
-    """Logits ``[K, n]`` of rotated queries ``[K, D]``, without decoding a key: the page's start is all they know."""
+    """Logits ``[K, n]`` of rotated queries ``[K, D]``, without decoding a key: the page's start is all they know.
+
+    Heads that are coded together have one code for several queries, each of which reads its own rows of the transform.
+    """
+    together = held.config.heads_together
     turned = rotate_by(query, -start * jnp.asarray(rope.frequencies))
-    inside = jnp.einsum("ked,kd->ke", held.synthesis, turned, precision="highest")
-    along = jnp.einsum("kne,ke->kn", held.code_values(code), inside, precision="highest")
-    constant = jnp.sum(held.page_mean_of(code) * inside, axis=1)
+    inside = jnp.einsum("uehd,uhd->uhe", maps_by_head(held), by_unit(turned, together), precision="highest")
+    along = jnp.einsum("une,uhe->uhn", held.code_values(code), inside, precision="highest")
+    constant = jnp.einsum("ue,uhe->uh", held.page_mean_of(code), inside, precision="highest")
+    folded = decode_scale(code.scale)[:, None] * along + constant[..., None]
     # The same table for all pages: what the mean adds to the logit of every position of one.
-    turning_mean = rotate_by(held.mean[:, None], jnp.arange(N)[:, None] * jnp.asarray(rope.frequencies))
-    bias = jnp.einsum("knd,kd->kn", turning_mean, turned, precision="highest")
-    return decode_scale(code.scale) * along + constant[:, None] + bias
+    turning_mean = rotate_by(held.mean.reshape(K, 1, -1), jnp.arange(N)[:, None] * jnp.asarray(rope.frequencies))
+    return folded.reshape(K, N) + jnp.einsum("knd,kd->kn", turning_mean, turned, precision="highest")
 
 
 def folded_output(held: Klt, code: KltCode, weights: jax.Array) -> jax.Array:
     """Weighted sums ``[K, D]`` of values, mapped back once."""
-    scaled = weights * decode_scale(code.scale)
-    total = jnp.sum(weights, axis=1, keepdims=True)
-    inside = jnp.einsum("kn,kne->ke", scaled, held.code_values(code), precision="highest")
-    inside += total * held.page_mean_of(code)
-    return jnp.einsum("ke,ked->kd", inside, held.synthesis, precision="highest") + total * held.mean
+    grouped = by_unit(weights, held.config.heads_together)
+    scaled = grouped * decode_scale(code.scale)[:, None]
+    inside = jnp.einsum("uhn,une->uhe", scaled, held.code_values(code), precision="highest")
+    inside += jnp.sum(grouped, axis=2, keepdims=True) * held.page_mean_of(code)[:, None]
+    summed = jnp.einsum("uhe,uehd->uhd", inside, maps_by_head(held), precision="highest").reshape(K, -1)
+    return summed + jnp.sum(weights, axis=1, keepdims=True) * held.mean.reshape(K, -1)
 
 
-def test_keys_may_be_attended_to_without_decoding_them() -> None:
+def by_unit(x: jax.Array, together: int) -> jax.Array:
+    """``[K, ...]`` as ``[U, H, ...]``: the heads that are coded together."""
+    return x.reshape(K // together, together, *x.shape[1:])
+
+
+def maps_by_head(held: Klt) -> jax.Array:
+    """``[U, E, H, D]``: the synthesis, its columns by head."""
+    units, width, _ = held.synthesis.shape
+    return held.synthesis.reshape(units, width, held.config.heads_together, -1)
+
+
+FOLDED = [FAST, KltConfig(page_mean=False), KltConfig(heads_together=2)]
+
+
+@pytest.mark.parametrize("config", FOLDED, ids=str)
+def test_keys_may_be_attended_to_without_decoding_them(config: KltConfig) -> None:
     rope, start = Rope(head_dim=D), 640
-    held = codec(FAST, "key")
+    held = codec(config, "key")
     code = encode(held, blocks("key")[2])
     query = jax.random.normal(jax.random.key(0), (K, D))
     positions = start + jnp.arange(N)
@@ -255,7 +275,7 @@ def test_a_huge_mean_costs_keys_nothing(pair: int) -> None:
     assert errors[1] < 1.05 * errors[0]
 
 
-@pytest.mark.parametrize("config", [FAST, QUALITY, KltConfig(page_mean=False)], ids=str)
+@pytest.mark.parametrize("config", [*FOLDED, QUALITY], ids=str)
 def test_values_may_be_summed_without_decoding_them(config: KltConfig) -> None:
     held = codec(config, "value")
     code = encode(held, blocks("value")[2])
@@ -266,15 +286,15 @@ def test_values_may_be_summed_without_decoding_them(config: KltConfig) -> None:
 
 
 @functools.cache
-def small_recipe(form: str) -> tuple[Recipe, dict[tuple[int, str], dict[str, Any]]]:
-    recipe = Recipe.parse(f"both=klt(form={form},block_size=16),sinks=2,recent=5")
+def small_recipe(options: str) -> tuple[Recipe, dict[tuple[int, str], dict[str, Any]]]:
+    recipe = Recipe.parse(f"both=klt({options},block_size=16),sinks=2,recent=5")
     config = recipe.plan(1)[0].key.codec
     assert isinstance(config, KltConfig)
     return recipe, {(0, stream): tables(config)[stream] for stream in STREAMS}
 
 
-def filled(form: str, chunks: list[int]) -> CompressedCache:
-    recipe, found = small_recipe(form)
+def filled(options: str, chunks: list[int]) -> CompressedCache:
+    recipe, found = small_recipe(options)
     shape = CacheShape(num_layers=1, num_kv_heads=K, head_dim=D)
     cache = CompressedCache.init(shape, recipe, batch_size=1, max_length=80, dtype=jnp.float32, tables=found)
     append = jax.jit(lambda layer, key, value: layer.append(key, value, rope=Rope(head_dim=D)).layer)
@@ -285,12 +305,16 @@ def filled(form: str, chunks: list[int]) -> CompressedCache:
     return cache.replace_layers((layer,))
 
 
-@pytest.mark.parametrize("form", ["fast", "quality"])
-def test_codes_do_not_depend_on_how_a_text_is_cut(form: str) -> None:
-    bulk = filled(form, [77])
+CACHED = ("form=fast", "form=quality", "heads_together=2")
+each_cached = pytest.mark.parametrize("options", CACHED)
+
+
+@each_cached
+def test_codes_do_not_depend_on_how_a_text_is_cut(options: str) -> None:
+    bulk = filled(options, [77])
     assert int(bulk.length[0]) == 77
     for chunks in ([1] * 77, [30, 1, 7, 39], [22, 16, 39]):
-        chex.assert_trees_all_equal(filled(form, chunks).layers[0], bulk.layers[0])
+        chex.assert_trees_all_equal(filled(options, chunks).layers[0], bulk.layers[0])
     for stream, held in zip(STREAMS, (bulk.layers[0].key, bulk.layers[0].value), strict=True):
         exact = vectors(stream)[:, :77]
         shown = np.asarray(read(held))[0, :, :77]
@@ -300,9 +324,9 @@ def test_codes_do_not_depend_on_how_a_text_is_cut(form: str) -> None:
         assert 0 < np.mean((shown - exact)[:, coded] ** 2) < 0.1 * np.mean(exact[:, coded] ** 2)
 
 
-@pytest.mark.parametrize("form", ["fast", "quality"])
-def test_a_cache_file_holds_its_tables(form: str, tmp_path: Path) -> None:
-    cache = filled(form, [77])
+@each_cached
+def test_a_cache_file_holds_its_tables(options: str, tmp_path: Path) -> None:
+    cache = filled(options, [77])
     cache.save(tmp_path / "cache")
     loaded = CompressedCache.load(tmp_path / "cache")
     chex.assert_trees_all_equal(loaded, cache)
@@ -326,7 +350,7 @@ def test_a_head_that_costs_nothing_takes_no_bits_and_is_its_mean(stream: StreamN
 
 
 def test_a_cache_whose_values_cost_nothing_serves_their_mean(tmp_path: Path) -> None:
-    _, found = small_recipe("fast")
+    _, found = small_recipe("form=fast")
     mean = np.asarray(found[0, "value"]["mean"])
     none = {**found[0, "value"], "widths": np.zeros((K, D // 8), np.int8)}
     recipe = Recipe.parse("both=klt(block_size=16,page_mean=false),sinks=2,recent=5")
@@ -377,7 +401,7 @@ def test_missing_and_wrong_tables_are_refused() -> None:
         FAST.build(D, tables=without)
     QUALITY.build(D, tables={**without, **three})
     neutral = FAST.neutral_tables(D, num_kv_heads=K)
-    assert set(neutral) == set(FAST.needs_tables())
+    assert set(neutral) == {*FAST.needs_tables(), "rope_frequencies"}
     FAST.build(D, tables=neutral)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from kakeya_jax import cache_file
 from kakeya_jax.accounting import cache_report
 from kakeya_jax.cache import CacheShape, CompressedCache, cache_nbytes, dense_recipe, recode
 from kakeya_jax.recipe import Recipe
@@ -36,16 +37,24 @@ def test_file_is_exact(cache: CompressedCache, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
-def test_truncated_and_foreign_files_say_what_they_are(cache: CompressedCache, tmp_path):
+def test_truncated_altered_and_foreign_files_say_what_they_are(cache: CompressedCache, tmp_path):
     path = tmp_path / "cache"
     cache.save(path)
     whole = path.read_bytes()
-    for length in (0, 4, 100, len(whole) // 2, len(whole) - 1):
+    for length in (0, 4, 8, 9, 100):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="truncated, or of another kind"):
+        with pytest.raises(ValueError, match=f"is truncated: {length} bytes do not hold its header"):
             CompressedCache.load(path)
-    path.write_bytes(b"\x89PNG" + bytes(2000))
-    with pytest.raises(ValueError, match="truncated, or of another kind"):
+    for length in (len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=f"is truncated: {length} of {len(whole)} bytes"):
+            CompressedCache.load(path)
+    for foreign in (b"\x89PNG\r\n\x1a\n" + bytes(2000), b"just a text", bytes(100)):
+        path.write_bytes(foreign)
+        with pytest.raises(ValueError, match="is not a kakeya cache file"):
+            CompressedCache.load(path)
+    path.write_bytes(whole[:8] + b"{{" + whole[10:])
+    with pytest.raises(ValueError, match="was altered after it was written"):
         CompressedCache.load(path)
     safetensors.numpy.save_file({"weight": np.ones(3)}, path)
     with pytest.raises(ValueError, match="a safetensors file of another kind, not a kakeya-cache file"):
@@ -54,19 +63,42 @@ def test_truncated_and_foreign_files_say_what_they_are(cache: CompressedCache, t
         CompressedCache.load(tmp_path / "nothing")
 
 
+def test_a_flipped_byte_anywhere_in_the_data_is_noticed(cache: CompressedCache, tmp_path):
+    path = tmp_path / "cache"
+    cache.save(path)
+    whole = path.read_bytes()
+    data = 8 + int.from_bytes(whole[:8], "little")
+    for position in np.linspace(data, len(whole) - 1, 9).astype(int):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match="was altered after it was written: its checksum does not match"):
+            CompressedCache.load(path)
+    recipe = whole.replace(rb"\"bits\": 3", rb"\"bits\": 4")
+    assert recipe != whole
+    path.write_bytes(recipe)
+    with pytest.raises(ValueError, match="its checksum does not match"):
+        CompressedCache.load(path)
+
+
 def rewrite(path, change) -> None:
     with safetensors.safe_open(path, framework="numpy") as file:
         metadata = file.metadata()
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     change(metadata, arrays)
+    metadata["checksum"] = cache_file._checksum(metadata["header"], arrays)
     safetensors.numpy.save_file(arrays, path, metadata=metadata)
 
 
 def test_newer_or_altered_files_are_refused(cache: CompressedCache, tmp_path):
     path = tmp_path / "cache"
     cache.save(path)
-    rewrite(path, lambda metadata, arrays: metadata.update(version="3"))
-    with pytest.raises(ValueError, match="cache format 3; this kakeya-jax reads 2: save it anew"):
+    rewrite(path, lambda metadata, arrays: metadata.update(version="4"))
+    with pytest.raises(ValueError, match="cache format 4; this kakeya-jax reads 3: save it anew"):
+        CompressedCache.load(path)
+    cache.save(path)
+    rewrite(path, lambda metadata, arrays: metadata.update(version="2"))  # which had no checksum
+    with pytest.raises(ValueError, match="cache format 2; this kakeya-jax reads 3: save it anew"):
         CompressedCache.load(path)
     cache.save(path)
     rewrite(path, lambda metadata, arrays: arrays.pop("layers.1.value.tail"))

@@ -1,7 +1,5 @@
 """Entropy coding: every value comes back, at the rate the tables promise, or the page is refused."""
 
-import time
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -163,15 +161,3 @@ def test_nothing_to_code():
     coded = encode_pages(np.zeros((0, COUNT), np.int16), np.zeros(COUNT, int), tables)
     assert (coded.data, len(coded.nbytes)) == (b"", 0)
     assert decode_pages([], coded.checksums, np.zeros(COUNT, int), tables).shape == (0, COUNT)
-
-
-def test_speed():
-    """Measured 50 million values per second of one core; a slip into loops over values would be 100 times slower."""
-    rng = np.random.default_rng(5)
-    deviations = np.geomspace(0.3, 4, 64)
-    tables, rows = gaussian_tables(deviations), np.repeat(np.arange(64), 128)
-    values = np.rint(rng.standard_normal((64, rows.size)) * deviations[rows]).astype(np.int16)
-    start = time.process_time()
-    coded = encode_pages(values, rows, tables)
-    decode_pages(split(coded), coded.checksums, rows, tables)
-    assert 2 * values.size / (time.process_time() - start) > 5e6

@@ -20,7 +20,16 @@ from kakeya_jax.whitening import whitening_tables
 SHAPE = CacheShape(num_layers=1, num_kv_heads=2, head_dim=16)
 ROPE = Rope(head_dim=16)
 LENGTH, MAX_LENGTH = 61, 64
-WINDOW = "both=identity(block_size=4),sinks=3,recent=5"
+WINDOW = "sinks=3,recent=5"
+
+
+def parse(rules: str) -> Recipe:
+    """Rules under a small window; what they leave out is kept exact."""
+    complete = "both=" in rules or ("key" in rules and "value=" in rules)
+    exact = "" if complete else ",both=identity(block_size=4)"
+    return Recipe.parse(f"{rules}{exact},{WINDOW}")
+
+
 """Ends every recipe: what it does not code stays dense, in pages short enough for this text."""
 MEAN = 4.0 * np.random.default_rng(0).standard_normal((2, 16)).astype(np.float32)
 
@@ -61,7 +70,7 @@ def tables(text) -> Tables:
 
 
 def empty(recipe: str | Recipe, tables: Tables | None, *, batch_size: int = 2, dtype=jnp.float32) -> LayerCache:
-    recipe = Recipe.parse(f"{recipe},{WINDOW}") if isinstance(recipe, str) else recipe
+    recipe = parse(recipe) if isinstance(recipe, str) else recipe
     cache = CompressedCache.init(
         SHAPE, recipe, batch_size=batch_size, max_length=MAX_LENGTH, dtype=dtype, tables=tables
     )
@@ -236,7 +245,7 @@ def test_cache_file_keeps_frames_bit_for_bit(text, tables: Tables, tmp_path) -> 
     recipe = Recipe.parse(
         "key=turboquant(bits=3,block_size=8,static_mean=true),value=lattice(block_size=8,static_mean=true),recent=4"
     )
-    whitened = Recipe.parse(f"key@pre=lattice(block_size=8,whiten=true,static_mean=true),{WINDOW}")
+    whitened = parse("key@pre=lattice(block_size=8,whiten=true,static_mean=true)")
     for each in (recipe, whitened):
         cache = CompressedCache.init(SHAPE, each, batch_size=2, max_length=MAX_LENGTH, tables=tables)
         cache = cache.replace_layers((fill(cache.layers[0], key, value),))
@@ -259,7 +268,7 @@ def test_cache_file_keeps_frames_bit_for_bit(text, tables: Tables, tmp_path) -> 
     ],
 )
 def test_tables_are_charged_as_fitted(recipe: str, key: int, value: int, tables: Tables) -> None:
-    parsed = Recipe.parse(f"{recipe},{WINDOW}")
+    parsed = parse(recipe)
     report = cache_report(SHAPE, parsed, max_length=MAX_LENGTH, tables=tables)
     assert [stream.fitted for stream in report.streams] == [4 * key, 4 * value]
     cache = CompressedCache.init(SHAPE, parsed, batch_size=1, max_length=MAX_LENGTH, tables=tables)

@@ -204,16 +204,12 @@ def test_recode_in_and_out(text):
         ("key=klt-storage,value=int8", "give layer 0 the same for both, both=klt-storage"),
         ("value=klt-storage", "give layer 0 the same for both"),
         ("key=klt-storage(bits=2),value=klt-storage(bits=1)", "give layer 0 the same for both"),
-        ("both=klt-storage,key[1]=int8", ""),
         ("key[1]=int8,both=klt-storage", "give layer 1 the same for both"),
         ("both@post=klt-storage", "before their rotary embedding"),
     ],
 )
 def test_one_stream_alone_is_refused(recipe: str, message: str):
     parsed = Recipe.parse(recipe)
-    if not message:  # the first rule that matches decides
-        assert all(plan.joint for plan in parsed.plan(2))
-        return
     with pytest.raises(ValueError, match=message):
         parsed.plan(2)
 

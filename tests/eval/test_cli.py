@@ -1,8 +1,10 @@
 """The command line as its users meet it: exit codes, one-line errors, JSON."""
 
 import json
+import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,8 @@ import tokenizers
 
 from kakeya_jax import accounting
 from kakeya_jax.cache import CompressedCache
-from kakeya_jax.eval import demo, doctor
+from kakeya_jax.codecs.registry import codec_names
+from kakeya_jax.eval import demo, doctor, run_eval
 from kakeya_jax.eval.cli import run
 from kakeya_jax.eval.results import SCHEMA
 from kakeya_jax.models import checkpoint
@@ -127,12 +130,122 @@ def test_bad_inputs(fails, model_folder, token_file, tmp_path):
     assert "No such command" in fails("frobnicate")
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--context", -4096),
+        ("--context", 1),
+        ("--passages", 0),
+        ("--warmup", -1),
+        ("--continuation", 1),
+        ("--chunk", 0),
+    ],
+)
+def test_numbers_out_of_range(fails, option: str, value: int):
+    assert f"Invalid value for '{option}'" in fails("eval", "demo", "--recipe", "int8", option, value)
+
+
+def test_sizes_of_the_other_protocol(fails):
+    said = fails("eval", "demo", "--recipe", "int8", "--continuation", 50)
+    assert "continuation=50 belongs to the snapshot protocol, not to stream; leave it out" in said
+    said = fails("eval", "demo", "--recipe", "int8", "--protocol", "snapshot", "--warmup", 50)
+    assert "warmup=50 belongs to the stream protocol, not to snapshot; leave it out" in said
+
+
+def test_outputs_that_cannot_be_written_are_found_before_the_run(
+    monkeypatch, fails, model_folder, token_file, tmp_path
+):
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("the model was loaded before the outputs were checked")
+
+    monkeypatch.setattr(checkpoint, "load", work)
+    monkeypatch.setattr("kakeya_jax.eval.run_calibrate.merge_calibrations", work)
+    (tmp_path / "file").touch()
+    below, folder = tmp_path / "file" / "out", tmp_path / "folder.png"
+    folder.mkdir()
+    of_eval = eval_arguments(model_folder, token_file, "--recipe", PAGES_OF_16)
+    train = ("--tokens", token_file)
+    budget = ("--calibration", tmp_path / "file", "--max-bits", 2)
+    for command in (
+        (*of_eval, "--json", below),
+        (*of_eval, "--markdown", below),
+        (*of_eval, "--plot", f"{below}.png"),
+        calibrate_arguments(model_folder, below, *train),
+        ("calibrate", "--merge", tmp_path / "a", "--merge", tmp_path / "b", "--out", below),
+        ("search", model_folder, *budget, "--out", f"{below}.json"),
+        ("demo", "--out", below),
+    ):
+        assert f"cannot be written: {tmp_path / 'file'} is no folder" in fails(*command)
+    assert "--plot" in (said := fails(*of_eval, "--plot", folder))
+    assert "is a folder; name a file in it" in said
+    assert "must end in .png" in fails(*of_eval, "--plot", tmp_path / "plot.doc")
+    (tmp_path / "demo" / "results.md").mkdir(parents=True)
+    assert "results.md is a folder" in fails("demo", "--out", tmp_path / "demo")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "file", "folder.png"]
+
+
+def test_folders_that_refuse_new_files_are_found_before_the_run(monkeypatch, fails, model_folder, token_file, tmp_path):
+    def refuse(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")  # a superuser may write to any folder
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    arguments = eval_arguments(model_folder, token_file, "--recipe", PAGES_OF_16, "--json", tmp_path / "new" / "a.json")
+    assert f"cannot be written: Permission denied: {tmp_path}; name another place" in fails(*arguments)
+
+
+def test_a_plot_of_recipes_that_code_nothing(model_folder, token_file, tmp_path, capsys):
+    plot = ["--plot", tmp_path / "kl.png", "--no-encode-time", "--quiet"]
+    # With its window of 4 + 128 tokens int8 codes nothing of 128.
+    assert run(eval_arguments(model_folder, token_file, "--recipe", "int8", *plot)) == 2
+    said = capsys.readouterr()
+    assert "int8" in said.out  # the table is there nevertheless
+    assert said.err.count("\n") == 1
+    assert "no recipe has both coded values and a finite KL; use a longer --context" in said.err
+
+
+def test_the_bundled_calibration_is_used_only_by_recipes_that_need_it(monkeypatch, fails, model_folder, token_file):
+    class Bundled:
+        def check_model(self, *_: object) -> None:
+            raise ValueError("fitted for other weights")
+
+    def measure(*_: object, calibration: object, **__: object) -> None:
+        raise ValueError(f"measured with {calibration}")
+
+    monkeypatch.setattr(run_eval, "DEMO", str(model_folder))
+    monkeypatch.setattr(run_eval, "load_calibration", lambda path: Bundled())
+    monkeypatch.setattr(run_eval, "evaluate", measure)
+    arguments = eval_arguments(model_folder, token_file, "--quiet", "--dtype", "float16", "--recipe", "int8")
+    assert "measured with None" in fails(*arguments)
+    assert "fitted for other weights" in fails(*arguments, "--recipe", "klt-2")
+
+
 def test_unsupported_architecture(fails, model_folder, token_file, tmp_path):
     config = json.loads((model_folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
     message = "model_type='mamba' is not supported; supported: llama, qwen2, qwen3"
     assert message in fails(*eval_arguments(tmp_path, token_file, "--recipe", "int8"))
     assert message in fails("explain", "int8", "--model", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"head_dim": "x"}, "head_dim='x' must be"),
+        ({"head_dim": 0}, "head_dim=0 must be"),
+        ({"rms_norm_eps": None}, "rms_norm_eps=None must be"),
+        ({"rope_scaling": "x"}, "rope_scaling='x' must be"),
+    ],
+)
+def test_mistakes_in_a_model_config(fails, model_folder, tmp_path, change, message: str):
+    config = json.loads((model_folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    assert message in fails("explain", "int8", "--model", tmp_path)
+
+
+def test_head_dimensions_that_do_not_exist(fails):
+    for command in ("codecs", "recipes"):
+        for head_dim in (0, -8):
+            assert "Invalid value for '--head-dim'" in fails(command, "--head-dim", head_dim)
 
 
 def test_tracebacks_on_request(monkeypatch):
@@ -239,6 +352,12 @@ def test_doctor_finds_what_is_broken(monkeypatch, capsys):
     assert "RuntimeError: no luck" in text
 
 
+@pytest.mark.parametrize("name", codec_names())
+def test_doctor_passes_every_codec(name: str):
+    check = doctor._check("codec", lambda: doctor._codec(name))
+    assert check.status == doctor.PASS, check.detail
+
+
 def test_doctor_notices_a_codec_that_destroys_values(monkeypatch):
     monkeypatch.setattr(doctor, "round_trip", lambda codec, block: 0 * block)
     assert doctor._check("codec", lambda: doctor._codec("int8")).status == doctor.FAIL
@@ -316,7 +435,36 @@ def test_calibrate_refuses_in_one_line(fails, model_folder, token_file, tmp_path
     assert "only looks at a file" in fails("calibrate", model_folder, "--check", out)
     assert "takes no model" in fails("calibrate", model_folder, "--merge", out, "--merge", out, "--out", out)
     assert "does not exist" in fails("calibrate", "--check", out)
+    for option in ("context", "passages", "samples"):
+        for number in (0, -5):
+            said = fails(*calibrate_arguments(model_folder, out, *train, f"--{option}={number}"))
+            assert f"--{option} {number} must be at least 1" in said
+    said = fails(*calibrate_arguments(model_folder, out, *train, "--context", 4096))
+    assert "has 1,600 tokens, fewer than one passage of --context 4096; use a longer text or a smaller" in said
+    said = fails(*calibrate_arguments(model_folder, out, *train, "--passages", 13))
+    assert "--passages 13 of --context 128 need (1,664)" in said
+    assert "--passages 12 or fewer" in said
     assert not out.exists()
+    for arguments in (
+        calibrate_arguments("no/model", tmp_path, *train),
+        ["calibrate", "--merge", out, "--out", tmp_path],
+    ):
+        assert "is a folder; name a file in it" in fails(*arguments)  # before anything is loaded
+
+
+def test_missing_tables_name_the_command_that_fits_them(fails, model_folder, token_file):
+    for recipe, table in (("ladder-b3", "whitening"), ("value=kakeya(bits=2,basis=shared)", "mean")):
+        said = fails(*eval_arguments(model_folder, token_file, "--recipe", recipe))
+        assert f"needs the table '{table}'; fit it with `kakeya calibrate MODEL" in said
+        assert f"--recipe {shlex.quote(recipe)} --out FILE`" in said
+
+
+def test_explain_finds_the_calibration_of_the_bundled_model(fails, capsys):
+    assert run(["explain", "klt-2", "--model", "demo", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["bits_per_value"]["payload"] == pytest.approx(2.0, abs=0.01)
+    assert report["table_bytes"] > 0
+    assert "kakeya calibrate MODEL" in fails("explain", "ladder-b3", "--model", "demo")
 
 
 def test_calibrations_merge_and_are_looked_at(fails, model_folder, token_file, tmp_path, capsys):

@@ -14,7 +14,7 @@ from kakeya_jax.eval.run_calibrate import expand_fitted
 from kakeya_jax.eval.run_eval import expand_recipes
 from kakeya_jax.recipe import Recipe
 
-COMMON_OPTIONS = ("block_size", "mix_heads", "static_mean", "whiten")
+COMMON_OPTIONS = ("block_size", "mix_heads", "static_mean", "whiten", "max_condition")
 
 
 def lines_of(shown: Any, width: int) -> list[str]:
@@ -92,8 +92,8 @@ def test_bytes_are_those_of_one_token_and_head(head_dim: int, int8: int, kivi: i
 def test_own_options_come_first() -> None:
     for codec in list_codecs(128):
         options = list(codec["options"])
-        assert tuple(options[-4:]) == COMMON_OPTIONS
-        assert not set(options[:-4]) & set(COMMON_OPTIONS)
+        assert tuple(options[-5:]) == COMMON_OPTIONS
+        assert not set(options[:-5]) & set(COMMON_OPTIONS)
 
 
 def test_only_entropy_coded_recipes_have_a_note() -> None:

@@ -52,7 +52,8 @@ def broken_codec(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("protocol", ["stream", "snapshot"])
 def test_what_is_scored_is_read_from_the_codes(broken_codec, tiny_model, tiny_tokens, protocol: str):
-    result = measure(tiny_model, tiny_tokens, [IDENTITY, INT8, BROKEN], protocol=protocol, **SHORT)
+    sizes = SHORT if protocol == "stream" else {**SHORT, "warmup": None}
+    result = measure(tiny_model, tiny_tokens, [IDENTITY, INT8, BROKEN], protocol=protocol, **sizes)
     identity, int8, broken = result.rows
     assert identity.kl_mean < 1e-6
     assert identity.top1_agreement > 0.99
@@ -121,10 +122,9 @@ def test_snapshot_scores_the_continuation_after_a_clean_prefill(tiny_model, tiny
             protocol=name,
             context=128,
             passages=4,
-            warmup=warmup,
-            continuation=24,
+            **size,
         )
-        for name, warmup in (("stream", 104), ("snapshot", None))
+        for name, size in (("stream", {"warmup": 104}), ("snapshot", {"continuation": 24}))
     )
     assert (stream.continuation, snapshot.continuation) == (None, 24)
     assert stream.tokens_scored == snapshot.tokens_scored == 4 * 23
@@ -165,6 +165,9 @@ def test_progress_counts_up_to_the_end(tiny_model, tiny_tokens):
         ({"protocol": "replay"}, "protocol='replay' must be one of stream, snapshot"),
         ({"context": 128, "warmup": 127}, "leaves nothing to score"),
         ({"context": 128, "protocol": "snapshot", "continuation": 128}, "continuation=128 must be between"),
+        ({"context": -4096}, "context=-4096 must be at least 2"),
+        ({"context": 128, "continuation": 50}, "continuation=50 belongs to the snapshot protocol, not to stream"),
+        ({"context": 128, "protocol": "snapshot", "warmup": 8}, "warmup=8 belongs to the stream protocol"),
         ({"context": 128, "chunk": 0}, "chunk=0 must be between 1 and"),
         ({"context": 128, "recipes": []}, "no recipes"),
         ({"context": 128, "recipes": ["int5"]}, "unknown codec 'int5'"),

@@ -151,9 +151,21 @@ def test_markdown_table_has_one_line_for_each_row():
     assert any("warning" in line for line in lines)
 
 
-def test_plot_is_written_whatever_the_numbers(tmp_path: Path):
+def test_plot_leaves_out_what_has_no_place_on_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     identity = dataclasses.replace(ROW, recipe="identity", all_in_bits=16.0, kl_mean=0.0, kl_ci95=(0.0, 0.0))
     save_plot(dataclasses.replace(RESULT, rows=(ROW, TIGHT, BROKEN, identity)), tmp_path / "a" / "kl.png")
     assert (tmp_path / "a" / "kl.png").read_bytes().startswith(b"\x89PNG")
-    save_plot(dataclasses.replace(RESULT, rows=(BROKEN,)), tmp_path / "empty.png")
-    assert (tmp_path / "empty.png").stat().st_size > 1000
+    uncoded = dataclasses.replace(ROW, recipe="uncoded", payload_bits=float("nan"), all_in_bits=float("nan"))
+    broken = dataclasses.replace(BROKEN, recipe="broken")
+    notes: list[str] = []
+    labels: list[str] = []
+    monkeypatch.setattr("matplotlib.figure.Figure.supxlabel", lambda self, text, **_: notes.append(text))
+    monkeypatch.setattr("matplotlib.axes.Axes.set_xlabel", lambda self, text, **_: labels.append(text))
+    save_plot(dataclasses.replace(RESULT, rows=(ROW, uncoded, broken), note="small"), tmp_path / "some.png")
+    assert notes == ["small\nnot drawn, without coded values or a finite KL: uncoded, broken"]
+    assert labels == ["bits per value, all-in (scales, norms and bases included; exact window and tables not)"]
+    with pytest.raises(ValueError, match="no recipe has both coded values and a finite KL"):
+        save_plot(dataclasses.replace(RESULT, rows=(uncoded, broken)), tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+    with pytest.raises(ValueError, match=r"must end in \.png"):
+        save_plot(RESULT, tmp_path / "kl.txt")

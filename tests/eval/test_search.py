@@ -92,6 +92,30 @@ def test_klt_spends_as_its_own_allocation_does(calibration, form):
         assert coded[where].bits == pytest.approx(each.mean() + choices.overhead)
 
 
+def test_heads_may_be_coded_together(calibration, choices):
+    """Where heads have something in common, pairs are expected to lose less at the same bits; on none of them more."""
+    pairs = search.options(calibration, heads_together=2)
+    for bits in (1.0, 2.0, 3.0):
+        found = pairs.within_bits(bits)
+        assert found.bits <= bits
+        assert found.kl < choices.within_bits(bits).kl
+        assert {rule.codec.heads_together for rule in found.recipe.rules if isinstance(rule.codec, KltConfig)} == {2}
+        tables = calibration.tables_for(found.recipe)
+        report = cache_report(calibration.shape, found.recipe, max_length=1300, tables=tables)
+        assert report.all_in_bits_per_value == pytest.approx(found.bits)
+    apart = {where: named for where, named in calibration.statistics.items() if where[1] != "both"}
+    with pytest.raises(ValueError, match="without --no-joint"):
+        search.options(dataclasses.replace(calibration, statistics=apart), heads_together=2)
+
+
+def test_every_family_is_a_candidate(choices):
+    assert {codec.name for codec in choices.others} == {
+        *("turboquant", "kivi", "besicovitch", "lattice", "int4", "int8", "identity")
+    }
+    assert (choices.other_losses > 0).all()
+    assert np.isfinite(choices.other_losses).all()
+
+
 def test_smallest_recipe_for_a_loss(choices):
     for most in (1e-2, 1e-3, 1e-4):
         found = choices.within_kl(most)
@@ -158,9 +182,19 @@ def test_search_command(calibrated, capsys, tmp_path):
     assert row["bits_per_value"]["all_in"] == pytest.approx(report["all_in_bits"])
     assert row["bytes_per_token"] == report["bytes_per_token"]
     assert 0.1 < row["kl_mean"] / report["predicted_kl"] < 10
-    assert run([*map(str, arguments), "--max-kl", "0.01"]) == 0
+    about = json.loads(out.read_text())["about"]
+    assert (about["predicted_kl"], about["measured_kl"]) == (report["predicted_kl"], row["kl_mean"])
+    assert (about["all_in_bits"], about["bytes_per_token"]) == (report["all_in_bits"], row["bytes_per_token"])
+    assert (about["model"], about["budget"], about["context"]) == (calibrated.name, {"max_bits": 2.5}, 320)
+    assert (about["measured"]["text"], about["measured"]["kl_ci95"]) == ("new.npy", row["kl_ci95"])
+    assert str(calibrated) not in out.read_text(), "files travel: no paths"
+    assert list(out.parent.iterdir()) == [out]
+    assert run([*map(str, arguments), "--max-kl", "0.01", "--pairs"]) == 0
     text = capsys.readouterr().out
     assert "not measured" in text
+    about = json.loads(out.read_text())["about"]
+    assert about["predicted_kl"] <= 0.01
+    assert about["measured_kl"] is about["measured"] is None
     assert len([line for line in text.splitlines() if line.split()[1:2] in (["key"], ["value"])]) == 4
 
 

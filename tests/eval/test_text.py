@@ -62,6 +62,8 @@ def test_passages_span_the_text_and_do_not_overlap(length: int, count: int):
 def test_short_texts_are_refused():
     with pytest.raises(ValueError, match="text has 9 tokens, fewer than context=10"):
         text.cut_passages(np.arange(9), 10, 1)
+    with pytest.raises(ValueError, match="context=0 must be at least 1"):
+        text.cut_passages(np.arange(9), 0, 1)
     with pytest.raises(ValueError, match="passages=4 must be between 1 and 3"):
         text.cut_passages(np.arange(39), 10, 4)
     with pytest.raises(ValueError, match="passages=0"):

@@ -199,6 +199,7 @@ def decode_step(recipe: str, group: int):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:.*[Tt]riton.*:DeprecationWarning")
 @pytest.mark.parametrize("name", ["triton", pytest.param("mosaic_gpu", marks=needs_mosaic)])
 @pytest.mark.parametrize(("dim", "group", "bits"), SHAPES)
 def test_gpu_kernels_attend(name: str, dim: int, group: int, bits: tuple[int, int]):
@@ -210,6 +211,7 @@ def test_gpu_kernels_attend(name: str, dim: int, group: int, bits: tuple[int, in
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:.*[Tt]riton.*:DeprecationWarning")
 @pytest.mark.parametrize("name", ["triton", pytest.param("mosaic_gpu", marks=needs_mosaic)])
 @pytest.mark.parametrize("code", [0, 255])
 def test_gpu_kernels_at_extremes(name: str, code: int):
@@ -223,6 +225,7 @@ def test_gpu_kernels_at_extremes(name: str, code: int):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:.*[Tt]riton.*:DeprecationWarning")
 @pytest.mark.parametrize("name", ["triton", pytest.param("mosaic_gpu", marks=needs_mosaic)])
 @pytest.mark.parametrize("recipe", ["both=turboquant(bits=4)", "key=turboquant(bits=4),value=turboquant(bits=2)"])
 def test_gpu_decode_step_is_the_reference(name: str, recipe: str):

@@ -1,0 +1,111 @@
+"""``kakeya bench attention``: what was asked for on the command line, and the speeds as a table and as JSON."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import rich.box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from kakeya_jax.eval.bench_attention import AttentionSpeed, bench_attention, best_dense
+from kakeya_jax.eval.environment import environment
+from kakeya_jax.pallas_kernels.attention.arg_specs import ARG_SPECS, ArgSpec
+
+RECIPES = ("turboquant-4", "turboquant-2")
+IMPLEMENTATIONS = ("mosaic_gpu", "triton")
+Rows = Mapping[str, list[AttentionSpeed]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """The options of ``kakeya bench attention``; ``bench_attention`` explains those it takes."""
+
+    shapes: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()
+    implementations: tuple[str, ...] = ()
+    repeats: int = 51
+    dense: bool = True
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.shapes if name not in ARG_SPECS]
+        if unknown:
+            raise ValueError(f"unknown shape {unknown[0]!r}; known: {', '.join(ARG_SPECS)}")
+        if self.repeats < 2:
+            raise ValueError(f"repeats={self.repeats} must be at least 2")
+
+    @property
+    def specs(self) -> dict[str, ArgSpec]:
+        """The shapes asked for; all but the tiny one if none were."""
+        return {name: ARG_SPECS[name] for name in self.shapes or [name for name in ARG_SPECS if name != "tiny"]}
+
+
+def measure(request: Request, *, quiet: bool = False) -> dict[str, list[AttentionSpeed]]:
+    """The rows of every shape, with a line on stderr for each as it comes.
+
+    Raises:
+        ValueError: an unknown recipe.
+    """
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    found = {}
+    for shape, spec in request.specs.items():
+        found[shape] = bench_attention(
+            spec,
+            request.recipes or RECIPES,
+            implementations=request.implementations or IMPLEMENTATIONS,
+            repeats=request.repeats,
+            dense=request.dense,
+            on_row=lambda row, shape=shape: say(f"{shape} {row.name}: {row.milliseconds:.4f} ms"),
+            on_skip=lambda name, reason, shape=shape: say(f"{shape} {name}: not measured: {reason}"),
+        )
+    return found
+
+
+def table(rows: Rows) -> Group:
+    """The rows for a terminal."""
+    shown = Table(box=rich.box.SIMPLE_HEAD, title="one decode step of one layer", title_justify="left", pad_edge=False)
+    for name in ("shape", "implementation"):
+        shown.add_column(name)
+    for name in ("ms", "quartiles", "GB/s\nread", "times the\nbest dense", "temporary\nMB"):
+        shown.add_column(name, justify="right")
+    for shape, measured in rows.items():
+        for row in measured:
+            ratio = _ratio(row, measured)
+            temporary = row.temporary_nbytes
+            shown.add_row(
+                shape,
+                row.name,
+                f"{row.milliseconds:.4f}",
+                "{:.4f} {:.4f}".format(*row.quartiles),
+                f"{row.nbytes / row.milliseconds / 1e6:,.0f}",
+                "-" if ratio is None else f"{ratio:.2f}",
+                "-" if temporary is None else f"{temporary / 1e6:.1f}",
+            )
+    return Group(shown, Text("floor copy: the dense K and V at the speed of a copy; GB/s of codes or of dense K and V"))
+
+
+def as_dict(rows: Rows, request: Request) -> dict[str, Any]:
+    """The rows as plain data for JSON, with the shapes and the environment."""
+    return {
+        "environment": environment(),
+        "repeats": request.repeats,
+        "shapes": {
+            shape: {
+                **dataclasses.asdict(ARG_SPECS[shape]),
+                "rows": [{**dataclasses.asdict(row), "ratio": _ratio(row, measured)} for row in measured],
+            }
+            for shape, measured in rows.items()
+        },
+    }
+
+
+def _ratio(row: AttentionSpeed, measured: list[AttentionSpeed]) -> float | None:
+    """How many times as fast as the best dense implementation."""
+    dense = best_dense(measured)
+    return None if dense is None else dense.milliseconds / row.milliseconds

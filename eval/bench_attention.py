@@ -1,0 +1,241 @@
+"""Decode attention over packed codes on this device, beside dense attention in the same run.
+
+One measurement is a jitted loop of whole calls, each on other buffers than the one before, together at least four
+times the largest second-level cache: queries rotated, codes read, exact tokens attended to, parts merged, result
+rotated back.
+"""
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kakeya_jax.cache import CacheShape, CompressedCache, LayerCache
+from kakeya_jax.eval.torch_attention import torch_baselines
+from kakeya_jax.pallas_kernels.attention import compressed_attention
+from kakeya_jax.pallas_kernels.attention.arg_specs import ArgSpec
+from kakeya_jax.recipe import Recipe
+from kakeya_jax.rope import Rope
+from kakeya_jax.stream import Stream
+from kakeya_jax.typing import Array
+
+ROTATED_NBYTES = 4 * 60 * 10**6
+"""Bytes read before a buffer is read again: four times the second-level cache of an H200."""
+
+_COPIES = 8
+"""Copies in one call: a single one would be mostly launching."""
+
+_LOOP_SECONDS = 4e-3
+"""Least duration of what is timed at once."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionSpeed:
+    """One implementation at one shape.
+
+    Attributes:
+        name: of the implementation; of a packed one with its recipe.
+        milliseconds: of one call, the median.
+        quartiles: of the same.
+        nbytes: read for coded tokens by one call.
+        temporary_nbytes: that the compiled call allocates; None if it is not XLA's.
+        compile_seconds: of the whole loop.
+    """
+
+    name: str
+    milliseconds: float
+    quartiles: tuple[float, float]
+    nbytes: int
+    temporary_nbytes: int | None
+    compile_seconds: float | None
+
+
+def bench_attention(
+    spec: ArgSpec,
+    recipes: Sequence[str],
+    *,
+    implementations: Sequence[str] = ("mosaic_gpu", "triton"),
+    repeats: int = 51,
+    dense: bool = True,
+    on_row: Callable[[AttentionSpeed], None] = lambda row: None,
+    on_skip: Callable[[str, str], None] = lambda name, reason: None,
+) -> list[AttentionSpeed]:
+    """Times one decode step of one layer.
+
+    Args:
+        spec: the shape.
+        recipes: what the cache holds.
+        implementations: of ``compressed_attention``.
+        repeats: loops that are timed.
+        dense: also dense attention: cuDNN through JAX, PyTorch's if it is installed, and copying as a floor.
+        on_row: called with each row as soon as it is measured.
+        on_skip: called with the name of what does not run here, and why.
+    """
+    rows: list[AttentionSpeed] = []
+
+    def measure(name: str, run: Callable[[], AttentionSpeed]) -> None:
+        try:
+            rows.append(run())
+        except (NotImplementedError, RuntimeError) as error:
+            on_skip(name, str(error).splitlines()[0])
+        else:
+            on_row(rows[-1])
+
+    if dense:
+        measure("copy", lambda: _time_copy(spec, repeats))
+        measure("dense jax-cudnn", lambda: _time_cudnn(spec, repeats))
+        for name, run in torch_baselines(spec, repeats).items():
+            measure(name, lambda name=name, run=run: _of_torch(name, spec, run()))
+    for recipe in recipes:
+        layers = _random_layers(spec, Recipe.parse(recipe))
+        for implementation in implementations:
+            name = f"{recipe} {implementation}"
+            measure(name, lambda name=name, i=implementation: _time_packed(name, spec, layers, i, repeats))  # noqa: B023
+    return rows
+
+
+def best_dense(rows: Sequence[AttentionSpeed]) -> AttentionSpeed | None:
+    """The fastest dense implementation, if one was measured."""
+    return min((row for row in rows if row.name.startswith("dense")), key=lambda row: row.milliseconds, default=None)
+
+
+def _time_packed(
+    name: str, spec: ArgSpec, layers: list[LayerCache], implementation: str, repeats: int
+) -> AttentionSpeed:
+    rope, scale = Rope(head_dim=spec.head_dim), spec.head_dim**-0.5
+    positions = layers[0].key.length[:, None] - 1
+
+    def call(query: Array, layer: LayerCache) -> Array:
+        return compressed_attention(
+            query, layer.key, layer.value, positions=positions, rope=rope, scale=scale, implementation=implementation
+        )
+
+    nbytes = sum(leaf.nbytes for stream in (layers[0].key, layers[0].value) for leaf in jax.tree.leaves(stream.blocks))
+    return _time(name, call, _query(spec), layers, nbytes, repeats)
+
+
+def _time_cudnn(spec: ArgSpec, repeats: int) -> AttentionSpeed:
+    if jax.default_backend() != "gpu":
+        raise NotImplementedError("no NVIDIA GPU")
+    shape = (spec.batch, spec.tokens, spec.num_kv_heads, spec.head_dim)
+    buffers = [
+        tuple(jax.random.normal(key, shape, jnp.bfloat16) for key in jax.random.split(jax.random.key(index)))
+        for index in range(_copies(spec.dense_nbytes))
+    ]
+
+    def call(query: Array, buffer: tuple[Array, Array]) -> Array:
+        return jax.nn.dot_product_attention(query, *buffer, implementation="cudnn")
+
+    return _time("dense jax-cudnn", call, _query(spec), buffers, spec.dense_nbytes, repeats)
+
+
+def _time_copy(spec: ArgSpec, repeats: int) -> AttentionSpeed:
+    """How long the dense K and V would take at the speed of a copy, reads and writes counted."""
+    count = max(spec.dense_nbytes, ROTATED_NBYTES) // 4
+    source = jax.random.normal(jax.random.key(0), (count,), jnp.float32)
+    copy = jax.jit(lambda x: jax.lax.fori_loop(0, _COPIES, lambda _, x: x + 1.0, x))
+    seconds = _seconds(lambda: copy(source), repeats)
+    share = spec.dense_nbytes / (2 * source.nbytes * _COPIES)
+    return _row("floor copy", [each * share for each in seconds], spec.dense_nbytes, None, None)
+
+
+def _time(
+    name: str, call: Callable[[Array, Any], Array], query: Array, buffers: Sequence[Any], nbytes: int, repeats: int
+) -> AttentionSpeed:
+    """Times ``call`` with every buffer in turn; each query depends on the result before, so that none is left out."""
+    memory = jax.jit(call).lower(query, buffers[0]).compile().memory_analysis()
+    once = jax.jit(call)
+    jax.block_until_ready(once(query, buffers[0]))
+    single = statistics.median(_seconds(lambda: once(query, buffers[0]), 5))
+    rounds = max(1, math.ceil(_LOOP_SECONDS / (single * len(buffers))))
+
+    def loop(query: Array, buffers: Sequence[Any]) -> Array:
+        def one_round(index: Array, query: Array) -> Array:
+            del index
+            for buffer in buffers:
+                query = query + 1e-6 * call(query, buffer).astype(query.dtype)
+            return query
+
+        return jax.lax.fori_loop(0, rounds, one_round, query)
+
+    start = time.perf_counter()
+    compiled = jax.jit(loop).lower(query, buffers).compile()
+    compile_seconds = time.perf_counter() - start
+    calls = rounds * len(buffers)
+    seconds = [each / calls for each in _seconds(lambda: compiled(query, buffers), repeats)]
+    return _row(name, seconds, nbytes, None if memory is None else memory.temp_size_in_bytes, compile_seconds)
+
+
+def _row(
+    name: str, seconds: list[float], nbytes: int, temporary: int | None, compile_seconds: float | None
+) -> AttentionSpeed:
+    low, middle, high = statistics.quantiles((1e3 * each for each in seconds), n=4)
+    return AttentionSpeed(
+        name=name,
+        milliseconds=middle,
+        quartiles=(low, high),
+        nbytes=nbytes,
+        temporary_nbytes=temporary,
+        compile_seconds=compile_seconds,
+    )
+
+
+def _of_torch(name: str, spec: ArgSpec, seconds: list[float]) -> AttentionSpeed:
+    return _row(name, seconds, spec.dense_nbytes, None, None)
+
+
+def _seconds(call: Callable[[], Any], repeats: int) -> list[float]:
+    jax.block_until_ready(call())
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def _query(spec: ArgSpec) -> Array:
+    shape = (spec.batch, 1, spec.num_kv_heads * spec.group, spec.head_dim)
+    return jax.random.normal(jax.random.key(1), shape, jnp.bfloat16)
+
+
+def _copies(nbytes: int) -> int:
+    return max(1, math.ceil(ROTATED_NBYTES / nbytes)) if jax.default_backend() == "gpu" else 1
+
+
+def _random_layers(spec: ArgSpec, recipe: Recipe) -> list[LayerCache]:
+    """Layers full of random codes, as many as the cache of the device must not hold."""
+    shape = CacheShape(num_layers=1, num_kv_heads=spec.num_kv_heads, head_dim=spec.head_dim)
+    length = spec.tokens + recipe.sinks + recipe.recent
+    layer = CompressedCache.init(shape, recipe, batch_size=spec.batch, max_length=length, dtype=jnp.bfloat16).layers[0]
+    assert isinstance(layer, LayerCache)
+    nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves((layer.key.blocks, layer.value.blocks)))
+    fill = jax.jit(_filled, static_argnames="length")
+    return [
+        LayerCache(key=fill(layer.key, jax.random.key(2 * n), length=length),
+                   value=fill(layer.value, jax.random.key(2 * n + 1), length=length))
+        for n in range(_copies(nbytes))
+    ]  # fmt: skip
+
+
+def _filled(stream: Stream, key: Array, *, length: int) -> Stream:
+    """Random bits in integer leaves, numbers between 0.05 and 0.3 in others, normal exact tokens."""
+    keys = iter(jax.random.split(key, 64))
+
+    def draw(leaf: Array) -> Array:
+        if jnp.issubdtype(leaf.dtype, jnp.integer):
+            return jax.random.bits(next(keys), leaf.shape, leaf.dtype)
+        return jax.random.uniform(next(keys), leaf.shape, jnp.float32, 0.05, 0.3).astype(leaf.dtype)
+
+    return dataclasses.replace(
+        stream,
+        blocks=jax.tree.map(draw, stream.blocks),
+        sinks=jax.random.normal(next(keys), stream.sinks.shape, stream.sinks.dtype),
+        tail=jax.random.normal(next(keys), stream.tail.shape, stream.tail.dtype),
+        length=jnp.full_like(stream.length, length),
+    )

@@ -1,0 +1,70 @@
+"""``kakeya bench attention`` on a shape that any machine can run."""
+
+import json
+
+import pytest
+
+from kakeya_jax.eval import bench_attention
+from kakeya_jax.eval.bench_attention import AttentionSpeed, best_dense
+from kakeya_jax.eval.cli import run
+from kakeya_jax.pallas_kernels.attention.arg_specs import ARG_SPECS
+
+TINY = ("bench", "attention", "--shape", "tiny", "--repeats", "3", "--implementation", "reference")
+
+
+def test_json_of_a_measurement(capsys: pytest.CaptureFixture[str]):
+    assert run([*TINY, "--recipe", "turboquant-4", "--json"]) == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    rows = {row["name"]: row for row in found["shapes"]["tiny"]["rows"]}
+    spec = ARG_SPECS["tiny"]
+    packed = rows["turboquant-4 reference"]
+    # K and V: half a byte for a coordinate and a float16 scale for a vector.
+    assert packed["nbytes"] == 2 * spec.batch * spec.num_kv_heads * spec.tokens * (spec.head_dim // 2 + 2)
+    assert packed["milliseconds"] > 0
+    assert packed["quartiles"][0] <= packed["milliseconds"] <= packed["quartiles"][1]
+    assert rows["floor copy"]["nbytes"] == spec.dense_nbytes
+    assert found["environment"]["devices"]
+    assert "tiny turboquant-4 reference" in printed.err
+
+
+def test_what_does_not_run_here_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    def fails(*_: object) -> AttentionSpeed:
+        raise NotImplementedError("no NVIDIA GPU")
+
+    monkeypatch.setattr(bench_attention, "_time_cudnn", fails)
+    monkeypatch.setattr(bench_attention, "torch_baselines", lambda spec, repeats: {})
+    assert run([*TINY, "--recipe", "turboquant-2"]) == 0
+    assert "dense jax-cudnn: not measured: no NVIDIA GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(("--shape", "huge"), "unknown shape 'huge'; known: b1-k8-g4-128k"), (("--repeats", "1"), "repeats=1")],
+)
+def test_wrong_options(options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]):
+    assert run(["bench", "attention", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_fastest_dense_implementation_counts():
+    def row(name: str, milliseconds: float) -> AttentionSpeed:
+        return AttentionSpeed(
+            name=name,
+            milliseconds=milliseconds,
+            quartiles=(0.0, 1.0),
+            nbytes=1,
+            temporary_nbytes=None,
+            compile_seconds=None,
+        )
+
+    rows = [row("floor copy", 0.1), row("dense a", 0.3), row("dense b", 0.2), row("turboquant-4 triton", 0.05)]
+    found = best_dense(rows)
+    assert found is not None
+    assert found.name == "dense b"
+    assert best_dense(rows[:1]) is None
+
+
+def test_shapes_that_count_hold_half_a_gigabyte():
+    for name, spec in ARG_SPECS.items():
+        assert spec.goal == (spec.dense_nbytes >= 2**29), name

@@ -1,0 +1,94 @@
+"""The one command that measures the results page anew: every row of it, and nothing lost on the way."""
+
+import importlib.util
+import itertools
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import kakeya_jax.models
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "measure_results.py"
+RESULTS = ROOT / "docs" / "results"
+MODEL = Path(kakeya_jax.models.__file__).parent / "demo"
+
+pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="needs a checkout")
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("measure_results", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["measure_results"] = module  # where dataclasses look for their annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, script: ModuleType) -> list[str]:
+    for name in (*script.TEXTS, "train"):
+        (tmp_path / f"{name}.npy").touch()
+    return list(map(str, (MODEL, tmp_path, tmp_path / "train.npy", tmp_path / "out")))
+
+
+def rows_of(path: Path) -> list[str]:
+    return [row["recipe"] for row in json.loads(path.read_text())["rows"]]
+
+
+def values_of(words: list[str], option: str) -> list[str]:
+    return [value for name, value in itertools.pairwise(words) if name == option]
+
+
+def test_a_dry_run_names_every_row_of_the_page_once(script: ModuleType, arguments: list[str], capsys: Any) -> None:
+    assert script.main([*arguments, "--dry-run"]) == 0
+    assert not Path(arguments[-1]).exists()
+    printed = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    made = [word for words in printed if words[:2] == ["kakeya", "calibrate"] for word in values_of(words, "--out")]
+    found: dict[tuple[str, str], list[str]] = {}
+    for words in (words for words in printed if words[:2] == ["kakeya", "eval"]):
+        assert set(values_of(words, "--calibration")) <= set(made)
+        what = Path(*values_of(words, "--tokens")).stem, "".join(values_of(words, "--stress"))
+        found.setdefault(what, []).extend(values_of(words, "--recipe"))
+    for path in RESULTS.glob("house-*.json"):
+        assert set(rows_of(path)) <= set(found[path.name.split(".")[1], ""]), path.name
+    for path in (RESULTS / "stress").glob("house-*.json"):
+        assert rows_of(path) == found[script.TEXTS[1], path.name.split(".")[1][1:]], path.name
+    assert len(found) == 5
+    assert all(len(set(rows)) == len(rows) for rows in found.values())
+
+
+def test_a_failed_command_is_named_and_nothing_after_it_runs(
+    script: ModuleType, arguments: list[str], capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+
+    def fails_for_stress(words: list[str]) -> Any:
+        ran.append(words)
+        return subprocess.CompletedProcess(words, int("--stress" in words))
+
+    monkeypatch.setattr(subprocess, "run", fails_for_stress)
+    assert script.main(arguments) == 1
+    assert {words[3] for words in ran} == {"calibrate"}
+    failed = capsys.readouterr().err.splitlines()
+    assert len(failed) == 3
+    assert all(line.startswith("failed: kakeya calibrate") and "--stress" in line for line in failed)
+
+
+@pytest.mark.parametrize(("position", "value"), [(0, "nowhere"), (1, "nowhere"), (2, "none.npy")])
+def test_missing_files_are_one_line_each(
+    script: ModuleType, arguments: list[str], capsys: Any, position: int, value: str
+) -> None:
+    arguments[position] = value
+    with pytest.raises(SystemExit) as stop:
+        script.main(arguments)
+    assert stop.value.code == 2
+    assert f"{value}" in capsys.readouterr().err.splitlines()[-1]
