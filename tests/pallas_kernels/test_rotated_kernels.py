@@ -179,7 +179,7 @@ def test_parts_of_a_softmax_put_together_are_the_whole():
     ]
     stacked = jax.tree.map(lambda *each: jnp.stack(each), *parts, nothing)
     for state in (softmax_state.combine(*parts), softmax_state.reduce(stacked, axis=0)):
-        np.testing.assert_allclose(softmax_state.output(state), softmax_state.output(whole), rtol=2e-6)
+        np.testing.assert_allclose(softmax_state.output(state), softmax_state.output(whole), rtol=2e-6, atol=2e-7)
     assert not np.asarray(softmax_state.output(nothing)).any()
 
 
