@@ -22,6 +22,7 @@ import safetensors.numpy
 from kakeya_jax.cache import CacheShape, ModelShape, Tables
 from kakeya_jax.recipe import Recipe
 from kakeya_jax.typing import Int
+from kakeya_jax.whole_file import whole_file
 
 FORMAT = "kakeya-calibration"
 VERSION = 3
@@ -123,11 +124,9 @@ class Calibration:
             "checksum": _checksum(arrays, text),
             "header": text,
         }
-        target = pathlib.Path(path)
-        partial = target.with_name(target.name + ".partial")
-        # Written by this process and not by safetensors, whose files nobody else may read, whatever the umask.
-        partial.write_bytes(safetensors.numpy.save(arrays, metadata=metadata))
-        os.replace(partial, target)
+        with whole_file(path) as partial:
+            # Written by this process and not by safetensors, whose files nobody else may read, whatever the umask.
+            partial.write_bytes(safetensors.numpy.save(arrays, metadata=metadata))
 
     def check_model(self, config: ModelShape, params: Any) -> None:
         """Raises a ``ValueError`` unless these tables were fitted for this model, to the weight."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import time
 from collections.abc import Mapping
@@ -12,6 +11,8 @@ import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
+
+from kakeya_jax.whole_file import whole_file
 
 FORMAT = "kakeya-unfinished-calibration"
 
@@ -72,9 +73,8 @@ class Resume:
         start = time.monotonic()
         arrays = {_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(sums)}
         metadata = {"format": FORMAT, "done": str(done), "run": json.dumps(self.run)}
-        partial = self.path.with_name(self.path.name + ".partial")
-        safetensors.numpy.save_file(arrays, partial, metadata=metadata)
-        os.replace(partial, self.path)
+        with whole_file(self.path) as partial:
+            safetensors.numpy.save_file(arrays, partial, metadata=metadata)
         now = time.monotonic()
         self._next_writing = now + max(LEAST_SECONDS, (now - start) / _LARGEST_SHARE)
 

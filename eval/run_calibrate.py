@@ -72,7 +72,6 @@ def run_calibrate(request: Request, *, quiet: bool = False) -> str:
         tokens = load_tokens(request.source)
     else:
         tokens = encode_text(request.text, load_tokenizer(request.model, offline=request.offline))
-    _check_length(request, len(tokens))
     texts = cut_passages(tokens, request.context, request.passages)
     model, params = checkpoint.load(request.model, offline=request.offline)
     check_vocabulary(tokens, model.config.vocab_size)
@@ -160,21 +159,6 @@ def parse_window(text: str) -> ExactTokens:
     if recent < 1 or page < 1:
         raise ValueError(f"--window {text!r}: at least the newest token is exact, and a page has at least one token")
     return ExactTokens(sinks=sinks, recent=recent, page=page)
-
-
-def _check_length(request: Request, length: int) -> None:
-    name, context = request.source.name, request.context
-    if length < context:
-        raise ValueError(
-            f"{name} has {length:,} tokens, fewer than one passage of --context {context}; use a longer text or "
-            "a smaller --context"
-        )
-    if length < request.passages * context:
-        raise ValueError(
-            f"{name} has {length:,} tokens, fewer than --passages {request.passages} of --context {context} need "
-            f"({request.passages * context:,}); use a longer text, --passages {length // context} or fewer, or a "
-            "smaller --context"
-        )
 
 
 def _about(request: Request) -> dict[str, Any]:

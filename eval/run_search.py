@@ -1,7 +1,6 @@
 """``kakeya search``: the best recipe for a budget from a calibration, then measured on text."""
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from kakeya_jax.eval.results import EvalResult
 from kakeya_jax.eval.text import encode_text, load_tokens
 from kakeya_jax.models import checkpoint
 from kakeya_jax.models.tokenizer import load_tokenizer
+from kakeya_jax.whole_file import whole_file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,9 @@ def run_search(request: Request, *, quiet: bool = False) -> SearchReport:
         measured=measured,
         notes=calibration.notes(),
     )
-    _write(found.recipe.to_json(_about(report, request, calibration)) + "\n", request.out)
+    request.out.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(request.out) as partial:
+        partial.write_text(found.recipe.to_json(_about(report, request, calibration)) + "\n")
     return report
 
 
@@ -186,14 +188,6 @@ def _about(report: SearchReport, request: Request, calibration: Calibration) -> 
         "measured_kl": None if measured is None else measured["kl_mean"],
         "measured": measured,
     }
-
-
-def _write(text: str, path: Path) -> None:
-    """The file appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def _search(choices: Options, request: Request) -> Found:

@@ -78,7 +78,10 @@ def cut_passages(tokens: Int[np.ndarray, " n"], context: int, count: int) -> Int
         )
     fit = len(tokens) // context
     if not 1 <= count <= fit:
-        raise ValueError(f"passages={count} must be between 1 and {fit}: text of {len(tokens)}, context={context}")
+        raise ValueError(
+            f"passages={count} must be between 1 and {fit}, as many of context={context} as {len(tokens)} tokens hold; "
+            "use fewer, a longer text or a smaller context"
+        )
     starts = np.linspace(0, len(tokens) - context, count).round().astype(int) if count > 1 else np.zeros(1, int)
     return np.stack([tokens[start : start + context] for start in starts])
 

@@ -20,6 +20,7 @@ import safetensors.numpy
 
 from kakeya_jax.cache import CacheShape, CompressedCache, Tables
 from kakeya_jax.recipe import Recipe
+from kakeya_jax.whole_file import whole_file
 
 FORMAT = "kakeya-cache"
 VERSION = 3
@@ -42,10 +43,8 @@ def save_cache(cache: CompressedCache, path: str | os.PathLike[str]) -> None:
     arrays = {_name(key): np.asarray(leaf) for key, leaf in jax.tree_util.tree_leaves_with_path(cache)}
     text = json.dumps(header)
     metadata = {"format": FORMAT, "version": str(VERSION), "checksum": _checksum(text, arrays), "header": text}
-    target = pathlib.Path(path)
-    partial = target.with_name(target.name + ".partial")
-    safetensors.numpy.save_file(arrays, partial, metadata=metadata)
-    os.replace(partial, target)
+    with whole_file(path) as partial:
+        safetensors.numpy.save_file(arrays, partial, metadata=metadata)
 
 
 def load_cache(path: str | os.PathLike[str]) -> CompressedCache:

@@ -26,6 +26,7 @@ from kakeya_jax.session_header import SessionHeader, altered, read_array, read_s
 from kakeya_jax.storage_pages import PageCoder, decode_layers, encode_layers, tables_fingerprint
 from kakeya_jax.stream import Geometry, Stream
 from kakeya_jax.typing import Float
+from kakeya_jax.whole_file import whole_file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,10 +61,8 @@ def save_session(cache: CompressedCache, path: str | os.PathLike[str]) -> Sessio
         ValueError: a layer is not coded with ``klt-storage``.
     """
     data, size = _serialize(cache)
-    target = pathlib.Path(path)
-    partial = target.with_name(target.name + ".partial")
-    partial.write_bytes(data)
-    os.replace(partial, target)
+    with whole_file(path) as partial:
+        partial.write_bytes(data)
     return size
 
 

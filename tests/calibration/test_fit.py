@@ -122,7 +122,7 @@ def test_sums_are_written_seldom(tmp_path: Path, monkeypatch):
         clock[0] += 4.0
         replace(*paths)
 
-    monkeypatch.setattr(resume.os, "replace", slow)
+    monkeypatch.setattr(os, "replace", slow)
     file.save(1, {"a": np.ones(2)})
     clock[0] += 79.0  # 4 seconds of writing are worth 80 of work
     assert not file.is_due()
