@@ -13,7 +13,7 @@ def torch_baselines(spec: ArgSpec, repeats: int) -> dict[str, Callable[[], list[
     """For each of PyTorch's backends a function that measures the seconds of single calls.
 
     The queries that share a key/value head are passed as so many positions of one query head: grouped decoding then is
-    one packed problem. A backend that cannot do so raises ``RuntimeError``. Empty without PyTorch or a GPU.
+    one packed problem. A backend that cannot do so raises ``NotImplementedError``. Empty without PyTorch or a GPU.
     """
     try:
         import torch  # pyright: ignore[reportMissingImports]
@@ -55,6 +55,8 @@ def _measure(spec: ArgSpec, backend: object, repeats: int) -> list[float]:
             torch.cuda.synchronize()
             found.append((time.perf_counter() - start) / _CALLS)
         return found[1:]
+    except RuntimeError as error:  # PyTorch's way to say that a backend does not take these arguments
+        raise NotImplementedError(str(error)) from error
     finally:
         del query, key, value
         torch.cuda.empty_cache()

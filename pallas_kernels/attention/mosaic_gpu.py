@@ -6,6 +6,7 @@ import jax
 
 from kakeya_jax.cache import ChunkWindow
 from kakeya_jax.pallas_kernels.attention.rotated_codes import (
+    Limits,
     attend_rotated_codes,
     capacity,
     num_heads,
@@ -21,8 +22,7 @@ _SINCE = (0, 11)
 _PROGRAMS = 132
 """Programs that a GPU is filled with: one for each multiprocessor of an H200."""
 
-_HEAD_DIMS = (64, 128)
-_TILE, _QUERIES = 64, 8
+_LIMITS = Limits(head_dims=(64, 128), group=8, tokens=64)
 
 
 def attention_mosaic_gpu(
@@ -51,13 +51,9 @@ def attention_mosaic_gpu(
     Raises:
         NotImplementedError: other codecs, shapes, devices or versions of JAX; the message says which.
     """
-    group, page = query.shape[2] // key_stream.tail.shape[1], key_stream.geometry.page
     found = [] if jax.default_backend() == "gpu" else ["no NVIDIA GPU"]
     found += [f"jax {jax.__version__} (0.11 and later)"] if jax.__version_info__[:2] < _SINCE else []
-    found += unsupported(query, key_stream, value_stream)
-    found += [f"head_dim {query.shape[3]}"] if query.shape[3] not in _HEAD_DIMS else []
-    found += [f"{group} queries for a key/value head"] if group > _QUERIES else []
-    found += [f"pages of {page} tokens"] if page % _TILE else []
+    found += unsupported(query, key_stream, value_stream, _LIMITS)
     if found:
         raise NotImplementedError(f"no Mosaic GPU kernel for this: {', '.join(found)}")
     from kakeya_jax.pallas_kernels.attention.warp_rotated import attend_rotated  # needs jax 0.11
@@ -78,4 +74,4 @@ def attention_mosaic_gpu(
 
 def choose_splits(heads: int, tokens: int) -> int:
     """How many programs share the tokens of each of ``heads`` heads of at most ``tokens`` tokens."""
-    return max(1, min(_PROGRAMS // heads, tokens // (12 * _TILE)))
+    return max(1, min(_PROGRAMS // heads, tokens // (12 * _LIMITS.tokens)))

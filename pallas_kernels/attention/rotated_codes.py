@@ -1,5 +1,6 @@
 """Decode attention over ``turboquant`` streams, whatever kernel reads the codes: folding, exact tokens, merging."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -72,9 +73,29 @@ def attend_rotated_codes(
     return ungroup_heads(softmax_state.output(softmax_state.combine(exact, coded))).astype(query.dtype)
 
 
-def unsupported(query: Array, key_stream: Stream, value_stream: Stream) -> list[str]:
-    """What no kernel for rotated codes supports here, in words."""
-    found = [f"{query.shape[1]} queries for a row instead of one"] if query.shape[1] != 1 else []
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a kernel takes.
+
+    Attributes:
+        head_dims: dimensions of a head.
+        group: most queries that share a key/value head.
+        tokens: pages are whole multiples of so many.
+    """
+
+    head_dims: tuple[int, ...]
+    group: int
+    tokens: int
+
+
+def unsupported(query: Array, key_stream: Stream, value_stream: Stream, limits: Limits) -> list[str]:
+    """What a kernel for rotated codes of these limits does not take, in words."""
+    _, length, num_heads, dim = query.shape
+    group, page = num_heads // key_stream.tail.shape[1], key_stream.geometry.page
+    found = [f"{length} queries for a row instead of one"] if length != 1 else []
+    found += [f"head_dim {dim}"] if dim not in limits.head_dims else []
+    found += [f"{group} queries for a key/value head"] if group > limits.group else []
+    found += [f"pages of {page} tokens"] if page % limits.tokens else []
     if key_stream.frame is not None or value_stream.frame is not None:
         found.append("a static mean or whitening")
     if key_stream.rope == "pre":

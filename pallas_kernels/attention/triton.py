@@ -6,6 +6,7 @@ import jax
 
 from kakeya_jax.cache import ChunkWindow
 from kakeya_jax.pallas_kernels.attention.rotated_codes import (
+    Limits,
     attend_rotated_codes,
     capacity,
     num_heads,
@@ -17,12 +18,10 @@ from kakeya_jax.stream import Stream
 from kakeya_jax.typing import Array, Float, Int
 
 _LARGEST_TILE = 64
-_SMALLEST_TILE = 16
 _PROGRAMS = 8 * 132
 """Programs that a GPU is filled with: several for each multiprocessor of the largest."""
 
-_HEAD_DIMS = (32, 64, 128, 256)
-_LARGEST_GROUP = 64
+_LIMITS = Limits(head_dims=(32, 64, 128, 256), group=64, tokens=16)
 
 
 def attention_triton(
@@ -53,15 +52,11 @@ def attention_triton(
     Raises:
         NotImplementedError: other codecs, shapes or devices; the message says which.
     """
-    group, page = query.shape[2] // key_stream.tail.shape[1], key_stream.geometry.page
     found = [] if interpret or jax.default_backend() == "gpu" else ["no NVIDIA GPU"]
-    found += unsupported(query, key_stream, value_stream)
-    found += [f"head_dim {query.shape[3]}"] if query.shape[3] not in _HEAD_DIMS else []
-    found += [f"{group} queries for a key/value head"] if group > _LARGEST_GROUP else []
-    found += [f"pages of {page} tokens"] if (page & -page) < _SMALLEST_TILE else []
+    found += unsupported(query, key_stream, value_stream, _LIMITS)
     if found:
         raise NotImplementedError(f"no Triton kernel for this: {', '.join(found)}")
-    tiling = tiling or choose_tiling(num_heads(key_stream), capacity(key_stream), page)
+    tiling = tiling or choose_tiling(num_heads(key_stream), capacity(key_stream), key_stream.geometry.page)
     return attend_rotated_codes(
         query,
         key_stream,

@@ -6,7 +6,6 @@ tokens run side by side; each leaves a softmax state for the caller to merge.
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from kakeya_jax.pallas_kernels.attention.half_queries import LN2, half_queries
 from kakeya_jax.pallas_kernels.attention.packed_format import Format
 from kakeya_jax.pallas_kernels.attention.softmax_state import LOWEST, SoftmaxState
 from kakeya_jax.pallas_kernels.attention.triton_unpack import unpack_plane
@@ -21,8 +21,6 @@ from kakeya_jax.typing import Array, Float, Int, UInt8
 
 _SMALLEST_DOT = 16
 """Rows and columns that a product in Triton has at least."""
-
-_LN2 = math.log(2.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,11 +74,7 @@ def attend_rotated(
     """
     heads, group, dim = query.shape
     rows = max(_SMALLEST_DOT, pl.next_power_of_2(group))
-    # In float16 a query is scaled by its largest entry; the logits are scaled back in float32, to the base 2.
-    largest = jnp.maximum(jnp.max(jnp.abs(query), axis=-1), jnp.finfo(jnp.float32).tiny)
-    halves = (query / largest[..., None]).astype(jnp.float16)
-    halves = jnp.pad(halves, ((0, 0), (0, rows - group), (0, 0)))
-    factor = jnp.pad(largest * (scale * key_format.unit / _LN2), ((0, 0), (0, rows - group)))
+    halves, factor = half_queries(query, rows, scale * key_format.unit)
     planes = halves.reshape(heads, rows, -1, key_format.planes).transpose(0, 3, 1, 2)
     kernel = functools.partial(
         _kernel, key_format=key_format, value_format=value_format, tiling=tiling, interpret=interpret
@@ -103,7 +97,7 @@ def attend_rotated(
         name="decode_rotated",
     )(planes, factor, key_codes, key_scales, value_codes, value_scales, lengths)
     weighted = weighted.transpose(0, 1, 3, 4, 2).reshape(*lead, rows, dim)[:, :, :group]
-    return SoftmaxState(top[..., :group] * _LN2, total[..., :group], weighted * value_format.unit)
+    return SoftmaxState(top[..., :group] * LN2, total[..., :group], weighted * value_format.unit)
 
 
 def _kernel(

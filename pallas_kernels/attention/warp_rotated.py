@@ -10,7 +10,6 @@ once, outside.
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, gpu
 
 from kakeya_jax.pallas_kernels.attention import warp_ops as ops
+from kakeya_jax.pallas_kernels.attention.half_queries import LN2, half_queries
 from kakeya_jax.pallas_kernels.attention.packed_format import Format
 from kakeya_jax.pallas_kernels.attention.softmax_state import LOWEST, SoftmaxState
 from kakeya_jax.pallas_kernels.attention.warp_unpack import unpack_word
@@ -37,7 +37,6 @@ WARPGROUPS = 3
 thread, which is what a tile needs; left to itself it takes more, and fewer warps fit."""
 
 _STEPS = TILE // 16
-_LN2 = math.log(2.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +112,7 @@ def attend_rotated(
     """
     heads, group, dim = query.shape
     shape = _Shape(dim, key_format, value_format)
-    # In float16 a query is scaled by its largest entry; the logits are scaled back in float32, to the base 2.
-    largest = jnp.maximum(jnp.max(jnp.abs(query), axis=-1), jnp.finfo(jnp.float32).tiny)
-    padding = ((0, 0), (0, QUERIES - group))
-    factor = jnp.pad(largest * (scale * key_format.unit / _LN2), padding)
-    halves = jnp.pad((query / largest[..., None]).astype(jnp.float16), (*padding, (0, 0)))
+    halves, factor = half_queries(query, QUERIES, scale * key_format.unit)
     lane = np.arange(32)[:, None, None]
     fragments = jax.lax.bitcast_convert_type(halves[:, lane // 4, _query_dims(shape)], jnp.int32)
     warps = 4 * warpgroups
@@ -143,7 +138,7 @@ def attend_rotated(
         states = states.reshape(heads, splits * warps, QUERIES, *states.shape[2:])
         return jnp.swapaxes(states, 0, 1)[:, :, :group]
 
-    return SoftmaxState(by_split(top) * _LN2, by_split(total), by_split(weighted) * value_format.unit)
+    return SoftmaxState(by_split(top) * LN2, by_split(total), by_split(weighted) * value_format.unit)
 
 
 def _query_dims(shape: _Shape) -> np.ndarray:

@@ -9,7 +9,7 @@ from jaxlib.mlir.dialects import arith
 
 from kakeya_jax.pallas_kernels.attention import warp_ops
 from kakeya_jax.pallas_kernels.attention.packed_format import Format
-from kakeya_jax.pallas_kernels.attention.triton_unpack import pair, polynomial
+from kakeya_jax.pallas_kernels.attention.ptx_halves import pair, polynomial
 from kakeya_jax.pallas_kernels.attention.warp_ops import Register
 
 
