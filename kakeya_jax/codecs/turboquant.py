@@ -13,13 +13,14 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from kakeya_jax import bitpack
+from kakeya_jax import bitpack, code_words
+from kakeya_jax.byte_levels import rounded
 from kakeya_jax.codec import CodecConfig
 from kakeya_jax.lloyd_max import dequantize, gaussian_levels, quantize
 from kakeya_jax.numeric import EPS, finite, to_f16
 from kakeya_jax.pytree import payload_field, pytree_dataclass, seeded_field, side_field, static_field
 from kakeya_jax.rotation import RotationKind, haar_rotation, rotate, rotation_matrix, unrotate
-from kakeya_jax.typing import Array, Float, StreamName
+from kakeya_jax.typing import Array, Float, Int, StreamName, UInt8
 
 _SKETCH_SEED_OFFSET = 1000
 """The sketch's rotation is drawn from the first rotation's seed plus this (as in the reference)."""
@@ -73,6 +74,7 @@ class TurboQuantConfig(CodecConfig):
         sketch = jnp.asarray(haar_rotation(head_dim, seed + _SKETCH_SEED_OFFSET)) if self.qjl else None
         return TurboQuant(
             config=self,
+            stream=stream,
             rotation=jnp.asarray(rotation_matrix(self.rotation, head_dim, seed)),
             levels=jnp.asarray(coordinate_levels(self.bits - self.qjl)),
             sketch=sketch,
@@ -83,17 +85,24 @@ def coordinate_levels(bits: int) -> np.ndarray:
     """Levels ``[2**bits]`` for the coordinates of a rotated vector of norm ``sqrt(D)``.
 
     One and two bits are the constants of the paper, ``sqrt(2 / pi)`` and 0.453, 1.51; more bits are the
-    Lloyd-Max levels of N(0, 1), to which the distribution of a coordinate tends.
+    Lloyd-Max levels of N(0, 1), to which the distribution of a coordinate tends. Two to four bits are rounded to bytes
+    (``byte_levels``), with which kernels compute: 0.04 % more mean squared error at 4 bits, less at 2 and 3.
     """
     half = {1: (math.sqrt(2 / math.pi),), 2: (0.453, 1.51)}.get(bits)
     if half is None:
-        return gaussian_levels(bits)
-    return np.array([-level for level in reversed(half)] + list(half), dtype=np.float32)
+        levels = gaussian_levels(bits)
+    else:
+        levels = np.array([-level for level in reversed(half)] + list(half), dtype=np.float32)
+    return rounded(levels) if bits in (2, 3, 4) else levels
 
 
 @pytree_dataclass
 class TurboQuantCode:
-    """Packed indices ``[n, ceil(d b / 8)]`` and the float16 factor ``scale`` ``[n]`` of their levels.
+    """Packed indices and the float16 factor ``scale`` ``[n]`` of their levels.
+
+    Indices are ``[n, ceil(d b / 8)]``, packed along channels; those of values ``[d, n b / 8]``, packed along tokens, if
+    the block has a multiple of 16 of them and ``b`` is 2, 3, 4 or 8 (``code_words``): each the way in which a matrix
+    product reads it.
 
     ``scale`` is the vector's norm over the length of its vector of levels (over ``sqrt(D)`` without norm
     correction). ``signs`` ``[n, ceil(d / 8)]`` and ``residual_norm`` ``[n]`` float16 are the QJL sketch,
@@ -111,6 +120,7 @@ class TurboQuant:
     """The codec of ``TurboQuantConfig``."""
 
     config: TurboQuantConfig = static_field()
+    stream: StreamName = static_field()
     rotation: Array = seeded_field()
     levels: Array = seeded_field()
     sketch: Array | None = seeded_field()
@@ -128,7 +138,7 @@ class TurboQuant:
         indices = quantize(rotate(x * unit_rms, self.rotation), self.levels)
         length = _norm(dequantize(indices, self.levels)) if self.config.norm_correction else math.sqrt(d)
         scale = to_f16(jnp.where(norm > EPS, norm / length, 0.0)[:, 0])
-        packed = bitpack.pack(indices, self._index_bits)
+        packed = self._pack(indices)
         if self.sketch is None:
             return TurboQuantCode(indices=packed, scale=scale, signs=None, residual_norm=None)
         residual = x - self._decode_levels(indices, scale)
@@ -143,7 +153,7 @@ class TurboQuant:
     def decode(self, code: TurboQuantCode) -> Float[Array, "n d"]:
         """``scale * rotation.T levels[indices]``, and the sketch's estimate of the residual."""
         d = self.rotation.shape[0]
-        x = self._decode_levels(bitpack.unpack(code.indices, self._index_bits, d), code.scale)
+        x = self._decode_levels(self._unpack(code.indices, len(code.scale)), code.scale)
         if self.sketch is None or code.signs is None or code.residual_norm is None:
             return x
         signs = 2.0 * bitpack.unpack(code.signs, 1, d).astype(jnp.float32) - 1.0
@@ -153,6 +163,18 @@ class TurboQuant:
     @property
     def _index_bits(self) -> int:
         return self.config.bits - self.config.qjl
+
+    def _along_tokens(self, n: int) -> bool:
+        return self.stream == "value" and code_words.in_units(n, self._index_bits)
+
+    def _pack(self, indices: Int[Array, "n d"]) -> UInt8[Array, "rows packed"]:
+        rows = indices.T if self._along_tokens(len(indices)) else indices
+        return code_words.pack(rows, self._index_bits)
+
+    def _unpack(self, packed: UInt8[Array, "rows packed"], n: int) -> Int[Array, "n d"]:
+        if self._along_tokens(n):
+            return code_words.unpack(packed, self._index_bits, n).T
+        return code_words.unpack(packed, self._index_bits, self.rotation.shape[0])
 
     def _decode_levels(self, indices: Array, scale: Array) -> Array:
         return scale.astype(jnp.float32)[:, None] * unrotate(dequantize(indices, self.levels), self.rotation)

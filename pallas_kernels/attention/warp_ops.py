@@ -1,152 +1,479 @@
-"""What one thread of a warp does, as MLIR: the few instructions that decode attention from packed codes is made of.
+"""What one thread of a warp does, as MLIR: the few instructions that decode attention over packed codes is made of.
 
 Mosaic GPU's own arrays are spread over a warpgroup in layouts that it chooses. Here every thread owns named registers,
 as in the fragments of ``mma.sync``, so that codes go from a load straight into a product. Registers hold ``i32``
-(integers, or two packed halves) or ``f32``.
+(integers, four bytes, or two packed halves) or ``f32``. A program written against these functions also runs in numpy:
+``emulated_ops`` has the same ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jax.experimental.mosaic.gpu import utils
 from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import arith, llvm, scf
+from jaxlib.mlir.dialects import arith, gpu, llvm, scf
 
 Register = Any
 """An ``ir.Value`` of one element."""
 
+_SHARED = 3
+"""The address space of shared memory."""
 
-def i32() -> ir.Type:
-    """32-bit integers, or two packed halves."""
+
+def _i32() -> ir.Type:
     return ir.IntegerType.get_signless(32)
 
 
-def f32() -> ir.Type:
-    """Single precision."""
+def _i64() -> ir.Type:
+    return ir.IntegerType.get_signless(64)
+
+
+def _f32() -> ir.Type:
     return ir.F32Type.get()
+
+
+def _asm(
+    text: str, *arguments: Register, results: Sequence[ir.Type] | ir.Type | None, collective: bool = False
+) -> Any:
+    """PTX; ``$0`` and up are the results, then the arguments. Without results it has side effects."""
+    return utils.inline_ptx(  # pyright: ignore[reportAttributeAccessIssue]  (from jax 0.11 on)
+        text, *arguments, result_types=results, has_side_effects=results is None, convergent=collective
+    )
+
+
+# Constants and indices
 
 
 def integer(value: int) -> Register:
     """A constant."""
-    return arith.constant(i32(), value if value < 1 << 31 else value - (1 << 32))
+    return arith.constant(_i32(), value if value < 1 << 31 else value - (1 << 32))
 
 
 def real(value: float) -> Register:
     """A constant."""
-    return arith.constant(f32(), value)
+    return arith.constant(_f32(), value)
 
 
-def asm(text: str, *arguments: Register, results: Sequence[ir.Type] | ir.Type, convergent: bool = False) -> Any:
-    """PTX without side effects; ``$0`` and up are the results, then the arguments."""
-    return utils.inline_ptx(  # pyright: ignore[reportAttributeAccessIssue]  (from jax 0.11 on)
-        text, *arguments, result_types=results, convergent=convergent
-    )
+def thread_index() -> Register:
+    """This thread's number in its program."""
+    return arith.index_cast(_i32(), gpu.thread_id(gpu.Dimension.x))
 
 
-def address(ref: Any, byte_offset: Register) -> Register:
-    """The global address of a reference plus a 32- or 64-bit number of bytes."""
-    i64 = ir.IntegerType.get_signless(64)
-    if byte_offset.type != i64:
-        byte_offset = arith.extsi(i64, byte_offset)
-    return arith.addi(llvm.ptrtoint(i64, utils.memref_ptr(ref)), byte_offset)
+def program_index() -> Register:
+    """The program's number."""
+    return arith.index_cast(_i32(), gpu.block_id(gpu.Dimension.x))
 
 
-def load_words(where: Register, count: int, offset: int = 0) -> list[Register]:
-    """1, 2 or 4 consecutive words that are read once: past the first-level cache."""
-    vector = "" if count == 1 else f".v{count}"
-    targets = ", ".join(f"${index}" for index in range(count))
-    targets = targets if count == 1 else f"{{{targets}}}"
-    text = f"ld.global.nc.L1::no_allocate{vector}.b32 {targets}, [${count}+{offset}];"
-    found = asm(text, where, results=[i32()] * count)
-    return list(found)
+# Integers
 
 
-def load_reals(where: Register, count: int, offset: int = 0) -> list[Register]:
-    """1, 2 or 4 consecutive floats."""
-    return [arith.bitcast(f32(), word) for word in load_words(where, count, offset)]
+def add(first: Register, second: Register) -> Register:
+    """Modulo 2^32."""
+    return arith.addi(first, second)
 
 
-def store_reals(where: Register, values: Sequence[Register], offset: int = 0) -> None:
-    """1, 2 or 4 consecutive floats."""
-    count = len(values)
-    vector = "" if count == 1 else f".v{count}"
-    sources = ", ".join(f"${index + 1}" for index in range(count))
-    sources = sources if count == 1 else f"{{{sources}}}"
-    text = f"st.global{vector}.f32 [$0+{offset}], {sources};"
-    utils.inline_ptx(  # pyright: ignore[reportAttributeAccessIssue]
-        text, where, *values, has_side_effects=True
-    )
+def subtract(first: Register, second: Register) -> Register:
+    """Modulo 2^32."""
+    return arith.subi(first, second)
+
+
+def times(value: Register, factor: int) -> Register:
+    """Modulo 2^32."""
+    return arith.muli(value, integer(factor))
+
+
+def divide(value: Register, divisor: int) -> Register:
+    """Rounded down, of an unsigned number."""
+    return arith.divui(value, integer(divisor))
+
+
+def modulo(value: Register, divisor: int) -> Register:
+    """Of an unsigned number."""
+    return arith.remui(value, integer(divisor))
+
+
+def product(first: Register, second: Register) -> Register:
+    """Modulo 2^32."""
+    return arith.muli(first, second)
+
+
+def smaller(first: Register, second: Register) -> Register:
+    """The minimum of two signed integers."""
+    return arith.minsi(first, second)
+
+
+def larger(first: Register, second: Register) -> Register:
+    """The maximum of two signed integers."""
+    return arith.maxsi(first, second)
+
+
+def both(first: Register, second: Register) -> Register:
+    """Bitwise and."""
+    return arith.andi(first, second)
+
+
+def either(first: Register, second: Register) -> Register:
+    """Bitwise or."""
+    return arith.ori(first, second)
+
+
+def differing(first: Register, second: Register) -> Register:
+    """Bitwise exclusive or."""
+    return arith.xori(first, second)
+
+
+def left(value: Register, bits: int) -> Register:
+    """Shifted left."""
+    return arith.shli(value, integer(bits))
+
+
+def right(value: Register, bits: int) -> Register:
+    """Shifted right, zeros coming in."""
+    return arith.shrui(value, integer(bits))
+
+
+def right_signed(value: Register, bits: int) -> Register:
+    """Shifted right, the sign coming in."""
+    return arith.shrsi(value, integer(bits))
 
 
 def permute_bytes(low: Register, high: Register, selector: Register) -> Register:
-    """Four of the eight bytes of two words, by the nibbles of ``selector``."""
-    return asm("prmt.b32 $0, $1, $2, $3;", low, high, selector, results=i32())
+    """Four of the eight bytes of two words, by the four lowest nibbles of ``selector``; a nibble of 8 or more repeats
+    the highest bit of its byte."""
+    return _asm("prmt.b32 $0, $1, $2, $3;", low, high, selector, results=_i32())
 
 
-def half_of(word: Register, upper: bool) -> Register:
-    """One of two packed halves as a float."""
-    names = "_, h" if upper else "h, _"
-    return asm(f"{{ .reg .b16 h; mov.b32 {{{names}}}, $1; cvt.f32.f16 $0, h; }}", word, results=f32())
+# Floating point
 
 
-def largest_half(words: Sequence[Register]) -> Register:
-    """The largest of all packed halves as a float."""
-    largest = words[0]
-    for word in words[1:]:
-        largest = asm("max.f16x2 $0, $1, $2;", largest, word, results=i32())
-    return maximum(half_of(largest, upper=False), half_of(largest, upper=True))
+def plus(first: Register, second: Register) -> Register:
+    """A sum of floats."""
+    return arith.addf(first, second)
 
 
-def pack_halves(low: Register, high: Register) -> Register:
-    """Two floats rounded to packed halves."""
-    return asm("cvt.rn.f16x2.f32 $0, $2, $1;", low, high, results=i32())
+def minus(first: Register, second: Register) -> Register:
+    """A difference of floats."""
+    return arith.subf(first, second)
+
+
+def scaled(first: Register, second: Register) -> Register:
+    """A product of floats."""
+    return arith.mulf(first, second)
+
+
+def nearest(value: Register) -> Register:
+    """The nearest integer to a float, ties to even."""
+    return _asm("cvt.rni.s32.f32 $0, $1;", value, results=_i32())
+
+
+def converted(value: Register) -> Register:
+    """A signed integer as a float."""
+    return arith.sitofp(_f32(), value)
+
+
+def magnitude(value: Register) -> Register:
+    """Without its sign."""
+    return _asm("abs.f32 $0, $1;", value, results=_f32())
+
+
+def fused(first: Register, second: Register, third: Register) -> Register:
+    """``first * second + third``, rounded once."""
+    return _asm("fma.rn.f32 $0, $1, $2, $3;", first, second, third, results=_f32())
 
 
 def maximum(first: Register, second: Register) -> Register:
     """The larger float."""
-    return asm("max.f32 $0, $1, $2;", first, second, results=f32())
+    return _asm("max.f32 $0, $1, $2;", first, second, results=_f32())
 
 
 def power_of_two(value: Register) -> Register:
     """``2**value``, to about two units in the last place."""
-    return asm("ex2.approx.ftz.f32 $0, $1;", value, results=f32())
+    return _asm("ex2.approx.ftz.f32 $0, $1;", value, results=_f32())
+
+
+def reciprocal(value: Register) -> Register:
+    """``1 / value``, to about one unit in the last place."""
+    return _asm("rcp.approx.ftz.f32 $0, $1;", value, results=_f32())
+
+
+def as_real(value: Register) -> Register:
+    """The same bits as a float."""
+    return arith.bitcast(_f32(), value)
+
+
+def as_integer(value: Register) -> Register:
+    """The same bits as an integer."""
+    return arith.bitcast(_i32(), value)
+
+
+def half_of(word: Register, upper: bool) -> Register:
+    """One of two packed float16 as a float."""
+    names = "_, h" if upper else "h, _"
+    return _asm(f"{{ .reg .b16 h; mov.b32 {{{names}}}, $1; cvt.f32.f16 $0, h; }}", word, results=_f32())
+
+
+def brain_half_of(word: Register, upper: bool) -> Register:
+    """One of two packed bfloat16 as a float."""
+    return as_real(both(word, integer(0xFFFF0000)) if upper else left(word, 16))
+
+
+def largest_half(words: Sequence[Register]) -> Register:
+    """The largest of all packed float16 as a float."""
+    largest = words[0]
+    for word in words[1:]:
+        largest = _asm("max.f16x2 $0, $1, $2;", largest, word, results=_i32())
+    return maximum(half_of(largest, upper=False), half_of(largest, upper=True))
+
+
+def pack_brain_halves(low: Register, high: Register) -> Register:
+    """Two floats rounded to packed bfloat16."""
+    return _asm("cvt.rn.bf16x2.f32 $0, $2, $1;", low, high, results=_i32())
+
+
+def pack_halves(low: Register, high: Register) -> Register:
+    """Two floats rounded to packed float16."""
+    return _asm("cvt.rn.f16x2.f32 $0, $2, $1;", low, high, results=_i32())
+
+
+# The warp
+
+
+def uniform(value: Register) -> Register:
+    """The integer of the warp's first lane: what the compiler then knows to be equal for all."""
+    return _asm("shfl.sync.idx.b32 $0, $1, 0, 31, -1;", value, results=_i32(), collective=True)
 
 
 def exchange(value: Register, distance: int) -> Register:
     """The float of the lane whose number differs in the bit ``distance``."""
-    return asm(f"shfl.sync.bfly.b32 $0, $1, {distance}, 31, -1;", value, results=f32(), convergent=True)
+    return _asm(f"shfl.sync.bfly.b32 $0, $1, {distance}, 31, -1;", value, results=_f32(), collective=True)
+
+
+def above(first: Register, second: Register) -> Register:
+    """A condition on floats: ``first > second``."""
+    return arith.cmpf(arith.CmpFPredicate.OGT, first, second)
+
+
+def less(first: Register, second: Register) -> Register:
+    """A condition on signed integers: ``first < second``."""
+    return arith.cmpi(arith.CmpIPredicate.slt, first, second)
+
+
+def one_of(first: Register, second: Register) -> Register:
+    """Whether one of two conditions holds."""
+    return arith.ori(first, second)
+
+
+def select(condition: Register, when_true: Register, when_false: Register) -> Register:
+    """A register by a condition."""
+    return arith.select(condition, when_true, when_false)
+
+
+def select_address(condition: Register, when_true: Register, when_false: Register) -> Register:
+    """A global address by a condition."""
+    return arith.select(condition, when_true, when_false)
 
 
 def any_lane(condition: Register) -> Register:
     """Whether a condition holds in any lane of the warp."""
     text = "{ .reg .pred p, q; setp.ne.s32 p, $1, 0; vote.sync.any.pred q, p, -1; selp.s32 $0, 1, 0, q; }"
-    found = asm(text, arith.extui(i32(), condition), results=i32(), convergent=True)
+    found = _asm(text, arith.extui(_i32(), condition), results=_i32(), collective=True)
     return arith.cmpi(arith.CmpIPredicate.ne, found, integer(0))
 
 
 def transpose(word: Register) -> Register:
     """The transpose of an 8 x 8 matrix of halves of which each lane holds two neighbours of a row."""
-    return asm("movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;", word, results=i32(), convergent=True)
+    return _asm("movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;", word, results=_i32(), collective=True)
 
 
-def multiply(total: Sequence[Register], left: Sequence[Register], right: Sequence[Register]) -> list[Register]:
-    """``total + left @ right`` of fragments 16 x 16 and 16 x 8 of halves, in float32 (``mma.sync``)."""
+def multiply_bytes(total: Sequence[Register], first: Sequence[Register], second: Sequence[Register]) -> list[Register]:
+    """``total + first @ second`` of fragments 16 x 32 and 32 x 8 of signed bytes, in int32 (``mma.sync``)."""
     text = (
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, "
+        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, "
         "{$10, $11, $12, $13};"
     )
-    return list(asm(text, *left, *right, *total, results=[f32()] * 4, convergent=True))
+    return list(_asm(text, *first, *second, *total, results=[_i32()] * 4, collective=True))
 
 
-def loop(start: Register, stop: Register, step: Register, carried: Sequence[Register], body: Any) -> list[Register]:
-    """``for index in range(start, stop, step): carried = body(index, carried)``."""
-    op: Any = scf.ForOp(start, stop, step, list(carried))
+# Memory
+
+
+def address(ref: Any) -> Register:
+    """Where a global array begins."""
+    return llvm.ptrtoint(_i64(), utils.memref_ptr(ref))
+
+
+def offset(where: Register, nbytes: Register, count: int = 1) -> Register:
+    """An address ``nbytes * count`` bytes further; the product does not overflow."""
+    wide = arith.extsi(_i64(), nbytes)
+    if count != 1:
+        wide = arith.muli(wide, arith.constant(_i64(), count))
+    return arith.addi(where, wide)
+
+
+def load_words(where: Register, count: int, at: int = 0, *, once: bool = True) -> list[Register]:
+    """1, 2 or 4 consecutive words, ``at`` bytes from ``where``; those read ``once`` stay out of the first-level
+    cache."""
+    vector = "" if count == 1 else f".v{count}"
+    targets = ", ".join(f"${index}" for index in range(count))
+    targets = targets if count == 1 else f"{{{targets}}}"
+    kind = "ld.global.nc.L1::no_allocate" if once else "ld.global.nc"
+    return list(_asm(f"{kind}{vector}.b32 {targets}, [${count}+{at}];", where, results=[_i32()] * count))
+
+
+def load_reals(where: Register, count: int, at: int = 0, *, once: bool = False) -> list[Register]:
+    """1, 2 or 4 consecutive floats."""
+    return [as_real(word) for word in load_words(where, count, at, once=once)]
+
+
+def load_fresh(where: Register, count: int, at: int = 0) -> list[Register]:
+    """1, 2 or 4 consecutive floats that another program of this launch wrote before this one learnt of it."""
+    vector = "" if count == 1 else f".v{count}"
+    targets = ", ".join(f"${index}" for index in range(count))
+    targets = targets if count == 1 else f"{{{targets}}}"
+    found = utils.inline_ptx(  # pyright: ignore[reportAttributeAccessIssue]
+        f"ld.global.cg{vector}.b32 {targets}, [${count}+{at}];",
+        where,
+        result_types=[_i32()] * count,
+        has_side_effects=True,
+    )
+    return [as_real(word) for word in found]
+
+
+def arrive(counter: Register, slot: Register) -> Register:
+    """Adds one to a counter in global memory, once for the program, after all it wrote; returns what was there.
+
+    Whoever finds the number of programs but one there sees what all of them wrote, with ``load_fresh``. ``slot`` is a
+    word of shared memory that is free.
+    """
+    _asm("fence.acq_rel.gpu;", results=None)
+    barrier()
+
+    def count() -> None:
+        found = utils.inline_ptx(  # pyright: ignore[reportAttributeAccessIssue]
+            "atom.acq_rel.gpu.global.add.u32 $0, [$1], 1;", counter, result_types=_i32(), has_side_effects=True
+        )
+        shared_store(slot, [as_real(found)])
+
+    only_if(less(thread_index(), integer(1)), count)
+    barrier()
+    found = as_integer(shared_load(slot, 1)[0])
+    barrier()  # the slot is free again
+    _asm("fence.acq_rel.gpu;", results=None)
+    return found
+
+
+def store_words(where: Register, values: Sequence[Register], at: int = 0) -> None:
+    """1, 2 or 4 consecutive words."""
+    _store("global", where, values, at)
+
+
+def store_reals(where: Register, values: Sequence[Register], at: int = 0) -> None:
+    """1, 2 or 4 consecutive floats."""
+    store_words(where, [as_integer(value) for value in values], at)
+
+
+def store_short(where: Register, value: Register, at: int = 0) -> None:
+    """The lower 16 bits of a word."""
+    text = f"{{ .reg .b16 h; cvt.u16.u32 h, $1; st.global.b16 [$0+{at}], h; }}"
+    _asm(text, where, value, results=None)
+
+
+def store_byte(where: Register, value: Register, at: int = 0) -> None:
+    """The lower 8 bits of a word."""
+    _asm(f"st.global.b8 [$0+{at}], $1;", where, value, results=None)
+
+
+def shared_address(ref: Any) -> Register:
+    """Where an array of shared memory begins."""
+    return llvm.ptrtoint(_i32(), utils.memref_ptr(ref))
+
+
+def shared_offset(where: Register, nbytes: Register) -> Register:
+    """A shared address ``nbytes`` further."""
+    return arith.addi(where, nbytes)
+
+
+def copy(target: Register, source: Register, nbytes: int, to: int = 0, at: int = 0) -> None:
+    """Starts copying 4, 8 or 16 bytes from global to shared memory, past the first-level cache if 16."""
+    kind = "cg" if nbytes == 16 else "ca"
+    _asm(f"cp.async.{kind}.shared.global [$0+{to}], [$1+{at}], {nbytes};", target, source, results=None)
+
+
+def commit_copies() -> None:
+    """Makes one group of the copies started since the last one."""
+    _asm("cp.async.commit_group;", results=None)
+
+
+def wait_for_copies(pending: int) -> None:
+    """Waits until all but the latest ``pending`` groups are done, for all lanes of the warp."""
+    _asm(f"cp.async.wait_group {pending}; bar.warp.sync -1;", results=None, collective=True)
+
+
+def shared_words(where: Register, count: int, at: int = 0) -> list[Register]:
+    """1, 2 or 4 consecutive words of shared memory; not moved across a barrier."""
+    vector = "" if count == 1 else f".v{count}"
+    targets = ", ".join(f"${index}" for index in range(count))
+    targets = targets if count == 1 else f"{{{targets}}}"
+    found = utils.inline_ptx(  # pyright: ignore[reportAttributeAccessIssue]
+        f"ld.shared{vector}.b32 {targets}, [${count}+{at}];",
+        where,
+        result_types=[_i32()] * count,
+        has_side_effects=True,
+    )
+    return list(found)
+
+
+def shared_short(where: Register, at: int = 0) -> Register:
+    """16 bits of shared memory, zeros above."""
+    text = f"{{ .reg .b16 h; ld.shared.b16 h, [$1+{at}]; cvt.u32.u16 $0, h; }}"
+    return utils.inline_ptx(  # pyright: ignore[reportAttributeAccessIssue]
+        text, where, result_types=_i32(), has_side_effects=True
+    )
+
+
+def shared_store(where: Register, values: Sequence[Register], at: int = 0) -> None:
+    """1, 2 or 4 consecutive floats."""
+    _store("shared", where, [as_integer(value) for value in values], at)
+
+
+def shared_load(where: Register, count: int, at: int = 0) -> list[Register]:
+    """1, 2 or 4 consecutive floats of shared memory; not moved across a barrier."""
+    return [as_real(word) for word in shared_words(where, count, at)]
+
+
+def barrier() -> None:
+    """Waits for all threads of the program."""
+    _asm("bar.sync 0;", results=None, collective=True)
+
+
+def _store(space: str, where: Register, values: Sequence[Register], at: int) -> None:
+    count = len(values)
+    vector = "" if count == 1 else f".v{count}"
+    sources = ", ".join(f"${index + 1}" for index in range(count))
+    sources = sources if count == 1 else f"{{{sources}}}"
+    _asm(f"st.{space}{vector}.b32 [$0+{at}], {sources};", where, *values, results=None)
+
+
+# Control
+
+
+def loop(
+    start: Register,
+    stop: Register,
+    carried: Sequence[Register],
+    body: Callable[[Register, list[Register]], list[Register]],
+    step: int = 1,
+) -> list[Register]:
+    """``for index in range(start, stop, step): carried = body(index, carried)``; equal for all lanes of a warp."""
+    op: Any = scf.ForOp(start, stop, integer(step), list(carried))
     with ir.InsertionPoint(op.body):
         scf.YieldOp(body(op.induction_variable, list(op.inner_iter_args)))
     return list(op.results)
 
 
-def choose(condition: Register, when_true: Any, when_false: Sequence[Register]) -> list[Register]:
+def choose(
+    condition: Register, when_true: Callable[[], list[Register]], when_false: Sequence[Register]
+) -> list[Register]:
     """``when_true()`` if the condition holds, which it does for all lanes or none; else ``when_false``."""
     types = [each.type for each in when_false]
     op: Any = scf.IfOp(condition, types, has_else=True)
@@ -155,3 +482,11 @@ def choose(condition: Register, when_true: Any, when_false: Sequence[Register]) 
     with ir.InsertionPoint(op.else_block):
         scf.YieldOp(list(when_false))
     return list(op.results)
+
+
+def only_if(condition: Register, body: Callable[[], None]) -> None:
+    """Runs ``body`` in the threads for which a condition holds."""
+    op: Any = scf.IfOp(condition)
+    with ir.InsertionPoint(op.then_block):
+        body()
+        scf.YieldOp([])

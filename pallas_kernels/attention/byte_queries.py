@@ -1,0 +1,53 @@
+"""Queries as integer kernels take them: numbers of 16 bits in two signed bytes, with a factor that is applied to logits."""
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from kakeya_jax.pallas_kernels.attention.coded_program import COLUMNS, LARGEST
+from kakeya_jax.typing import Array, Float
+
+LN2 = math.log(2.0)
+"""Kernels take powers of two: their logits are natural ones over this."""
+
+
+class ByteQueries(NamedTuple):
+    """The queries of ``N`` heads.
+
+    Attributes:
+        numbers: int8 ``[N, R, D]``: for up to four queries high bytes in rows 0 to 3 and low bytes in rows 4 to 7; for
+            more high bytes in rows 0 to 7 and low bytes in rows 8 to 15. A number is ``256 high + low``.
+        start: int32 ``[N, R]``: half the sum of a query's numbers, as ``256 high + low``: what levels
+            ``unit (byte + 1/2)`` have beside their bytes.
+        factor: float32 ``[N, 8]``: logits to the base 2 are products of numbers and ``byte + 1/2`` times this.
+    """
+
+    numbers: Array
+    start: Array
+    factor: Array
+
+
+def byte_queries(query: Float[Array, "N G D"], scale: Float[Array, ""] | float) -> ByteQueries:
+    """Rounds queries to 1/32512 of each one's largest entry.
+
+    Args:
+        query: of any finite size; at most 8 for a head.
+        scale: factor of natural logits, that of the unit of the levels in it.
+    """
+    group = query.shape[1]
+    rows = COLUMNS // 2 if group <= COLUMNS // 2 else COLUMNS
+    largest = jnp.maximum(jnp.max(jnp.abs(query), axis=-1), jnp.finfo(jnp.float32).tiny)
+    numbers = jnp.round(query * (LARGEST / largest)[..., None]).astype(jnp.int32)
+    numbers = jnp.pad(numbers, ((0, 0), (0, rows - group), (0, 0)))
+    factor = jnp.pad(largest * (scale / (LN2 * LARGEST)), ((0, 0), (0, COLUMNS - group)))
+    return ByteQueries(
+        numbers=jnp.concatenate(_bytes_of(numbers), axis=1).astype(jnp.int8),
+        start=jnp.concatenate(_bytes_of(jnp.sum(numbers, axis=-1) // 2), axis=1),
+        factor=factor.astype(jnp.float32),
+    )
+
+
+def _bytes_of(numbers: Array) -> tuple[Array, Array]:
+    high = (numbers + 128) >> 8
+    return high, numbers - (high << 8)

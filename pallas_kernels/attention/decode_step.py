@@ -1,0 +1,183 @@
+"""One decode step of attention over packed codes and exact tokens, in two launches: queries, and all the rest."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kakeya_jax.pallas_kernels.attention.byte_queries import LN2
+from kakeya_jax.pallas_kernels.attention.coded_program import COLUMNS, CodedShape, Codes, coded_program
+from kakeya_jax.pallas_kernels.attention.finish_program import FinishShape, finish_program
+from kakeya_jax.pallas_kernels.attention.launch import launch
+from kakeya_jax.pallas_kernels.attention.query_program import QueryShape, query_program
+from kakeya_jax.pallas_kernels.attention.window_program import WARPS, WindowShape, exact_programs, window_program
+from kakeya_jax.stream import Geometry
+from kakeya_jax.typing import Array, Float, Int, UInt8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodedStream:
+    """Codes of all heads of a stream, as programs read them.
+
+    Attributes:
+        words: uint8, keys ``[N, T, D b / 8]``, values ``[N, T / page, D, page b / 8]``.
+        scales: float16 ``[N, T]``.
+        sinks: exact ``[N, sinks, D]``.
+        tail: exact ``[N, tail, D]``, a ring.
+        rotation: float32 ``[D, D]``: what is coded is this times a vector.
+        codes: how ``words`` are packed.
+        unit: of their levels.
+    """
+
+    words: UInt8[Array, "..."]
+    scales: Float[Array, "N T"]
+    sinks: Float[Array, "N sinks D"]
+    tail: Float[Array, "N tail D"]
+    rotation: Float[Array, "D D"]
+    codes: Codes
+    unit: float
+
+
+def decode_step(
+    query: Float[Array, "N G D"],
+    key: CodedStream,
+    value: CodedStream,
+    positions: Int[Array, " B"],
+    *,
+    geometry: Geometry,
+    scale: float,
+    splits: int,
+    interpret: bool = False,
+) -> Float[Array, "N G D"]:
+    """Attention of the newest token's queries, ``N = B K`` key/value heads with ``G <= 8`` queries each.
+
+    Args:
+        query: after their rotary embedding.
+        key: keys, the queries' own token in them.
+        value: values, likewise.
+        positions: of the queries.
+        geometry: of both streams.
+        scale: factor of the logits.
+        splits: programs that share the coded tokens of a head.
+        interpret: in numpy, on any machine.
+    """
+    heads, group, dim = query.shape
+    run = functools.partial(launch, interpret=interpret)
+    base_two = scale / LN2
+
+    asked = QueryShape(dim=dim, group=group, dtype=query.dtype, scale=base_two * key.unit)
+    *numbers, counters = run(
+        lambda ops, *refs: query_program(ops, asked, *refs),
+        [
+            jax.ShapeDtypeStruct((heads, 2 * asked.rows, dim), jnp.int8),
+            jax.ShapeDtypeStruct((heads, 2 * asked.rows), jnp.int32),
+            jax.ShapeDtypeStruct((heads, COLUMNS), jnp.float32),
+            jax.ShapeDtypeStruct((heads,), jnp.int32),
+        ],
+        [query, key.rotation],
+        programs=heads,
+        warps=4,
+        shared_floats=asked.shared_floats,
+    )
+
+    rows = asked.rows
+    exact_splits = exact_programs(geometry)
+    states = splits + exact_splits
+    coded = CodedShape(
+        dim=dim,
+        key=key.codes,
+        value=value.codes,
+        page=geometry.page,
+        capacity=geometry.num_pages * geometry.page,
+        group=group,
+        splits=splits,
+        states=states,
+        warps=WARPS,
+    )
+    window = WindowShape(
+        dim=dim,
+        group=group,
+        rows=rows,
+        num_kv_heads=heads // len(positions),
+        geometry=geometry,
+        query_dtype=query.dtype,
+        dtype=key.tail.dtype,
+        scale=base_two,
+        states=states,
+    )
+    finish = FinishShape(
+        dim=dim, group=group, rows=rows, coded=splits, exact=exact_splits, unit=value.unit, dtype=query.dtype
+    )
+    *_, out = run(
+        functools.partial(_attend, window=window, coded=coded, finish=finish, heads=heads),
+        [
+            *(jax.ShapeDtypeStruct((heads, states, rows, *dims), jnp.float32) for dims in ((), (), (dim,))),
+            jax.ShapeDtypeStruct(query.shape, query.dtype),
+        ],
+        [
+            *numbers,
+            key.words,
+            key.scales,
+            value.words,
+            value.scales,
+            query,
+            positions,
+            *(_some(each) for each in (key.sinks, key.tail, value.sinks, value.tail)),
+            value.rotation,
+            counters,
+        ],
+        programs=heads * states,
+        warps=WARPS,
+        shared_floats=max(coded.shared_floats, window.shared_floats, finish.shared_floats),
+    )
+    return out
+
+
+def _attend(ops: Any, *refs: Any, window: WindowShape, coded: CodedShape, finish: FinishShape, heads: int) -> None:
+    """The first programs attend to exact tokens, the others to coded ones; a head's last one adds its states up.
+
+    Which is last depends on chance, what it computes does not: it takes states in their order. It sets the head's
+    counter back, for a launch that is given the same one.
+    """
+    coded_refs, (query, positions, *exact_refs), (rotation, counters) = refs[:7], refs[7:13], refs[13:15]
+    states, out, shared = refs[15:18], refs[18], refs[19]
+    program, exact = ops.program_index(), heads * window.splits
+    first = ops.less(program, ops.integer(exact))
+    number = ops.subtract(program, ops.integer(exact))
+    head = ops.select(first, ops.divide(program, window.splits), ops.divide(number, coded.splits))
+
+    def tokens_of(head: Any) -> Any:
+        """As ``Geometry.closed_pages``."""
+        geometry = window.geometry
+        where = ops.offset(ops.address(positions), ops.times(ops.divide(head, window.num_kv_heads), 4))
+        length = ops.add(ops.load_words(where, 1, once=False)[0], ops.integer(1))
+        behind = ops.larger(ops.subtract(length, ops.integer(geometry.sinks + geometry.recent)), ops.integer(0))
+        closed = ops.smaller(ops.divide(behind, geometry.page), ops.integer(geometry.num_pages))
+        return ops.times(closed, geometry.page)
+
+    def attend_exact() -> None:
+        split = ops.modulo(program, window.splits)
+        window_program(ops, window, head, split, query, positions, *exact_refs, *states, shared)
+
+    def attend_coded() -> None:
+        coded_program(ops, coded, number, tokens_of, *coded_refs, *states, shared)
+
+    def add_up() -> None:
+        finish_program(ops, finish, head, *states, rotation, out, shared)
+        ops.only_if(ops.less(ops.thread_index(), ops.integer(1)), lambda: ops.store_words(counter, [ops.integer(0)]))
+
+    ops.only_if(first, attend_exact)
+    ops.only_if(ops.less(ops.integer(exact - 1), program), attend_coded)
+    counter = ops.offset(ops.address(counters), ops.times(head, 4))
+    done = ops.arrive(counter, ops.shared_address(shared))
+    ops.only_if(ops.less(ops.integer(coded.states - 2), done), add_up)
+
+
+def _some(array: Array) -> Array:
+    """Programs take no empty arrays."""
+    if math.prod(array.shape):
+        return array
+    return jnp.zeros((1, 1, array.shape[-1]), array.dtype)

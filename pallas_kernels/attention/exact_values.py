@@ -1,0 +1,31 @@
+"""Numbers of 16 or 32 bits in global memory, read and written as floats by programs of ``warp_ops``."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+DTYPES = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16), jnp.dtype(jnp.float32))
+"""What programs read and write."""
+
+
+def load_exact(ops: Any, where: Any, count: int, dtype: Any, at: int = 0) -> list[Any]:
+    """``count`` consecutive numbers, ``at`` bytes from ``where``; aligned to their size, at most 16 bytes a load."""
+    nbytes = jnp.dtype(dtype).itemsize
+    words: list[Any] = []
+    total = count * nbytes // 4
+    for first in range(0, total, 4):
+        words += ops.load_words(where, min(4, total - first), at + 4 * first, once=False)
+    if nbytes == 4:
+        return [ops.as_real(word) for word in words]
+    half = ops.brain_half_of if jnp.dtype(dtype) == jnp.bfloat16 else ops.half_of
+    return [half(word, upper=upper) for word in words for upper in (False, True)]
+
+
+def store_exact(ops: Any, where: Any, value: Any, dtype: Any, at: int = 0) -> None:
+    """One number."""
+    dtype = jnp.dtype(dtype)
+    if dtype == jnp.float32:
+        ops.store_reals(where, [value], at)
+        return
+    pack = ops.pack_brain_halves if dtype == jnp.bfloat16 else ops.pack_halves
+    ops.store_short(where, pack(value, value), at)

@@ -1,0 +1,271 @@
+"""Attention of one head's queries to the tokens that are kept exact: sinks, and a ring of recent ones."""
+
+import dataclasses
+import functools
+from typing import Any
+
+from kakeya_jax.pallas_kernels.attention.exact_values import load_exact
+from kakeya_jax.pallas_kernels.attention.softmax_state import LOWEST
+from kakeya_jax.stream import Geometry
+
+WARPS = 4
+_QUERIES = 4
+"""That are handled at once."""
+_LANES = 8
+"""That share a token's channels when logits are computed."""
+_TOGETHER = 2
+"""Tokens of keys that a lane has under way at once."""
+_AHEAD = 8
+"""Tokens of values that a thread has under way at once."""
+TOKENS = 64
+"""Most that one program attends to: its steps wait for memory one after the other."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WindowShape:
+    """What a program is made for.
+
+    Attributes:
+        dim: of a head.
+        group: queries of a key/value head.
+        rows: queries that a state has room for, a multiple of 4.
+        num_kv_heads: of a row of the batch.
+        geometry: of the streams.
+        query_dtype: of the queries.
+        dtype: of the exact tokens.
+        scale: factor of logits, to the base 2.
+        states: of a head, those of coded tokens first.
+    """
+
+    dim: int
+    group: int
+    rows: int
+    num_kv_heads: int
+    geometry: Geometry
+    query_dtype: Any
+    dtype: Any
+    scale: float
+    states: int
+
+    @property
+    def splits(self) -> int:
+        """Programs that share a head's exact tokens."""
+        return exact_programs(self.geometry)
+
+    @property
+    def shared_floats(self) -> int:
+        """Shared memory of a program: weights token after token, and what threads add up."""
+        parts = 32 * WARPS // (self.dim // 2)
+        return _QUERIES * (TOKENS + parts * self.dim)
+
+
+def exact_programs(geometry: Geometry) -> int:
+    """Programs that share a head's exact tokens."""
+    return -(-(geometry.sink_capacity + geometry.tail_capacity) // TOKENS)
+
+
+def window_program(
+    ops: Any,
+    shape: WindowShape,
+    head: Any,
+    split: Any,
+    query_ref: Any,
+    position_ref: Any,
+    key_sink_ref: Any,
+    key_tail_ref: Any,
+    value_sink_ref: Any,
+    value_tail_ref: Any,
+    top_ref: Any,
+    total_ref: Any,
+    weighted_ref: Any,
+    shared_ref: Any,
+) -> None:
+    """Writes the softmax state of a head's queries, which are the newest token's, over the exact tokens. Four warps.
+
+    Args:
+        ops: ``warp_ops``, or ``emulated_ops``.
+        shape: sizes.
+        head: which.
+        split: which part of the tokens.
+        query_ref: ``[N, group, D]``.
+        position_ref: int32 ``[B]``, of the query.
+        key_sink_ref: ``[N, sinks, D]``, and
+        key_tail_ref: ``[N, tail, D]``: see ``Stream``;
+        value_sink_ref: of the values, and
+        value_tail_ref: likewise.
+        top_ref: float32 ``[N, states, rows]``, to the base 2.
+        total_ref: likewise.
+        weighted_ref: float32 ``[N, states, rows, D]``.
+        shared_ref: ``shape.shared_floats`` floats.
+    """
+    seen = _Seen(ops, shape, head, split, position_ref)
+    thread = ops.thread_index()
+    shared = ops.shared_address(shared_ref)
+    for block in range(0, shape.rows, _QUERIES):
+        if block >= shape.group:
+            break
+        _logits(ops, shape, seen, thread, block, query_ref, key_sink_ref, key_tail_ref, shared)
+        ops.barrier()
+        _softmax(ops, shape, seen, thread, block, shared, top_ref, total_ref)
+        ops.barrier()
+        _values(ops, shape, seen, thread, block, value_sink_ref, value_tail_ref, shared, weighted_ref)
+        if block + _QUERIES < shape.group:
+            ops.barrier()
+
+
+class _Seen:
+    """A program's part of the exact tokens that the query sees, sinks first: ``count`` of them from ``start`` on."""
+
+    def __init__(self, ops: Any, shape: WindowShape, head: Any, split: Any, position_ref: Any) -> None:
+        self.ops, self.shape, self.head = ops, shape, head
+        geometry = shape.geometry
+        where = ops.offset(ops.address(position_ref), ops.times(ops.divide(head, shape.num_kv_heads), 4))
+        length = ops.add(ops.load_words(where, 1, once=False)[0], ops.integer(1))
+        self.sinks = ops.smaller(length, ops.integer(geometry.sink_capacity))
+        behind = ops.subtract(length, ops.integer(geometry.sinks + geometry.recent))
+        coded = ops.times(ops.divide(ops.larger(behind, ops.integer(0)), geometry.page), geometry.page)
+        coded = ops.smaller(coded, ops.integer(geometry.num_pages * geometry.page))
+        held = ops.larger(ops.subtract(length, ops.integer(geometry.sinks)), ops.integer(0))
+        self.first = ops.modulo(coded, geometry.tail_capacity)
+        self.start = ops.times(split, TOKENS)
+        left = ops.subtract(ops.add(self.sinks, ops.subtract(held, coded)), self.start)
+        self.count = ops.larger(ops.smaller(left, ops.integer(TOKENS)), ops.integer(0))
+        first = shape.states - shape.splits
+        self.state = ops.add(ops.times(head, shape.states), ops.add(split, ops.integer(first)))
+
+    def row(self, index: Any, sink_ref: Any, tail_ref: Any) -> Any:
+        """Where the vector of the ``index``-th token is; of some token, if there is none."""
+        ops, shape = self.ops, self.shape
+        index = ops.add(self.start, index)
+        nbytes = shape.dim * shape.dtype.itemsize
+        slot = ops.add(self.first, ops.subtract(index, self.sinks))
+        capacity = shape.geometry.tail_capacity
+        slot = ops.larger(ops.modulo(slot, capacity), ops.integer(0))
+        in_tail = ops.offset(ops.offset(ops.address(tail_ref), self.head, capacity * nbytes), ops.times(slot, nbytes))
+        if not shape.geometry.sink_capacity:
+            return in_tail
+        in_sinks = ops.offset(ops.address(sink_ref), self.head, shape.geometry.sink_capacity * nbytes)
+        in_sinks = ops.offset(in_sinks, ops.times(index, nbytes))
+        return ops.select_address(ops.less(index, self.sinks), in_sinks, in_tail)
+
+
+def _logits(
+    ops: Any, shape: WindowShape, seen: _Seen, thread: Any, block: int, query_ref: Any, sink_ref: Any, tail_ref: Any, shared: Any
+) -> None:
+    """Eight lanes share a token; its logits to four queries go to shared memory side by side."""
+    part, width = ops.modulo(thread, _LANES), shape.dim // _LANES
+    group_of = ops.divide(thread, _LANES)
+    groups = 32 * WARPS // _LANES
+    itemsize = shape.query_dtype.itemsize
+    start = ops.offset(ops.address(query_ref), seen.head, shape.group * shape.dim * itemsize)
+    start = ops.offset(start, ops.times(part, width * itemsize))
+    count = min(_QUERIES, shape.group - block)
+    queries = [
+        load_exact(ops, start, width, shape.query_dtype, (block + n) * shape.dim * itemsize) for n in range(count)
+    ]
+    last = ops.larger(ops.subtract(seen.count, ops.integer(1)), ops.integer(0))
+    rounds = ops.divide(ops.add(seen.count, ops.integer(groups * _TOGETHER - 1)), groups * _TOGETHER)
+    scale = ops.real(shape.scale)
+
+    def step(index: Any, carried: list[Any]) -> list[Any]:
+        first = ops.add(ops.times(index, groups * _TOGETHER), group_of)
+        tokens = [ops.add(first, ops.integer(groups * n)) for n in range(_TOGETHER)]
+        keys = []
+        for token in tokens:
+            where = seen.row(ops.smaller(token, last), sink_ref, tail_ref)
+            keys.append(load_exact(ops, ops.offset(where, ops.times(part, width * shape.dtype.itemsize)), width, shape.dtype))
+        for token, key in zip(tokens, keys, strict=True):
+            found = []
+            for query in queries:
+                total = ops.real(0.0)
+                for left, right in zip(query, key, strict=True):
+                    total = ops.fused(left, right, total)
+                for distance in (1, 2, 4):
+                    total = ops.plus(total, ops.exchange(total, distance))
+                found.append(ops.scaled(total, scale))
+            found += [ops.real(LOWEST)] * (_QUERIES - count)
+            target = ops.shared_offset(shared, ops.times(token, 4 * _QUERIES))
+            writes = ops.less(ops.select(ops.less(part, ops.integer(1)), token, seen.count), seen.count)
+            ops.only_if(writes, lambda target=target, found=found: ops.shared_store(target, found))
+        return carried
+
+    ops.loop(ops.integer(0), rounds, [], step)
+
+
+def _softmax(ops: Any, shape: WindowShape, seen: _Seen, thread: Any, block: int, shared: Any, top_ref: Any, total_ref: Any) -> None:
+    """Each warp turns the logits of one query into weights."""
+    query, lane = ops.uniform(ops.divide(thread, 32)), ops.modulo(thread, 32)
+    mine = ops.shared_offset(shared, ops.times(query, 4))
+    rounds = ops.divide(ops.add(seen.count, ops.integer(31)), 32)
+    last = ops.larger(ops.subtract(seen.count, ops.integer(1)), ops.integer(0))
+
+    def place(index: Any) -> tuple[Any, Any]:
+        token = ops.add(ops.times(index, 32), lane)
+        where = ops.shared_offset(mine, ops.times(ops.smaller(token, last), 4 * _QUERIES))
+        return where, ops.less(token, seen.count)
+
+    def largest(index: Any, carried: list[Any]) -> list[Any]:
+        where, real = place(index)
+        return [ops.maximum(carried[0], ops.select(real, ops.shared_load(where, 1)[0], ops.real(LOWEST)))]
+
+    top = ops.loop(ops.integer(0), rounds, [ops.real(LOWEST)], largest)[0]
+    for distance in (1, 2, 4, 8, 16):
+        top = ops.maximum(top, ops.exchange(top, distance))
+
+    def weigh(index: Any, carried: list[Any]) -> list[Any]:
+        where, real = place(index)
+        weight = ops.power_of_two(ops.minus(ops.shared_load(where, 1)[0], top))
+        ops.only_if(real, lambda: ops.shared_store(where, [weight]))
+        return [ops.plus(carried[0], ops.select(real, weight, ops.real(0.0)))]
+
+    total = ops.loop(ops.integer(0), rounds, [ops.real(0.0)], weigh)[0]
+    for distance in (1, 2, 4, 8, 16):
+        total = ops.plus(total, ops.exchange(total, distance))
+    at = ops.times(ops.add(ops.times(seen.state, shape.rows), ops.add(query, ops.integer(block))), 4)
+
+    def write() -> None:
+        ops.store_reals(ops.offset(ops.address(top_ref), at), [top])
+        ops.store_reals(ops.offset(ops.address(total_ref), at), [total])
+
+    ops.only_if(ops.less(lane, ops.integer(1)), write)
+
+
+def _values(
+    ops: Any, shape: WindowShape, seen: _Seen, thread: Any, block: int, sink_ref: Any, tail_ref: Any, shared: Any, weighted_ref: Any
+) -> None:
+    """A thread adds up two channels over its part of the tokens, in steps of several tokens."""
+    pairs = shape.dim // 2
+    parts = 32 * WARPS // pairs
+    pair, part = ops.modulo(thread, pairs), ops.divide(thread, pairs)
+    last = ops.larger(ops.subtract(seen.count, ops.integer(1)), ops.integer(0))
+    each = _AHEAD * parts
+    rounds = ops.divide(ops.add(seen.count, ops.integer(each - 1)), each)
+
+    def step(index: Any, sums: list[Any]) -> list[Any]:
+        tokens = [
+            ops.add(ops.times(index, each), ops.add(ops.times(part, _AHEAD), ops.integer(n))) for n in range(_AHEAD)
+        ]
+        rows = [seen.row(ops.smaller(token, last), sink_ref, tail_ref) for token in tokens]
+        rows = [ops.offset(row, ops.times(pair, 2 * shape.dtype.itemsize)) for row in rows]
+        values = [load_exact(ops, row, 2, shape.dtype) for row in rows]
+        for token, value in zip(tokens, values, strict=True):
+            where = ops.shared_offset(shared, ops.times(ops.smaller(token, last), 4 * _QUERIES))
+            real = ops.less(token, seen.count)
+            for n, weight in enumerate(ops.shared_load(where, _QUERIES)):
+                weight = ops.select(real, weight, ops.real(0.0))
+                for half in range(2):
+                    sums[2 * n + half] = ops.fused(weight, value[half], sums[2 * n + half])
+        return sums
+
+    sums = ops.loop(ops.integer(0), rounds, [ops.real(0.0)] * (2 * _QUERIES), step)
+    behind = 4 * _QUERIES * TOKENS
+    mine = ops.add(ops.times(part, 4 * _QUERIES * shape.dim), ops.times(pair, 8))
+    for n in range(_QUERIES):
+        ops.shared_store(ops.shared_offset(shared, mine), sums[2 * n : 2 * n + 2], behind + 4 * n * shape.dim)
+    ops.barrier()
+    out = ops.offset(ops.address(weighted_ref), seen.state, 4 * shape.rows * shape.dim)
+    for first in range(0, _QUERIES * shape.dim, 32 * WARPS):
+        index = ops.times(ops.add(thread, ops.integer(first)), 4)
+        where = ops.shared_offset(shared, index)
+        found = [ops.shared_load(where, 1, behind + 4 * n * _QUERIES * shape.dim)[0] for n in range(parts)]
+        ops.store_reals(ops.offset(out, index), [functools.reduce(ops.plus, found)], 4 * block * shape.dim)
