@@ -34,7 +34,7 @@ def attend_coded(
     warpgroups: int = WARPGROUPS,
     interpret: bool = False,
 ) -> SoftmaxState:
-    """The softmax over the first ``lengths[n]`` tokens of each of ``N`` heads, values in the coordinates of their codes.
+    """The softmax over the first ``lengths[n]`` tokens of each head, values in the coordinates of their codes.
 
     Args:
         query: in the coordinates of the keys' codes; at most 8 for a head.
@@ -97,6 +97,4 @@ def _program(ops: Any, *refs: Any, shape: CodedShape) -> None:
     def tokens_of(head: Any) -> Any:
         return ops.load_words(ops.offset(ops.address(length_ref), ops.times(head, 4)), 1)[0]
 
-    coded_program(
-        ops, shape, ops.program_index(), tokens_of, *inputs, top_ref, total_ref, weighted_ref, shared_ref
-    )
+    coded_program(ops, shape, ops.program_index(), tokens_of, *inputs, top_ref, total_ref, weighted_ref, shared_ref)

@@ -1,4 +1,4 @@
-"""Queries as integer kernels take them: numbers of 16 bits in two signed bytes, with a factor that is applied to logits."""
+"""Queries as integer kernels take them: numbers of 16 bits in two signed bytes, and a factor for their logits."""
 
 import math
 from typing import NamedTuple

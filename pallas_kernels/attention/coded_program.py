@@ -4,8 +4,8 @@ A warp owns a run of tiles of 64 tokens and its own softmax state; the warps of 
 Codes become signed bytes by table lookups of four at a time (``prmt``) and go straight into ``mma.sync`` fragments: in
 both products of attention the codes are the left operand, keys with tokens as rows and channels as depth, values with
 channels as rows and tokens as depth. The right operand has eight columns: queries (or their shares of the softmax) as
-numbers of 16 bits, two bytes each. Up to four queries are columns 0 to 3 with their high bytes and 4 to 7 with their low
-bytes; more take two products. Levels are ``unit (byte + 1/2)``; the half is added once for each query, not for each code.
+numbers of 16 bits, two bytes each. Up to four queries are columns 0 to 3 with their high bytes and 4 to 7 with their
+low bytes; more take two products. Levels are ``unit (byte + 1/2)``; the half is added once for each query, not for each code.
 
 Which token is which row is free, as long as both products agree: row ``r`` of half ``h`` of product ``i`` is token
 ``16 (r / 2) + 4 i + 2 (r % 2) + h`` of its tile, because then a lane's part of a value's tile is one unit of 16
@@ -282,14 +282,9 @@ class _Lane:
 def _load_query(ops: Any, shape: CodedShape, lane: _Lane, ref: Any, head: Any) -> list[list[list[Any]]]:
     """Bytes of the queries as right operands: for each block of 8 rows, unit and quad one register."""
     where = ops.offset(ops.address(ref), head, shape.query_rows * shape.dim)
-    where = ops.offset(
-        where, ops.add(ops.times(lane.row, shape.dim), ops.times(lane.column, 16 * shape.units))
-    )
+    where = ops.offset(where, ops.add(ops.times(lane.row, shape.dim), ops.times(lane.column, 16 * shape.units)))
     return [
-        [
-            ops.load_words(where, 4, block * COLUMNS * shape.dim + 16 * unit, once=False)
-            for unit in range(shape.units)
-        ]
+        [ops.load_words(where, 4, block * COLUMNS * shape.dim + 16 * unit, once=False) for unit in range(shape.units)]
         for block in range(shape.query_rows // COLUMNS)
     ]
 
@@ -416,7 +411,7 @@ def decode_unit(ops: Any, unit: list[Any], codes: Codes) -> list[Any]:
     if codes.bits == 8:
         return [ops.differing(word, ops.integer(0x80808080)) for word in unit]
     if codes.bits == 4:
-        table = [ops.integer(word) for word in _table_words(codes.table[7::-1])]
+        table = [ops.integer(word) for word in table_words(codes.table[7::-1])]
         found = []
         for word in unit:
             magnitude, shifted = ops.both(word, ops.integer(0x77777777)), ops.left(word, 4)
@@ -432,11 +427,12 @@ def decode_unit(ops: Any, unit: list[Any], codes: Codes) -> list[Any]:
         high, mask = unit[1], ops.integer(0x4444)
         shifted = (high, ops.right(high, 1), ops.left(high, 2), ops.left(high, 1))
         crumbs = [ops.either(ops.both(bit, mask), crumb) for bit, crumb in zip(shifted, crumbs, strict=True)]
-    table = [ops.integer(word) for word in _table_words(codes.table)]
+    table = [ops.integer(word) for word in table_words(codes.table)]
     return [ops.permute_bytes(table[0], table[-1], each) for each in crumbs]
 
 
-def _table_words(table: tuple[int, ...]) -> list[int]:
+def table_words(table: tuple[int, ...]) -> list[int]:
+    """Bytes as words, four to each."""
     return [
         int.from_bytes(bytes(value & 0xFF for value in table[first : first + 4]), "little")
         for first in range(0, len(table), 4)
@@ -488,7 +484,9 @@ def _add_tile(
     A tile's shares are relative to its own largest logit and largest scale, so that what 16 bits cannot hold beside a
     dominating token is at most what 63 tokens can lose.
     """
-    tile_top = [_over_rows(ops, functools.reduce(ops.maximum, (x for each in logits for x in each[n::2]))) for n in (0, 1)]
+    tile_top = [
+        _over_rows(ops, functools.reduce(ops.maximum, (x for each in logits for x in each[n::2]))) for n in (0, 1)
+    ]
     top = [ops.maximum(old, new) for old, new in zip(state[:2], tile_top, strict=True)]
     grows = functools.reduce(ops.one_of, (ops.above(new, old) for new, old in zip(top, state[:2], strict=True)))
     total, shift, weighted = _split(ops.choose(ops.any_lane(grows), lambda: _decayed(ops, state, top), state[2:]))
@@ -578,9 +576,7 @@ def _write_state(
     total, shift = ([_over_rows(ops, each, ops.plus) for each in part] for part in (total, shift))
     if shape.paired:  # high and low parts lie two columns of lanes apart
         weighted = [ops.plus(each, ops.exchange(each, 2)) for each in weighted]
-    weighted = [
-        ops.fused(shift[index % 2], ops.real(0.5), each) for index, each in enumerate(weighted)
-    ]
+    weighted = [ops.fused(shift[index % 2], ops.real(0.5), each) for index, each in enumerate(weighted)]
     start = ops.shared_address(shared)
     rows, warps, dim = shape.rows, shape.warps, shape.dim
     writes = ops.less(lane.column, ops.integer(rows // 2))
@@ -601,9 +597,7 @@ def _write_state(
     decay = [ops.power_of_two(ops.minus(top[n], all_top[n])) for n in (0, 1)]
 
     def put_sums() -> None:
-        ops.shared_store(
-            ops.shared_offset(start, mine), [ops.scaled(total[n], decay[n]) for n in (0, 1)], sums_at
-        )
+        ops.shared_store(ops.shared_offset(start, mine), [ops.scaled(total[n], decay[n]) for n in (0, 1)], sums_at)
         for n in (0, 1):
             row = ops.add(ops.times(lane.warp, rows), ops.add(ops.times(lane.column, 2), ops.integer(n)))
             where = ops.shared_offset(start, ops.add(ops.times(row, 4 * dim), ops.times(lane.row, 4)))

@@ -79,7 +79,7 @@ def decode_step(
         ],
         [query, key.rotation],
         programs=heads,
-        warps=4,
+        warps=asked.warps,
         shared_floats=asked.shared_floats,
     )
 
@@ -90,7 +90,7 @@ def decode_step(
         dim=dim,
         key=key.codes,
         value=value.codes,
-        page=geometry.page,
+        page=geometry.num_pages * geometry.page // value.words.shape[1],
         capacity=geometry.num_pages * geometry.page,
         group=group,
         splits=splits,
@@ -137,17 +137,18 @@ def decode_step(
 
 
 def _attend(ops: Any, *refs: Any, window: WindowShape, coded: CodedShape, finish: FinishShape, heads: int) -> None:
-    """The first programs attend to exact tokens, the others to coded ones; a head's last one adds its states up.
+    """The first programs attend to coded tokens, the last ones to exact tokens: those are short, and fill the time
+    until the slowest multiprocessor is done. A head's last program adds its states up.
 
     Which is last depends on chance, what it computes does not: it takes states in their order. It sets the head's
     counter back, for a launch that is given the same one.
     """
     coded_refs, (query, positions, *exact_refs), (rotation, counters) = refs[:7], refs[7:13], refs[13:15]
     states, out, shared = refs[15:18], refs[18], refs[19]
-    program, exact = ops.program_index(), heads * window.splits
-    first = ops.less(program, ops.integer(exact))
-    number = ops.subtract(program, ops.integer(exact))
-    head = ops.select(first, ops.divide(program, window.splits), ops.divide(number, coded.splits))
+    program, programs = ops.program_index(), heads * coded.splits
+    first = ops.less(program, ops.integer(programs))
+    number = ops.subtract(program, ops.integer(programs))
+    head = ops.select(first, ops.divide(program, coded.splits), ops.divide(number, window.splits))
 
     def tokens_of(head: Any) -> Any:
         """As ``Geometry.closed_pages``."""
@@ -159,18 +160,18 @@ def _attend(ops: Any, *refs: Any, window: WindowShape, coded: CodedShape, finish
         return ops.times(closed, geometry.page)
 
     def attend_exact() -> None:
-        split = ops.modulo(program, window.splits)
+        split = ops.modulo(number, window.splits)
         window_program(ops, window, head, split, query, positions, *exact_refs, *states, shared)
 
     def attend_coded() -> None:
-        coded_program(ops, coded, number, tokens_of, *coded_refs, *states, shared)
+        coded_program(ops, coded, program, tokens_of, *coded_refs, *states, shared)
 
     def add_up() -> None:
         finish_program(ops, finish, head, *states, rotation, out, shared)
         ops.only_if(ops.less(ops.thread_index(), ops.integer(1)), lambda: ops.store_words(counter, [ops.integer(0)]))
 
-    ops.only_if(first, attend_exact)
-    ops.only_if(ops.less(ops.integer(exact - 1), program), attend_coded)
+    ops.only_if(first, attend_coded)
+    ops.only_if(ops.less(ops.integer(programs - 1), program), attend_exact)
     counter = ops.offset(ops.address(counters), ops.times(head, 4))
     done = ops.arrive(counter, ops.shared_address(shared))
     ops.only_if(ops.less(ops.integer(coded.states - 2), done), add_up)

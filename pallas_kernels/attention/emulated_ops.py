@@ -390,7 +390,9 @@ def choose(
 ) -> list[Register]:
     found: list[Register] = []
     only_if(condition, lambda: found.extend(when_true()))
-    return [np.where(condition, yes, no) for yes, no in zip(found, when_false, strict=True)] if found else list(when_false)
+    return (
+        [np.where(condition, yes, no) for yes, no in zip(found, when_false, strict=True)] if found else list(when_false)
+    )
 
 
 def only_if(condition: Register, body: Callable[[], None]) -> None:

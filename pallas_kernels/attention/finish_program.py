@@ -1,4 +1,4 @@
-"""Adds up the softmax states of a head: coded parts, turned back from the coordinates of their codes, and exact tokens."""
+"""Adds up the softmax states of a head: of codes, turned back from their coordinates, and of exact tokens."""
 
 import dataclasses
 from typing import Any

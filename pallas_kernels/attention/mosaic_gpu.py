@@ -1,17 +1,12 @@
 """Decode attention through Mosaic GPU kernels: the fast path (Hopper)."""
 
-import functools
-
 import jax
+import jax.numpy as jnp
 
 from kakeya_jax.cache import ChunkWindow
-from kakeya_jax.pallas_kernels.attention.rotated_codes import (
-    Limits,
-    attend_rotated_codes,
-    capacity,
-    num_heads,
-    unsupported,
-)
+from kakeya_jax.pallas_kernels.attention.coded_program import COLUMNS, TILE
+from kakeya_jax.pallas_kernels.attention.coded_streams import Limits, capacity, coded_stream, num_heads, unsupported
+from kakeya_jax.pallas_kernels.attention.decode_step import decode_step
 from kakeya_jax.rope import Rope
 from kakeya_jax.stream import Stream
 from kakeya_jax.typing import Array, Float, Int
@@ -19,10 +14,13 @@ from kakeya_jax.typing import Array, Float, Int
 _SINCE = (0, 11)
 """The first version of JAX whose Mosaic GPU has all that the kernels need."""
 
-_PROGRAMS = 132
-"""Programs that a GPU is filled with: one for each multiprocessor of an H200."""
+_PROGRAMS = 3 * 132
+"""Programs that run at a time: three on each multiprocessor of an H100 or H200."""
 
-_LIMITS = Limits(head_dims=(64, 128), group=8, tokens=64)
+_WAVES = 3
+"""Most times that a GPU is filled: more programs begin and end more often, fewer leave multiprocessors idle."""
+
+_LIMITS = Limits(head_dims=(64, 128), group=64, tokens=TILE, bits=(2, 3, 4))
 
 
 def attention_mosaic_gpu(
@@ -35,8 +33,11 @@ def attention_mosaic_gpu(
     scale: float,
     chunk: ChunkWindow | None = None,
     splits: int | None = None,
+    interpret: bool = False,
 ) -> Float[Array, "B T H D"]:
-    """See ``compressed_attention``; one query for each row, keys and values of ``turboquant`` with 2 or 4 bits.
+    """See ``compressed_attention``; one query for each row, keys and values of ``turboquant`` with 2, 3 or 4 bits.
+
+    More than eight queries for a key/value head are attended to eight at a time, and codes are read as often.
 
     Args:
         query: see ``compressed_attention``, and
@@ -46,32 +47,49 @@ def attention_mosaic_gpu(
         rope: likewise.
         scale: likewise.
         chunk: likewise.
-        splits: programs that share the tokens of a head; None for a choice by shape.
+        splits: programs that share the coded tokens of a head; None for a choice by shape.
+        interpret: run the kernels' programs in numpy, slowly, on any machine.
 
     Raises:
         NotImplementedError: other codecs, shapes, devices or versions of JAX; the message says which.
     """
-    found = [] if jax.default_backend() == "gpu" else ["no NVIDIA GPU"]
-    found += [f"jax {jax.__version__} (0.11 and later)"] if jax.__version_info__[:2] < _SINCE else []
+    del rope, chunk  # keys are stored after it; a single query's window is in the streams
+    found = []
+    if not interpret:
+        found += [] if jax.default_backend() == "gpu" else ["no NVIDIA GPU"]
+        found += [f"jax {jax.__version__} (0.11 and later)"] if jax.__version_info__[:2] < _SINCE else []
     found += unsupported(query, key_stream, value_stream, _LIMITS)
     if found:
         raise NotImplementedError(f"no Mosaic GPU kernel for this: {', '.join(found)}")
-    from kakeya_jax.pallas_kernels.attention.warp_rotated import attend_rotated  # needs jax 0.11
-
-    return attend_rotated_codes(
-        query,
-        key_stream,
-        value_stream,
-        positions=positions,
-        rope=rope,
-        scale=scale,
-        chunk=chunk,
-        kernel=functools.partial(
-            attend_rotated, splits=splits or choose_splits(num_heads(key_stream), capacity(key_stream))
-        ),
-    )
+    heads, dim = num_heads(key_stream), query.shape[-1]
+    grouped = query.reshape(heads, -1, dim)
+    key, value = coded_stream(key_stream), coded_stream(value_stream)
+    parts = [
+        decode_step(
+            grouped[:, first : first + COLUMNS],
+            key,
+            value,
+            positions[:, 0],
+            geometry=key_stream.geometry,
+            scale=scale,
+            splits=splits or choose_splits(heads, capacity(key_stream)),
+            interpret=interpret,
+        )
+        for first in range(0, grouped.shape[1], COLUMNS)
+    ]
+    return jnp.concatenate(parts, axis=1).reshape(query.shape)
 
 
 def choose_splits(heads: int, tokens: int) -> int:
-    """How many programs share the tokens of each of ``heads`` heads of at most ``tokens`` tokens."""
-    return max(1, min(_PROGRAMS // heads, tokens // (12 * _LIMITS.tokens)))
+    """How many programs share the coded tokens of each of ``heads`` heads of at most ``tokens`` tokens.
+
+    Of those that fill the GPU at most ``_WAVES`` times, the number that leaves least of it idle at the end, the fewest
+    if several do; and at least two tiles for each of a program's four warps.
+    """
+    most = max(1, min(_WAVES * _PROGRAMS // heads, tokens // (8 * TILE)))
+
+    def idle(splits: int) -> float:
+        waves = heads * splits / _PROGRAMS
+        return -(-heads * splits // _PROGRAMS) / waves
+
+    return min(range(1, most + 1), key=lambda splits: (round(idle(splits), 1), splits))

@@ -8,8 +8,8 @@ from kakeya_jax.pallas_kernels.attention.coded_program import COLUMNS, LARGEST
 from kakeya_jax.pallas_kernels.attention.exact_values import load_exact
 
 _SMALLEST = 1e-37
-_BATCH = 64
-"""Channels of a row of the rotation that are under way at once."""
+_LARGEST = LARGEST * (1 - 2.0**-20)
+"""What a query's largest entry becomes, approximately: the reciprocal of it may be a little too large."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class QueryShape:
     """What a program is made for.
 
     Attributes:
-        dim: of a head, 64 or 128: so many threads work.
+        dim: of a head, 64 or 128; twice as many threads work.
         group: queries of a key/value head, at most 8.
         dtype: of the queries.
         scale: factor of numbers that makes them logits to the base 2.
@@ -29,19 +29,19 @@ class QueryShape:
     scale: float
 
     @property
-    def paired(self) -> bool:
-        """See ``CodedShape``."""
-        return self.group <= COLUMNS // 2
+    def rows(self) -> int:
+        """Queries that a head has room for; see ``CodedShape``."""
+        return COLUMNS // 2 if self.group <= COLUMNS // 2 else COLUMNS
 
     @property
-    def rows(self) -> int:
-        """See ``CodedShape``."""
-        return COLUMNS // 2 if self.paired else COLUMNS
+    def warps(self) -> int:
+        """Of a program."""
+        return self.dim // 16
 
     @property
     def shared_floats(self) -> int:
-        """Shared memory of a program: queries, and what its four warps found."""
-        return self.rows * self.dim + 4 * self.rows * 2
+        """Shared memory of a program: queries, and what its warps found."""
+        return self.rows * self.dim + 2 * self.warps * self.rows
 
 
 def query_program(
@@ -55,7 +55,7 @@ def query_program(
     counter_ref: Any,
     shared_ref: Any,
 ) -> None:
-    """Rotates and rounds the queries of one head; thread ``e`` has channel ``e`` of all of them. Four warps.
+    """Rotates and rounds the queries of one head; two threads side by side have one channel of all of them.
 
     Args:
         ops: ``warp_ops``, or ``emulated_ops``.
@@ -70,83 +70,70 @@ def query_program(
     """
     head, thread = ops.program_index(), ops.thread_index()
     warp, lane = ops.divide(thread, 32), ops.modulo(thread, 32)
-    rows, dim = shape.rows, shape.dim
+    channel, half = ops.divide(thread, 2), ops.modulo(thread, 2)
+    rows, dim, threads = shape.rows, shape.dim, 32 * shape.warps
     itemsize = shape.dtype.itemsize
     shared = ops.shared_address(shared_ref)
+
+    # A thread's part of its channel's row, four numbers here and four there so that neighbours read side by side.
+    row = ops.offset(ops.offset(ops.address(rotation_ref), channel, 4 * dim), ops.times(half, 16))
+    weights = [ops.load_reals(row, 4, 32 * part) for part in range(dim // 8)]
     source = ops.offset(ops.address(query_ref), head, shape.group * dim * itemsize)
-    pairs = shape.group * dim // 2
-    for first in range(0, rows * dim // 2, 128):
+    used, all_pairs = shape.group * dim // 2, rows * dim // 2
+    for first in range(0, all_pairs, threads):
         index = ops.add(thread, ops.integer(first))
         where = ops.shared_offset(shared, ops.times(index, 8))
-
-        def put(index: Any = index, where: Any = where) -> None:
-            values = load_exact(ops, ops.offset(source, ops.times(index, 2 * itemsize)), 2, shape.dtype)
-            ops.shared_store(where, values)
-
-        ops.only_if(ops.less(index, ops.integer(pairs)), put)
-        if first + 128 > pairs:  # rows beyond the group
-            beyond = ops.less(ops.integer(max(pairs, first) - 1), index)
-            within = ops.less(index, ops.integer(rows * dim // 2))
-            zero = ops.real(0.0)
-            ops.only_if(
-                beyond, lambda where=where, within=within: ops.only_if(within, lambda: ops.shared_store(where, [zero] * 2))
-            )
+        inside = ops.less(index, ops.integer(used))
+        place = ops.smaller(index, ops.integer(used - 1))
+        values = load_exact(ops, ops.offset(source, ops.times(place, 2 * itemsize)), 2, shape.dtype)
+        values = [ops.select(inside, value, ops.real(0.0)) for value in values]
+        fits = ops.less(index, ops.integer(all_pairs))
+        ops.only_if(fits, lambda where=where, values=values: ops.shared_store(where, values))
     ops.barrier()
-    works = ops.less(thread, ops.integer(dim))
-    channel = ops.smaller(thread, ops.integer(dim - 1))
-    row = ops.offset(ops.address(rotation_ref), channel, 4 * dim)
     rotated = [ops.real(0.0)] * rows
-    for batch in range(0, dim, _BATCH):
-        weights = [ops.load_reals(row, 4, 4 * (batch + part)) for part in range(0, _BATCH, 4)]
-        for part, four in enumerate(weights):
-            for n in range(rows):
-                values = ops.shared_load(shared, 4, 4 * (n * dim + batch + 4 * part))
-                for weight, value in zip(four, values, strict=True):
-                    rotated[n] = ops.fused(weight, value, rotated[n])
-    zero = ops.real(0.0)
-    rotated = [ops.select(works, each, zero) for each in rotated]
+    mine = ops.shared_offset(shared, ops.times(half, 16))
+    for part, four in enumerate(weights):
+        for n in range(rows):
+            for weight, value in zip(four, ops.shared_load(mine, 4, 4 * n * dim + 32 * part), strict=True):
+                rotated[n] = ops.fused(weight, value, rotated[n])
+    rotated = [ops.plus(each, ops.exchange(each, 1)) for each in rotated]
+
     found = ops.shared_offset(shared, ops.times(warp, 8 * rows))
     at = 4 * rows * dim
-    largest = [_over_lanes(ops, ops.magnitude(each), ops.maximum) for each in rotated]
     first_lane = ops.less(lane, ops.integer(1))
+    largest = [_over_channels(ops, ops.magnitude(each), ops.maximum) for each in rotated]
     ops.only_if(first_lane, lambda: _put(ops, found, largest, at))
     ops.barrier()
-    largest = [
-        functools.reduce(ops.maximum, (ops.shared_load(shared, 1, at + 4 * (w * 2 * rows + n))[0] for w in range(4)))
-        for n in range(rows)
-    ]
+    largest = [_of_warps(ops, shape, shared, at + 4 * n, ops.maximum) for n in range(rows)]
     largest = [ops.maximum(each, ops.real(_SMALLEST)) for each in largest]
     numbers = [
-        ops.nearest(ops.scaled(each, ops.scaled(ops.reciprocal(top), ops.real(LARGEST * (1 - 2.0**-20)))))
+        ops.nearest(ops.scaled(each, ops.scaled(ops.reciprocal(top), ops.real(_LARGEST))))
         for each, top in zip(rotated, largest, strict=True)
     ]
-    sums = [_over_lanes(ops, ops.converted(each), ops.plus) for each in numbers]  # below 2^24: exact
+    sums = [_over_channels(ops, ops.converted(each), ops.plus) for each in numbers]  # below 2^24: exact
     ops.only_if(first_lane, lambda: _put(ops, found, sums, at + 4 * rows))
     ops.barrier()
+
+    # One of a channel's threads writes high bytes, the other low ones.
     target = ops.offset(ops.offset(ops.address(number_ref), head, 2 * rows * dim), channel)
-
-    def write_numbers() -> None:
-        for n, number in enumerate(numbers):
-            high = ops.right_signed(ops.add(number, ops.integer(128)), 8)
-            ops.store_byte(target, high, n * dim)
-            ops.store_byte(target, number, (n + rows) * dim)
-
-    ops.only_if(works, write_numbers)
+    target = ops.offset(target, ops.times(half, rows * dim))
+    low = ops.less(ops.integer(0), half)
+    for n, number in enumerate(numbers):
+        high = ops.right_signed(ops.add(number, ops.integer(128)), 8)
+        ops.store_byte(target, ops.select(low, number, high), n * dim)
 
     def write_rest() -> None:
         """Thread ``n`` has query ``n``."""
         mine = ops.shared_offset(shared, ops.times(thread, 4))
-        parts = [ops.shared_load(mine, 1, at + 4 * (w * 2 * rows + rows))[0] for w in range(4)]
-        half = ops.right_signed(ops.nearest(functools.reduce(ops.plus, parts)), 1)
-        high = ops.right_signed(ops.add(half, ops.integer(128)), 8)
+        total = ops.nearest(_of_warps(ops, shape, mine, at + 4 * rows, ops.plus))
+        total = ops.right_signed(total, 1)
+        high = ops.right_signed(ops.add(total, ops.integer(128)), 8)
         where = ops.offset(ops.address(start_ref), ops.add(ops.times(head, 8 * rows), ops.times(thread, 4)))
         ops.store_words(where, [high])
-        ops.store_words(where, [ops.subtract(half, ops.left(high, 8))], 4 * rows)
-        tops = [ops.shared_load(mine, 1, at + 4 * w * 2 * rows)[0] for w in range(4)]
-        top = ops.maximum(functools.reduce(ops.maximum, tops), ops.real(_SMALLEST))
-        factor = ops.scaled(top, ops.real(shape.scale / (LARGEST * (1 - 2.0**-20))))
+        ops.store_words(where, [ops.subtract(total, ops.left(high, 8))], 4 * rows)
+        top = ops.maximum(_of_warps(ops, shape, mine, at, ops.maximum), ops.real(_SMALLEST))
         where = ops.offset(ops.address(factor_ref), ops.add(ops.times(head, 4 * COLUMNS), ops.times(thread, 4)))
-        ops.store_reals(where, [factor])
+        ops.store_reals(where, [ops.scaled(top, ops.real(shape.scale / _LARGEST))])
 
     ops.only_if(ops.less(thread, ops.integer(rows)), write_rest)
     counter = ops.offset(ops.address(counter_ref), ops.times(head, 4))
@@ -158,7 +145,14 @@ def _put(ops: Any, where: Any, values: list[Any], at: int) -> None:
         ops.shared_store(where, [value], at + 4 * index)
 
 
-def _over_lanes(ops: Any, value: Any, combine: Any) -> Any:
-    for distance in (1, 2, 4, 8, 16):
+def _over_channels(ops: Any, value: Any, combine: Any) -> Any:
+    """Over a warp's channels; the two threads of a channel have the same."""
+    for distance in (2, 4, 8, 16):
         value = combine(value, ops.exchange(value, distance))
     return value
+
+
+def _of_warps(ops: Any, shape: QueryShape, where: Any, at: int, combine: Any) -> Any:
+    """What the warps of the program left ``at`` bytes from ``where``, put together."""
+    parts = [ops.shared_load(where, 1, at + 8 * shape.rows * warp)[0] for warp in range(shape.warps)]
+    return functools.reduce(combine, parts)

@@ -5,23 +5,18 @@ import functools
 import jax
 
 from kakeya_jax.cache import ChunkWindow
-from kakeya_jax.pallas_kernels.attention.rotated_codes import (
-    Limits,
-    attend_rotated_codes,
-    capacity,
-    num_heads,
-    unsupported,
-)
+from kakeya_jax.pallas_kernels.attention.coded_streams import Limits, capacity, num_heads, unsupported
+from kakeya_jax.pallas_kernels.attention.rotated_codes import attend_rotated_codes
 from kakeya_jax.pallas_kernels.attention.triton_rotated import Tiling, attend_rotated
 from kakeya_jax.rope import Rope
 from kakeya_jax.stream import Stream
 from kakeya_jax.typing import Array, Float, Int
 
-_LARGEST_TILE = 64
+_TILE = 64
 _PROGRAMS = 8 * 132
 """Programs that a GPU is filled with: several for each multiprocessor of the largest."""
 
-_LIMITS = Limits(head_dims=(32, 64, 128, 256), group=64, tokens=16)
+_LIMITS = Limits(head_dims=(64, 128, 256), group=64, tokens=64, bits=(2, 4))
 
 
 def attention_triton(
@@ -56,7 +51,7 @@ def attention_triton(
     found += unsupported(query, key_stream, value_stream, _LIMITS)
     if found:
         raise NotImplementedError(f"no Triton kernel for this: {', '.join(found)}")
-    tiling = tiling or choose_tiling(num_heads(key_stream), capacity(key_stream), key_stream.geometry.page)
+    tiling = tiling or choose_tiling(num_heads(key_stream), capacity(key_stream))
     return attend_rotated_codes(
         query,
         key_stream,
@@ -69,8 +64,7 @@ def attention_triton(
     )
 
 
-def choose_tiling(heads: int, tokens: int, page: int) -> Tiling:
-    """A tiling for ``heads`` heads of at most ``tokens`` tokens in pages of ``page``."""
-    tile = min(_LARGEST_TILE, page & -page)
-    splits = max(1, min(_PROGRAMS // heads, tokens // (4 * tile)))
-    return Tiling(tile=tile, splits=1 << (splits.bit_length() - 1))
+def choose_tiling(heads: int, tokens: int) -> Tiling:
+    """A tiling for ``heads`` heads of at most ``tokens`` tokens."""
+    splits = max(1, min(_PROGRAMS // heads, tokens // (4 * _TILE)))
+    return Tiling(tile=_TILE, splits=1 << (splits.bit_length() - 1))

@@ -1,7 +1,9 @@
 """Decode attention over rotated, scalar-quantised keys and values with a scale for each token: a Triton kernel.
 
-The query group is padded to 16 rows, the tokens of a tile are the other side of both products. Splits of the valid
-tokens run side by side; each leaves a softmax state for the caller to merge.
+The query group is padded to 16 rows, the tokens of a tile are the other side of both products. A byte of codes is
+unpacked plane by plane (``triton_unpack``): a plane of keys is some of the channels, one of values some of the tokens,
+and tokens are taken in the order in which planes of values have them. Splits of the valid tokens run side by side;
+each leaves a softmax state for the caller to merge.
 """
 
 import dataclasses
@@ -13,10 +15,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from kakeya_jax.pallas_kernels.attention.coded_program import Codes
 from kakeya_jax.pallas_kernels.attention.half_queries import LN2, half_queries
-from kakeya_jax.pallas_kernels.attention.packed_format import Format
 from kakeya_jax.pallas_kernels.attention.softmax_state import LOWEST, SoftmaxState
-from kakeya_jax.pallas_kernels.attention.triton_unpack import unpack_plane
+from kakeya_jax.pallas_kernels.attention.triton_unpack import place, plane_order, planes, unpack_plane
 from kakeya_jax.typing import Array, Float, Int, UInt8
 
 _SMALLEST_DOT = 16
@@ -28,7 +30,7 @@ class Tiling:
     """How the work is cut.
 
     Attributes:
-        tile: tokens handled at once, a power of two of at least 16.
+        tile: tokens handled at once, a power of two: at least 32 if values have 4 bits, 64 if they have 2.
         splits: programs that share the tokens of one head.
         num_warps: warps of a program.
         num_stages: tiles in flight.
@@ -44,12 +46,14 @@ def attend_rotated(
     query: Float[Array, "N G D"],
     key_codes: UInt8[Array, "N T kw"],
     key_scales: Float[Array, "N T"],
-    value_codes: UInt8[Array, "N T vw"],
+    value_codes: UInt8[Array, "N pages D vw"],
     value_scales: Float[Array, "N T"],
     lengths: Int[Array, " N"],
     *,
-    key_format: Format,
-    value_format: Format,
+    key: Codes,
+    value: Codes,
+    key_unit: float,
+    value_unit: float,
     scale: float,
     tiling: Tiling,
     interpret: bool = False,
@@ -58,13 +62,15 @@ def attend_rotated(
 
     Args:
         query: rotated as the keys are.
-        key_codes: packed indices of each token, and
+        key_codes: packed along channels (``code_words``), and
         key_scales: float16, what their levels are multiplied by.
-        value_codes: of the values, and
+        value_codes: packed along tokens within a page, a whole number of tiles, and
         value_scales: likewise.
         lengths: int32, multiples of ``tiling.tile``.
-        key_format: of the keys.
-        value_format: of the values.
+        key: how keys are packed.
+        value: how values are.
+        key_unit: of the levels of keys, and
+        value_unit: of values.
         scale: factor of the logits.
         tiling: how the work is cut.
         interpret: run without a GPU, slowly.
@@ -74,12 +80,9 @@ def attend_rotated(
     """
     heads, group, dim = query.shape
     rows = max(_SMALLEST_DOT, pl.next_power_of_2(group))
-    halves, factor = half_queries(query, rows, scale * key_format.unit)
-    planes = halves.reshape(heads, rows, -1, key_format.planes).transpose(0, 3, 1, 2)
-    kernel = functools.partial(
-        _kernel, key_format=key_format, value_format=value_format, tiling=tiling, interpret=interpret
-    )
-    width = dim // value_format.planes
+    halves, factor = half_queries(query, rows, scale * key_unit)
+    by_plane = halves[:, :, plane_order(dim, key)].transpose(0, 2, 1, 3)
+    kernel = functools.partial(_kernel, key=key, value=value, tiling=tiling, interpret=interpret)
     lead = (tiling.splits, heads)
     whole = pl.BlockSpec(memory_space=pl.ANY)
     top, total, weighted = pl.pallas_call(
@@ -90,14 +93,13 @@ def attend_rotated(
         out_shape=[
             jax.ShapeDtypeStruct((*lead, rows), jnp.float32),
             jax.ShapeDtypeStruct((*lead, rows), jnp.float32),
-            jax.ShapeDtypeStruct((*lead, value_format.planes, rows, width), jnp.float32),
+            jax.ShapeDtypeStruct((*lead, rows, dim), jnp.float32),
         ],
         compiler_params=plgpu.CompilerParams(num_warps=tiling.num_warps, num_stages=tiling.num_stages),
         interpret=interpret,
         name="decode_rotated",
-    )(planes, factor, key_codes, key_scales, value_codes, value_scales, lengths)
-    weighted = weighted.transpose(0, 1, 3, 4, 2).reshape(*lead, rows, dim)[:, :, :group]
-    return SoftmaxState(top[..., :group] * LN2, total[..., :group], weighted * value_format.unit)
+    )(by_plane, factor, key_codes, key_scales, value_codes, value_scales, lengths)
+    return SoftmaxState(top[..., :group] * LN2, total[..., :group], weighted[:, :, :group] * value_unit)
 
 
 def _kernel(
@@ -112,56 +114,63 @@ def _kernel(
     total_ref,
     weighted_ref,
     *,
-    key_format: Format,
-    value_format: Format,
+    key: Codes,
+    value: Codes,
     tiling: Tiling,
     interpret: bool,
 ) -> None:
     head, split = pl.program_id(0), pl.program_id(1)
     rows, tile = query_ref.shape[2], tiling.tile
-    width = weighted_ref.shape[-1]
-    queries = [query_ref[head, plane] for plane in range(key_format.planes)]
+    dim = weighted_ref.shape[-1]
+    width = tile // planes(value)
+    page = key_ref.shape[1] // value_ref.shape[1]
+    queries = [query_ref[head, plane] for plane in range(planes(key))]
     factor = factor_ref[head]
     tiles = length_ref[head] // tile
     share = pl.cdiv(tiles, tiling.splits)
+    channels = jnp.arange(dim)
 
-    def levels(words: Array, plane: int, stored: Format) -> Array:
-        return unpack_plane(words, plane, stored, interpret=interpret)
+    def levels(words: Array, plane: int, codes: Codes) -> Array:
+        return unpack_plane(words, plane, codes, interpret=interpret)
 
-    def step(index: Array, state: tuple[Array, Array, tuple[Array, ...]]) -> tuple[Array, Array, tuple[Array, ...]]:
-        top, total, weighted = state
-        tokens = pl.ds(index * tile, tile)
+    def logits_of(tokens: Array) -> Array:
         words = key_ref[head, tokens, :]
-        logits = jnp.zeros((rows, tile), jnp.float32)
+        logits = jnp.zeros((rows, width), jnp.float32)
         for plane, each in enumerate(queries):
-            logits += _dot(each, levels(words, plane, key_format).T)
-        logits *= key_scale_ref[head, tokens].astype(jnp.float32)[None, :]
-        logits *= factor[:, None]
-        new_top = jnp.maximum(top, jnp.max(logits, axis=1))
+            logits += _dot(each, levels(words, plane, key).T)
+        return logits * key_scale_ref[head, tokens].astype(jnp.float32)[None, :] * factor[:, None]
+
+    def step(index: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        top, total, weighted = state
+        byte = jnp.arange(width)
+        tokens = [index * tile + place(byte, plane, value) for plane in range(planes(value))]
+        logits = [logits_of(each) for each in tokens]
+        scales = [value_scale_ref[head, each].astype(jnp.float32) for each in tokens]
+        new_top = functools.reduce(jnp.maximum, (jnp.max(each, axis=1) for each in logits), top)
+        largest = functools.reduce(jnp.maximum, (jnp.max(each) for each in scales))
+        largest = jnp.maximum(largest, 1e-30)  # so that float16 holds the shares of small values
         decay = jnp.exp2(top - new_top)
-        shares = jnp.exp2(logits - new_top[:, None])
-        scales = value_scale_ref[head, tokens].astype(jnp.float32)
-        largest = jnp.maximum(jnp.max(scales), 1e-30)  # so that float16 holds the shares of small values
-        scaled = (shares * (scales / largest)[None, :]).astype(jnp.float16)
-        words = value_ref[head, tokens, :]
-        weighted = tuple(
-            each * decay[:, None] + largest * _dot(scaled, levels(words, plane, value_format))
-            for plane, each in enumerate(weighted)
-        )
-        return new_top, total * decay + jnp.sum(shares, axis=1), weighted
+        total, added = total * decay, jnp.zeros((rows, dim), jnp.float32)
+        start = index * tile % page // planes(value)
+        words = value_ref[head, index * tile // page, channels[:, None], (start + byte)[None, :]]
+        for plane, (each, scale) in enumerate(zip(logits, scales, strict=True)):
+            shares = jnp.exp2(each - new_top[:, None])
+            total += jnp.sum(shares, axis=1)
+            scaled = (shares * (scale / largest)[None, :]).astype(jnp.float16)
+            added += _dot(scaled, levels(words, plane, value).T)
+        return new_top, total, weighted * decay[:, None] + largest * added
 
     start = (
         jnp.full((rows,), LOWEST, jnp.float32),
         jnp.zeros((rows,), jnp.float32),
-        tuple(jnp.zeros((rows, width), jnp.float32) for _ in range(value_format.planes)),
+        jnp.zeros((rows, dim), jnp.float32),
     )
     top, total, weighted = lax.fori_loop(
         jnp.minimum(split * share, tiles), jnp.minimum((split + 1) * share, tiles), step, start
     )
     top_ref[split, head] = top
     total_ref[split, head] = total
-    for plane, each in enumerate(weighted):
-        weighted_ref[split, head, plane] = each
+    weighted_ref[split, head] = weighted
 
 
 def _dot(left: Array, right: Array) -> Array:

@@ -32,9 +32,7 @@ def _f32() -> ir.Type:
     return ir.F32Type.get()
 
 
-def _asm(
-    text: str, *arguments: Register, results: Sequence[ir.Type] | ir.Type | None, collective: bool = False
-) -> Any:
+def _asm(text: str, *arguments: Register, results: Sequence[ir.Type] | ir.Type | None, collective: bool = False) -> Any:
     """PTX; ``$0`` and up are the results, then the arguments. Without results it has side effects."""
     return utils.inline_ptx(  # pyright: ignore[reportAttributeAccessIssue]  (from jax 0.11 on)
         text, *arguments, result_types=results, has_side_effects=results is None, convergent=collective

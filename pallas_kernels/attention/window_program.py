@@ -140,7 +140,7 @@ class _Seen:
         nbytes = shape.dim * shape.dtype.itemsize
         slot = ops.add(self.first, ops.subtract(index, self.sinks))
         capacity = shape.geometry.tail_capacity
-        slot = ops.larger(ops.modulo(slot, capacity), ops.integer(0))
+        slot = ops.modulo(slot, capacity)  # of an index among the sinks: any
         in_tail = ops.offset(ops.offset(ops.address(tail_ref), self.head, capacity * nbytes), ops.times(slot, nbytes))
         if not shape.geometry.sink_capacity:
             return in_tail
@@ -150,7 +150,15 @@ class _Seen:
 
 
 def _logits(
-    ops: Any, shape: WindowShape, seen: _Seen, thread: Any, block: int, query_ref: Any, sink_ref: Any, tail_ref: Any, shared: Any
+    ops: Any,
+    shape: WindowShape,
+    seen: _Seen,
+    thread: Any,
+    block: int,
+    query_ref: Any,
+    sink_ref: Any,
+    tail_ref: Any,
+    shared: Any,
 ) -> None:
     """Eight lanes share a token; its logits to four queries go to shared memory side by side."""
     part, width = ops.modulo(thread, _LANES), shape.dim // _LANES
@@ -173,7 +181,9 @@ def _logits(
         keys = []
         for token in tokens:
             where = seen.row(ops.smaller(token, last), sink_ref, tail_ref)
-            keys.append(load_exact(ops, ops.offset(where, ops.times(part, width * shape.dtype.itemsize)), width, shape.dtype))
+            keys.append(
+                load_exact(ops, ops.offset(where, ops.times(part, width * shape.dtype.itemsize)), width, shape.dtype)
+            )
         for token, key in zip(tokens, keys, strict=True):
             found = []
             for query in queries:
@@ -192,7 +202,9 @@ def _logits(
     ops.loop(ops.integer(0), rounds, [], step)
 
 
-def _softmax(ops: Any, shape: WindowShape, seen: _Seen, thread: Any, block: int, shared: Any, top_ref: Any, total_ref: Any) -> None:
+def _softmax(
+    ops: Any, shape: WindowShape, seen: _Seen, thread: Any, block: int, shared: Any, top_ref: Any, total_ref: Any
+) -> None:
     """Each warp turns the logits of one query into weights."""
     query, lane = ops.uniform(ops.divide(thread, 32)), ops.modulo(thread, 32)
     mine = ops.shared_offset(shared, ops.times(query, 4))
@@ -231,7 +243,15 @@ def _softmax(ops: Any, shape: WindowShape, seen: _Seen, thread: Any, block: int,
 
 
 def _values(
-    ops: Any, shape: WindowShape, seen: _Seen, thread: Any, block: int, sink_ref: Any, tail_ref: Any, shared: Any, weighted_ref: Any
+    ops: Any,
+    shape: WindowShape,
+    seen: _Seen,
+    thread: Any,
+    block: int,
+    sink_ref: Any,
+    tail_ref: Any,
+    shared: Any,
+    weighted_ref: Any,
 ) -> None:
     """A thread adds up two channels over its part of the tokens, in steps of several tokens."""
     pairs = shape.dim // 2

@@ -6,16 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kakeya_jax import bitpack
+from kakeya_jax import code_words
+from kakeya_jax.byte_levels import byte_levels
 from kakeya_jax.codecs.turboquant import coordinate_levels
 from kakeya_jax.pallas_kernels.attention import softmax_state
-from kakeya_jax.pallas_kernels.attention.level_polynomial import fit_levels
-from kakeya_jax.pallas_kernels.attention.packed_format import Format
+from kakeya_jax.pallas_kernels.attention.coded_program import Codes
 from kakeya_jax.pallas_kernels.attention.softmax_state import SoftmaxState
+
+UNIFORM_UNIT = 0.03
+"""Of codes of 8 bits, which kernels take too."""
 
 
 class Streams(NamedTuple):
-    """The arguments of a kernel: ``[N, G, D]`` queries, then indices and scales of keys and of values, and lengths."""
+    """The arguments of a kernel: ``[N, G, D]`` queries, then codes and scales of keys and of values, and lengths."""
 
     query: jax.Array
     key_codes: jax.Array
@@ -25,32 +28,62 @@ class Streams(NamedTuple):
     lengths: jax.Array
 
 
-def packed_format(bits: int) -> Format:
-    return Format(bits=bits, coefficients=fit_levels(tuple(map(float, coordinate_levels(bits)))))
+class Indices(NamedTuple):
+    """What is packed in ``Streams``: ``[N, T, D]``."""
+
+    key: np.ndarray
+    value: np.ndarray
+
+
+def levels_of(bits: int) -> np.ndarray:
+    """As a decoder has them, float64."""
+    if bits == 8:
+        return (np.arange(256) - 127.5) * UNIFORM_UNIT
+    return np.asarray(coordinate_levels(bits), np.float64)
+
+
+def formats(bits: tuple[int, int]) -> dict[str, object]:
+    """The named arguments of a kernel that say how codes are packed."""
+    found: dict[str, object] = {}
+    for name, width in zip(("key", "value"), bits, strict=True):
+        table, unit = ((), UNIFORM_UNIT) if width == 8 else byte_levels(tuple(map(float, coordinate_levels(width))))
+        found |= {name: Codes(bits=width, table=table), f"{name}_unit": unit}
+    return found
+
+
+def random_indices(dim: int, bits: tuple[int, int], heads: int, tokens: int) -> Indices:
+    rng = np.random.default_rng(dim + bits[0])
+    return Indices(*(rng.integers(0, 1 << width, (heads, tokens, dim)) for width in bits))
 
 
 def random_streams(
-    dim: int, group: int, bits: tuple[int, int], lengths: list[int], tokens: int, *, spread: float = 1.0
+    dim: int,
+    group: int,
+    bits: tuple[int, int],
+    lengths: list[int],
+    tokens: int,
+    *,
+    page: int = 128,
+    spread: float = 1.0,
+    indices: Indices | None = None,
 ) -> Streams:
     """Scales span ``spread`` orders of magnitude; those of tokens beyond a head's length are NaN."""
-    keys = jax.random.split(jax.random.key(dim + group), 5)
     heads = len(lengths)
+    indices = indices or random_indices(dim, bits, heads, tokens)
+    keys = jax.random.split(jax.random.key(dim + group), 3)
     valid = jnp.arange(tokens) < jnp.array(lengths)[:, None]
 
     def scales(key: jax.Array, high: float) -> jax.Array:
         drawn = 10.0 ** jax.random.uniform(key, (heads, tokens), minval=high - spread, maxval=high)
         return jnp.where(valid, drawn, jnp.nan).astype(jnp.float16)
 
-    key_codes, value_codes = (
-        jax.random.randint(key, (heads, tokens, dim * width // 8), 0, 256, jnp.uint8)
-        for key, width in zip(keys[1:3], bits, strict=True)
-    )
+    by_channel = indices.value.reshape(heads, tokens // page, page, dim).transpose(0, 1, 3, 2)
     return Streams(
         query=jax.random.normal(keys[0], (heads, group, dim)),
-        key_codes=key_codes,
-        key_scales=scales(keys[3], -0.3),
-        value_codes=value_codes,
-        value_scales=scales(keys[4], 1.0),
+        key_codes=code_words.pack(jnp.asarray(indices.key), bits[0]),
+        key_scales=scales(keys[1], -0.3),
+        value_codes=code_words.pack(jnp.asarray(by_channel), bits[1]),
+        value_scales=scales(keys[2], 1.0),
         lengths=jnp.array(lengths, jnp.int32),
     )
 
@@ -58,8 +91,7 @@ def random_streams(
 def attend_exactly(streams: Streams, bits: tuple[int, int], scale: float) -> tuple[np.ndarray, np.ndarray]:
     """Output ``[N, G, D]`` and log-sum-exp ``[N, G]``, minus infinity for a head without tokens."""
     query = np.asarray(streams.query, np.float64)
-    key = _vectors(streams.key_codes, streams.key_scales, bits[0], query.shape[-1])
-    value = _vectors(streams.value_codes, streams.value_scales, bits[1], query.shape[-1])
+    key, value = keys_of(streams, bits), values_of(streams, bits)
     out, log_sum = np.zeros(query.shape), np.full(query.shape[:2], -np.inf)
     for head, length in enumerate(np.asarray(streams.lengths)):
         if length:
@@ -75,12 +107,11 @@ def assert_attends(
     states: SoftmaxState, streams: Streams, bits: tuple[int, int], scale: float, tolerance: float
 ) -> None:
     """Each head's output is within ``tolerance`` of its length, and the log-sum-exp within 1e-3, or within 3e-4 of the
-    largest logit that vectors of these lengths can have: float16 rounds what it is a sum of."""
+    largest logit that vectors of these lengths can have: queries of 16 bits round what it is a sum of."""
     state = softmax_state.reduce(states, axis=0)
     out, log_sum = attend_exactly(streams, bits, scale)
     found = np.asarray(softmax_state.output(state), np.float64)
-    query = np.asarray(streams.query, np.float64)
-    key = _vectors(streams.key_codes, streams.key_scales, bits[0], query.shape[-1])
+    query, key = np.asarray(streams.query, np.float64), keys_of(streams, bits)
     for head, length in enumerate(np.asarray(streams.lengths)):
         assert np.linalg.norm(found[head] - out[head]) <= tolerance * np.linalg.norm(out[head])
         if length:
@@ -90,6 +121,14 @@ def assert_attends(
             assert (np.abs(found_log_sum - log_sum[head]) <= bound).all()
 
 
-def _vectors(codes: jax.Array, scales: jax.Array, bits: int, dim: int) -> np.ndarray:
-    levels = np.asarray(coordinate_levels(bits), np.float64)
-    return levels[np.asarray(bitpack.unpack(codes, bits, dim))] * np.asarray(scales, np.float64)[..., None]
+def keys_of(streams: Streams, bits: tuple[int, int]) -> np.ndarray:
+    indices = code_words.unpack(streams.key_codes, bits[0], streams.query.shape[-1])
+    return levels_of(bits[0])[np.asarray(indices)] * np.asarray(streams.key_scales, np.float64)[..., None]
+
+
+def values_of(streams: Streams, bits: tuple[int, int]) -> np.ndarray:
+    heads, tokens = streams.value_scales.shape
+    page = tokens // streams.value_codes.shape[1]
+    indices = np.asarray(code_words.unpack(streams.value_codes, bits[1], page))
+    levels = levels_of(bits[1])[indices.transpose(0, 1, 3, 2).reshape(heads, tokens, -1)]
+    return levels * np.asarray(streams.value_scales, np.float64)[..., None]
