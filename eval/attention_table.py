@@ -14,7 +14,7 @@ from kakeya_jax.eval.bench_attention import AttentionSpeed, bench_attention, bes
 from kakeya_jax.eval.environment import environment
 from kakeya_jax.pallas_kernels.attention.arg_specs import ARG_SPECS, ArgSpec
 
-RECIPES = ("turboquant-4", "turboquant-2")
+RECIPES = ("turboquant-4", "turboquant-3", "turboquant-2", "key=turboquant(bits=4),value=turboquant(bits=2)")
 IMPLEMENTATIONS = ("mosaic_gpu", "triton")
 Rows = Mapping[str, list[AttentionSpeed]]
 

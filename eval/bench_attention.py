@@ -33,6 +33,9 @@ _COPIES = 8
 _LOOP_SECONDS = 4e-3
 """Least duration of what is timed at once."""
 
+_CALLS = 16
+"""Least calls in one round of a loop: a round itself takes some time on a GPU, as its counter is computed there."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionSpeed:
@@ -89,7 +92,7 @@ def bench_attention(
     if dense:
         measure("copy", lambda: _time_copy(spec, repeats))
         measure("dense jax-cudnn", lambda: _time_cudnn(spec, repeats))
-        for name, run in torch_baselines(spec, repeats).items():
+        for name, run in torch_baselines(spec, repeats, copies(spec.dense_nbytes)).items():
             measure(name, lambda name=name, run=run: _of_torch(name, spec, run()))
     for recipe in recipes:
         layers = _random_layers(spec, Recipe.parse(recipe))
@@ -125,7 +128,7 @@ def _time_cudnn(spec: ArgSpec, repeats: int) -> AttentionSpeed:
     shape = (spec.batch, spec.tokens, spec.num_kv_heads, spec.head_dim)
     buffers = [
         tuple(jax.random.normal(key, shape, jnp.bfloat16) for key in jax.random.split(jax.random.key(index)))
-        for index in range(_copies(spec.dense_nbytes))
+        for index in range(copies(spec.dense_nbytes))
     ]
 
     def call(query: Array, buffer: tuple[Array, Array]) -> Array:
@@ -147,18 +150,19 @@ def _time_copy(spec: ArgSpec, repeats: int) -> AttentionSpeed:
 def _time(
     name: str, call: Callable[[Array, Any], Array], query: Array, buffers: Sequence[Any], nbytes: int, repeats: int
 ) -> AttentionSpeed:
-    """Times ``call`` with every buffer in turn; each query depends on the result before, so that none is left out."""
+    """Times ``call`` with every buffer in turn; a result is the next query, so that no call is left out or overlaps."""
     memory = jax.jit(call).lower(query, buffers[0]).compile().memory_analysis()
     once = jax.jit(call)
     jax.block_until_ready(once(query, buffers[0]))
     single = statistics.median(_seconds(lambda: once(query, buffers[0]), 5))
-    rounds = max(1, math.ceil(_LOOP_SECONDS / (single * len(buffers))))
+    turns = math.ceil(_CALLS / len(buffers)) if jax.default_backend() == "gpu" else 1
+    rounds = max(1, math.ceil(_LOOP_SECONDS / (single * len(buffers) * turns)))
 
     def loop(query: Array, buffers: Sequence[Any]) -> Array:
         def one_round(index: Array, query: Array) -> Array:
             del index
-            for buffer in buffers:
-                query = query + 1e-6 * call(query, buffer).astype(query.dtype)
+            for buffer in [*buffers] * turns:
+                query = call(query, buffer).astype(query.dtype)
             return query
 
         return jax.lax.fori_loop(0, rounds, one_round, query)
@@ -166,7 +170,7 @@ def _time(
     start = time.perf_counter()
     compiled = jax.jit(loop).lower(query, buffers).compile()
     compile_seconds = time.perf_counter() - start
-    calls = rounds * len(buffers)
+    calls = rounds * turns * len(buffers)
     seconds = [each / calls for each in _seconds(lambda: compiled(query, buffers), repeats)]
     return _row(name, seconds, nbytes, None if memory is None else memory.temp_size_in_bytes, compile_seconds)
 
@@ -204,7 +208,8 @@ def _query(spec: ArgSpec) -> Array:
     return jax.random.normal(jax.random.key(1), shape, jnp.bfloat16)
 
 
-def _copies(nbytes: int) -> int:
+def copies(nbytes: int) -> int:
+    """Buffers of ``nbytes`` that together are read from memory, not from a cache."""
     return max(1, math.ceil(ROTATED_NBYTES / nbytes)) if jax.default_backend() == "gpu" else 1
 
 
@@ -219,7 +224,7 @@ def _random_layers(spec: ArgSpec, recipe: Recipe) -> list[LayerCache]:
     return [
         LayerCache(key=fill(layer.key, jax.random.key(2 * n), length=length),
                    value=fill(layer.value, jax.random.key(2 * n + 1), length=length))
-        for n in range(_copies(nbytes))
+        for n in range(copies(nbytes))
     ]  # fmt: skip
 
 

@@ -1,13 +1,12 @@
-"""TurboQuant in numpy."""
+"""TurboQuant in numpy; indices are packed along channels, the first lowest."""
 
 import functools
 
 import numpy as np
 import scipy.linalg
 
-from kakeya_jax.codecs.turboquant import TurboQuantCode, TurboQuantConfig
+from kakeya_jax.codecs.turboquant import TurboQuantCode, TurboQuantConfig, coordinate_levels
 from kakeya_jax.eval.numpy_codecs.packing import pack, unpack
-from kakeya_jax.lloyd_max import gaussian_levels
 from kakeya_jax.numeric import EPS
 from kakeya_jax.typing import StreamName
 
@@ -17,7 +16,7 @@ def encode(blocks: np.ndarray, config: TurboQuantConfig, stream: StreamName = "k
     d = blocks.shape[-1]
     bits = config.bits - config.qjl
     seed = config.seed + 2 * layer + (stream == "value")
-    rotation, levels = _rotation(config.rotation, d, seed), _levels(bits)
+    rotation, levels = _rotation(config.rotation, d, seed), coordinate_levels(bits)
     norm = np.linalg.norm(blocks, axis=-1, keepdims=True)
     zero = norm <= EPS
     rotated = (blocks / np.where(zero, np.float32(1), norm)) @ rotation.T
@@ -44,7 +43,7 @@ def decode(
     """The reconstruction ``[..., n, d]``."""
     bits = config.bits - config.qjl
     seed = config.seed + 2 * layer + (stream == "value")
-    levels = _levels(bits)[unpack(np.asarray(code.indices), bits, head_dim)]
+    levels = coordinate_levels(bits)[unpack(np.asarray(code.indices), bits, head_dim)]
     x = np.asarray(code.scale, np.float32)[..., None] * (levels @ _rotation(config.rotation, head_dim, seed))
     if code.signs is None or code.residual_norm is None:
         return x
@@ -66,9 +65,3 @@ def _rotation(kind: str, dim: int, seed: int) -> np.ndarray:
         if np.linalg.det(matrix) < 0:
             matrix[:, 0] *= -1
     return matrix.astype(np.float32)
-
-
-def _levels(bits: int) -> np.ndarray:
-    if bits == 1:
-        return np.array([-1, 1], np.float32) * np.float32(np.sqrt(2 / np.pi))
-    return np.array([-1.51, -0.453, 0.453, 1.51], np.float32) if bits == 2 else gaussian_levels(bits)

@@ -33,7 +33,7 @@ def test_what_does_not_run_here_is_said(capsys: pytest.CaptureFixture[str], monk
         raise NotImplementedError("no NVIDIA GPU")
 
     monkeypatch.setattr(bench_attention, "_time_cudnn", fails)
-    monkeypatch.setattr(bench_attention, "torch_baselines", lambda spec, repeats: {})
+    monkeypatch.setattr(bench_attention, "torch_baselines", lambda spec, repeats, copies: {})
     assert run([*TINY, "--recipe", "turboquant-2"]) == 0
     assert "dense jax-cudnn: not measured: no NVIDIA GPU" in capsys.readouterr().err
 
