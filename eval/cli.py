@@ -361,7 +361,9 @@ def bench_attention(
     shape: Annotated[
         list[str] | None, typer.Option(help="Repeat it; all but 'tiny' if not given.", metavar="NAME")
     ] = None,
-    recipe: Annotated[list[str] | None, typer.Option(help="What the cache holds; repeat it.", metavar="RECIPE")] = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option("--recipe", help="What the cache holds; repeat it.", metavar="RECIPE")
+    ] = None,
     implementation: Annotated[
         list[str] | None, typer.Option(help="mosaic_gpu, triton or reference; repeat it.", metavar="NAME")
     ] = None,
