@@ -30,10 +30,13 @@ ROTATED_NBYTES = 4 * 60 * 10**6
 _COPIES = 8
 """Copies in one call: a single one would be mostly launching."""
 
-_LOOP_SECONDS = 4e-3
-"""Least duration of what is timed at once."""
+_LOOP_SECONDS = 60e-3
+"""What is timed at once takes about as long on a GPU: starting a program with many buffers takes a millisecond or two."""
 
-_CALLS = 16
+_BYTES_PER_SECOND = 2e12
+"""A guess at how fast a GPU reads, to choose the length of a loop."""
+
+_CALLS = 8
 """Least calls in one round of a loop: a round itself takes some time on a GPU, as its counter is computed there."""
 
 
@@ -152,11 +155,11 @@ def _time(
 ) -> AttentionSpeed:
     """Times ``call`` with every buffer in turn; a result is the next query, so that no call is left out or overlaps."""
     memory = jax.jit(call).lower(query, buffers[0]).compile().memory_analysis()
-    once = jax.jit(call)
-    jax.block_until_ready(once(query, buffers[0]))
-    single = statistics.median(_seconds(lambda: once(query, buffers[0]), 5))
-    turns = math.ceil(_CALLS / len(buffers)) if jax.default_backend() == "gpu" else 1
-    rounds = max(1, math.ceil(_LOOP_SECONDS / (single * len(buffers) * turns)))
+    turns = rounds = 1
+    if jax.default_backend() == "gpu":
+        turns = math.ceil(_CALLS / len(buffers))
+        guess = max(nbytes / _BYTES_PER_SECOND, 20e-6)
+        rounds = max(1, math.ceil(_LOOP_SECONDS / (guess * len(buffers) * turns)))
 
     def loop(query: Array, buffers: Sequence[Any]) -> Array:
         def one_round(index: Array, query: Array) -> Array:
