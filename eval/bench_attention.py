@@ -31,7 +31,7 @@ _COPIES = 8
 """Copies in one call: a single one would be mostly launching."""
 
 _LOOP_SECONDS = 60e-3
-"""What is timed at once takes about as long on a GPU: starting a program with many buffers takes a millisecond or two."""
+"""About what is timed at once on a GPU: starting a program with many buffers takes a millisecond or two."""
 
 _BYTES_PER_SECOND = 2e12
 """A guess at how fast a GPU reads, to choose the length of a loop."""
