@@ -28,8 +28,8 @@ def test_gpu_losses_are_those_of_the_reference(recipe: str):
     def losses(implementation: str | None) -> np.ndarray:
         decoder = model.clone(implementation=implementation)
         cache = CompressedCache.init(model.config, Recipe.named(recipe), batch_size=1, max_length=PREFILL + STEPS)
-        step = jax.jit(decoder.apply, donate_argnames="cache")
-        _, cache = step({"params": params}, tokens[:, :PREFILL], cache=cache)
+        fill = jax.jit(model.apply, donate_argnames="cache")
+        _, cache = fill({"params": params}, tokens[:, :PREFILL], cache=cache)
 
         def one(cache, token):
             logits, cache = decoder.apply({"params": params}, token[None, None], cache=cache)
