@@ -92,9 +92,9 @@ def attend_coded(
 
 
 def _program(ops: Any, *refs: Any, shape: CodedShape) -> None:
-    *inputs, length_ref, top_ref, total_ref, weighted_ref, shared_ref = refs
+    arrays, length_ref = [*refs[:7], *refs[8:]], refs[7]
 
     def tokens_of(head: Any) -> Any:
         return ops.load_words(ops.offset(ops.address(length_ref), ops.times(head, 4)), 1)[0]
 
-    coded_program(ops, shape, ops.program_index(), tokens_of, *inputs, top_ref, total_ref, weighted_ref, shared_ref)
+    coded_program(ops, shape, ops.program_index(), tokens_of, *arrays)

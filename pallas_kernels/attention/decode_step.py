@@ -161,13 +161,14 @@ def _attend(ops: Any, *refs: Any, window: WindowShape, coded: CodedShape, finish
 
     def attend_exact() -> None:
         split = ops.modulo(number, window.splits)
-        window_program(ops, window, head, split, query, positions, *exact_refs, *states, shared)
+        window_program(ops, window, head, split, *(query, positions, *exact_refs, *states, shared))
 
     def attend_coded() -> None:
-        coded_program(ops, coded, program, tokens_of, *coded_refs, *states, shared)
+        coded_program(ops, coded, program, tokens_of, *(*coded_refs, *states, shared))
 
     def add_up() -> None:
-        finish_program(ops, finish, head, *states, rotation, out, shared)
+        arrays: list[Any] = [*states, rotation, out, shared]
+        finish_program(ops, finish, head, *arrays)
         ops.only_if(ops.less(ops.thread_index(), ops.integer(1)), lambda: ops.store_words(counter, [ops.integer(0)]))
 
     ops.only_if(first, attend_coded)
