@@ -158,12 +158,13 @@ def _encode(codec: Kakeya, block: Array) -> KakeyaCode:
     """One compiled program even when called op by op: fused products round differently from separate ones."""
     x = finite(block)
     weights, rows = _weigh(codec, x)
-    code = one_by_one_on_cpu(_encode_in)(codec, _skeleton(codec, x, weights), x, weights)
+    code = _encode_in(codec, _skeleton(codec, x, weights), x, weights)
     if rows is None:
         return code
     return dataclasses.replace(code, exact_position=rows.position, exact_value=rows.value)
 
 
+@one_by_one_on_cpu
 def _encode_in(codec: Kakeya, skeleton: _Skeleton, x: Array, weights: Array | None) -> KakeyaCode:
     """The code of ``x`` in a given skeleton."""
     centers, assignment, z, norm = _residual(codec, skeleton, x, weights)
