@@ -27,10 +27,11 @@ def pack(values: Int[Array, "*batch n"], bits: int) -> UInt8[Array, "*batch pack
     _check_bits(bits)
     n, batch = values.shape[-1], values.shape[:-1]
     fields = values.astype(jnp.uint32) & jnp.uint32((1 << bits) - 1)
-    if bits in (1, 2, 4, 8):  # fields do not straddle bytes
-        fields = _in_rows_of(fields, 8 // bits)
-        shifts = jnp.arange(0, 8, bits, dtype=jnp.uint32)
-        return jnp.sum(fields << shifts, axis=-1, dtype=jnp.uint32).astype(jnp.uint8)
+    if bits in (1, 2, 4):  # fields do not straddle words; on a CPU, four bytes at once are twice as fast as one
+        shifts = jnp.arange(0, 32, bits, dtype=jnp.uint32)
+        words = jnp.sum(_in_rows_of(fields, 32 // bits) << shifts, axis=-1, dtype=jnp.uint32)
+        stream = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*batch, -1)
+        return stream[..., : packed_nbytes(n, bits)]
     fields = _in_rows_of(fields, 8)  # eight values of b bits are b bytes
     packed = [
         _or_all(_shift_left(fields[..., i], i * bits - 8 * byte) for i in _overlapping(byte, bits))

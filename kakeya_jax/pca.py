@@ -133,10 +133,15 @@ def reconstruct(
 
 def _moments(block: Array, weights: Array | None) -> tuple[Array, Array, Array, Array]:
     """Mean, scatter ``A^T A``, total weight and ``A``, the centred rows times the roots of their weights."""
-    weights = jnp.ones(len(block), jnp.float32) if weights is None else jnp.maximum(weights, 0.0)
-    total = jnp.maximum(jnp.sum(weights), EPS)
-    mean = _contract("n,nd->d", weights, block) / total
-    centred = jnp.sqrt(weights)[:, None] * (block - mean)
+    if weights is None:
+        total = jnp.full((), len(block), jnp.float32)
+        mean = jnp.sum(block, axis=0) / total
+        centred = block - mean
+    else:
+        weights = jnp.maximum(weights, 0.0)
+        total = jnp.maximum(jnp.sum(weights), EPS)
+        mean = _contract("n,nd->d", weights, block) / total
+        centred = jnp.sqrt(weights)[:, None] * (block - mean)
     return mean, _contract("nd,ne->de", centred, centred), total, centred
 
 

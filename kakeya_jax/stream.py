@@ -244,17 +244,22 @@ def read(stream: Stream) -> Float[Array, "B K max_length D"]:
 
 
 def encode_blocks(codec, blocks: Float[Array, "B K blocks n D"]):
-    """The codes of many blocks; leaves ``[B, K, blocks, ...]``, or ``[B, 1, blocks, ...]`` if heads share a block.
+    """The codes of many blocks; leaves ``[B, K, blocks, ...]``, or ``[B, 1, blocks, ...]`` if heads share a block."""
+    return jax.vmap(jax.vmap(jax.vmap(lambda block: codec.encode(block))))(_as_coded(codec, blocks))
+
+
+def _as_coded(codec, blocks: Float[Array, "B K blocks n D"]) -> Array:
+    """Blocks after three batch axes: ``[n, D]`` for each head.
 
     Mixed heads make one block of ``n K`` vectors, token after token and head after head within a token; joint heads
     one of ``[K, n, D]``.
     """
     if codec.config.joint_heads:
-        blocks = blocks.transpose(0, 2, 1, 3, 4)[:, None]
-    elif codec.config.mix_heads:
+        return blocks.transpose(0, 2, 1, 3, 4)[:, None]
+    if codec.config.mix_heads:
         batch, heads, count, n, dim = blocks.shape
-        blocks = blocks.transpose(0, 2, 3, 1, 4).reshape(batch, 1, count, n * heads, dim)
-    return jax.vmap(jax.vmap(jax.vmap(lambda block: codec.encode(block))))(blocks)
+        return blocks.transpose(0, 2, 3, 1, 4).reshape(batch, 1, count, n * heads, dim)
+    return blocks
 
 
 def decode_blocks(codec, codes, num_kv_heads: int) -> Float[Array, "B K blocks n D"]:
@@ -268,16 +273,19 @@ def decode_blocks(codec, codes, num_kv_heads: int) -> Float[Array, "B K blocks n
     return blocks
 
 
-def _code_shapes(codec: object, blocks: tuple[int, ...]) -> Any:
+def _code_shapes(codec, blocks: tuple[int, ...]) -> Any:
     """Shapes of the codes of blocks of shape ``blocks``; layers that differ in tables only are traced once."""
+    coded = jax.eval_shape(functools.partial(_as_coded, codec), jax.ShapeDtypeStruct(blocks, jnp.float32)).shape
+    batch, block = coded[:3], coded[3:]
     leaves, structure = jax.tree.flatten(codec)
-    return _traced_code_shapes(structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves), blocks)
+    code = _traced_code_shapes(structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves), block)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(batch + leaf.shape, leaf.dtype), code)
 
 
 @functools.lru_cache(maxsize=256)
-def _traced_code_shapes(structure: Any, leaves: tuple[tuple[Any, Any], ...], blocks: tuple[int, ...]) -> Any:
+def _traced_code_shapes(structure: Any, leaves: tuple[tuple[Any, Any], ...], block: tuple[int, ...]) -> Any:
     codec = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in leaves])
-    return jax.eval_shape(encode_blocks, codec, jax.ShapeDtypeStruct(blocks, jnp.float32))
+    return jax.eval_shape(lambda codec, x: codec.encode(x), codec, jax.ShapeDtypeStruct(block, jnp.float32))
 
 
 def _close_pages(stream: Stream, new: Array, new_length: Array) -> object:

@@ -1,12 +1,15 @@
-"""What all tests share: a compile cache, GPU and torch markers, the hypothesis profile."""
+"""What all tests share: a compile cache, quick compilation, GPU and torch markers, the hypothesis profile."""
 
 import importlib.util
 import os
 from pathlib import Path
 
+from quick_compilation import xla_flags
+
 # Set before the first import of jax, and inherited by the processes that tests start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+os.environ.setdefault("XLA_FLAGS", xla_flags())
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two test processes share one GPU
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # and the cores: see eval.environment.one_lapack_thread
 

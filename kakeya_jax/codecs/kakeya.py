@@ -12,11 +12,16 @@ that takes one vector at a time (``frequent_directions``), keys weighted by how 
 (``attention_weights``), and a few vectors of a block kept exact (``exact_rows``).
 """
 
+import dataclasses
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from kakeya_jax import bitpack, exact_rows, hadamard, kmeans, lloyd_max, outliers, pca
 from kakeya_jax.attention_weights import logit_energy
+from kakeya_jax.batching import one_by_one_on_cpu
 from kakeya_jax.codecs.kakeya_config import KakeyaConfig as KakeyaConfig
 from kakeya_jax.exact_rows import ExactRows
 from kakeya_jax.numeric import EPS, check_finite, finite, to_f16
@@ -31,6 +36,9 @@ from kakeya_jax.pytree import (
 )
 from kakeya_jax.residual_code import GroupCode, decode_groups, encode_groups
 from kakeya_jax.typing import Array, Float, Int
+
+# A product's order of summation must not depend on how blocks are batched: see pca.py.
+_contract = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 @pytree_dataclass
@@ -115,7 +123,7 @@ class Kakeya:
         """What the levels quantise: ``z``, of mean square one; samples for ``lloyd_max.fit_levels``."""
         x = finite(block)
         weights, _ = _weigh(self, x)
-        return _residual(self, _skeleton(self, x, weights)[2], weights)[2]
+        return _residual(self, _skeleton(self, x, weights), x, weights)[2]
 
 
 def fit_shared(samples: Float[Array, "N d"], rank: int | None = None) -> dict[str, Array]:
@@ -137,13 +145,29 @@ def fit_shared(samples: Float[Array, "N d"], rank: int | None = None) -> dict[st
     return {"mean": components.mean, "basis": components.basis}
 
 
+class _Skeleton(NamedTuple):
+    """Mean and basis as stored, and which rows of the basis are in use (None: all)."""
+
+    mean: Array
+    basis: Array
+    kept: Array | None
+
+
 @jax.jit
 def _encode(codec: Kakeya, block: Array) -> KakeyaCode:
     """One compiled program even when called op by op: fused products round differently from separate ones."""
     x = finite(block)
     weights, rows = _weigh(codec, x)
-    mean, basis, coefficients = _skeleton(codec, x, weights)
-    centers, assignment, z, norm = _residual(codec, coefficients, weights)
+    code = _encode_in(codec, _skeleton(codec, x, weights), x, weights)
+    if rows is None:
+        return code
+    return dataclasses.replace(code, exact_position=rows.position, exact_value=rows.value)
+
+
+@one_by_one_on_cpu
+def _encode_in(codec: Kakeya, skeleton: _Skeleton, x: Array, weights: Array | None) -> KakeyaCode:
+    """The code of ``x`` in a given skeleton."""
+    centers, assignment, z, norm = _residual(codec, skeleton, x, weights)
     found = _outliers(codec, z)
     groups = codec.config.groups
     if groups is None:
@@ -158,12 +182,10 @@ def _encode(codec: Kakeya, block: Array) -> KakeyaCode:
         projection=to_f16(assignment.projection),
         norm=to_f16(norm),
         centers=centers,
-        mean=mean if codec.mean is None else None,
-        basis=basis if codec.basis is None else None,
+        mean=skeleton.mean if codec.mean is None else None,
+        basis=skeleton.basis if codec.basis is None else None,
         outlier_index=None if found is None else found.position,
         outlier_value=None if found is None else found.value,
-        exact_position=None if rows is None else rows.position,
-        exact_value=None if rows is None else rows.value,
     )
 
 
@@ -191,41 +213,47 @@ def _decode_residual(codec: Kakeya, code: KakeyaCode) -> Float[Array, "n L"]:
     return outliers.restore(Outliers(code.outlier_index, code.outlier_value), z)
 
 
-def _skeleton(codec: Kakeya, x: Array, weights: Array | None) -> tuple[Array, Array, Array]:
-    """Mean and basis as stored, and the coefficients they give."""
+def _skeleton(codec: Kakeya, x: Array, weights: Array | None) -> _Skeleton:
     config = codec.config
-    kept = None
     if codec.mean is not None and codec.basis is not None:
-        mean, basis = codec.mean, codec.basis
-    else:
-        components = _principal_components(config, x, codec.rank, weights)
-        # Entries are bounded by the inputs' limit and by one: neither overflows float16.
-        mean = components.mean.astype(config.skeleton_dtype)
-        basis = components.basis.astype(config.skeleton_dtype)
-        if config.variance_ratio < 1.0:
-            kept = jnp.arange(codec.rank) < pca.effective_rank(components.variances, config.variance_ratio)
-    coefficients = pca.project(x, mean.astype(jnp.float32), basis.astype(jnp.float32))
-    return mean, basis, coefficients if kept is None else jnp.where(kept, coefficients, 0.0)
+        return _Skeleton(codec.mean, codec.basis, None)
+    components = _principal_components(config, x, codec.rank, weights)
+    kept = None
+    if config.variance_ratio < 1.0:
+        kept = jnp.arange(codec.rank) < pca.effective_rank(components.variances, config.variance_ratio)
+    # Entries are bounded by the inputs' limit and by one: neither overflows float16.
+    return _Skeleton(
+        components.mean.astype(config.skeleton_dtype), components.basis.astype(config.skeleton_dtype), kept
+    )
 
 
 def _residual(
-    codec: Kakeya, coefficients: Array, weights: Array | None
+    codec: Kakeya, skeleton: _Skeleton, x: Array, weights: Array | None
 ) -> tuple[Array, kmeans.Assignment, Array, Array]:
-    """Centres as stored, the assignment, and what is left: its rotated direction ``z`` and its length."""
-    config = codec.config
+    """Centres as stored, the assignment, and what is left: its rotated direction ``z`` and its length.
+
+    The rotation ``c -> H (s * c) / sqrt(L)`` keeps lengths and inner products, and k-means sees nothing else. So it is
+    the basis and the centres that are rotated here, not every vector.
+    """
+    config, length = codec.config, len(codec.signs)
+    basis = skeleton.basis.astype(jnp.float32)
+    if skeleton.kept is not None:
+        basis = jnp.where(skeleton.kept[:, None], basis, 0.0)
+    rotation = (codec.signs[:, None] * hadamard.hadamard_matrix(length))[: codec.rank] * length**-0.5
+    rotated = pca.project(x, skeleton.mean.astype(jnp.float32), _contract("rl,rd->ld", rotation, basis))
     centers = kmeans.fit_centers(
-        coefficients,
+        rotated,
         config.kmeans_centers,
         iterations=config.kmeans_iterations,
         seed=config.seed,
         weights=weights,
-    ).astype(jnp.float16)
-    stored = centers.astype(jnp.float32)
-    assignment = kmeans.assign(coefficients, stored)
-    residual = coefficients - assignment.projection[:, None] * stored[assignment.segment]
+    )
+    centers = _contract("kl,rl->kr", centers, rotation).astype(jnp.float16)
+    stored = _contract("kr,rl->kl", centers.astype(jnp.float32), rotation)
+    assignment = kmeans.assign(rotated, stored)
+    residual = rotated - assignment.projection[:, None] * stored[assignment.segment]
     norm = kmeans.row_norms(residual)
-    rotated = hadamard.rotate(_pad_last(residual, len(codec.signs)), codec.signs)
-    z = rotated / jnp.where(norm > EPS, norm, 1.0)[:, None]
+    z = residual * (length**0.5 / jnp.where(norm > EPS, norm, 1.0))[:, None]
     return centers, assignment, z, norm
 
 
@@ -260,7 +288,3 @@ def _pack_segments(segment: Int[Array, " n"], centers: int) -> Array:
 def _unpack_segments(packed: Array, centers: int, count: int) -> Int[Array, " n"]:
     bits = (centers - 1).bit_length()
     return bitpack.unpack(packed, bits, count) if bits else jnp.zeros((count,), jnp.int32)
-
-
-def _pad_last(x: Float[Array, "n r"], length: int) -> Float[Array, "n L"]:
-    return jnp.pad(x, ((0, 0), (0, length - x.shape[-1])))
