@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from kakeya_jax.pallas_kernels.attention.byte_queries import LN2, byte_queries
-from kakeya_jax.pallas_kernels.attention.coded_program import CodedShape, Codes, coded_program
+from kakeya_jax.pallas_kernels.attention.coded_program import coded_program
+from kakeya_jax.pallas_kernels.attention.coded_shape import CodedShape, Codes
 from kakeya_jax.pallas_kernels.attention.launch import launch
 from kakeya_jax.pallas_kernels.attention.softmax_state import SoftmaxState
 from kakeya_jax.typing import Array, Float, Int, UInt8

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from kakeya_jax.pallas_kernels.attention.coded_program import COLUMNS, LARGEST
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, LARGEST
 from kakeya_jax.typing import Array, Float
 
 LN2 = math.log(2.0)

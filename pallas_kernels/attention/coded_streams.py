@@ -5,7 +5,7 @@ import math
 
 from kakeya_jax.byte_levels import byte_levels
 from kakeya_jax.codecs.turboquant import TurboQuant, coordinate_levels
-from kakeya_jax.pallas_kernels.attention.coded_program import Codes
+from kakeya_jax.pallas_kernels.attention.coded_shape import Codes
 from kakeya_jax.pallas_kernels.attention.decode_step import CodedStream
 from kakeya_jax.pallas_kernels.attention.exact_values import DTYPES
 from kakeya_jax.stream import Stream

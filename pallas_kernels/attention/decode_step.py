@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from kakeya_jax.pallas_kernels.attention.byte_queries import LN2
-from kakeya_jax.pallas_kernels.attention.coded_program import COLUMNS, CodedShape, Codes, coded_program
+from kakeya_jax.pallas_kernels.attention.coded_program import coded_program
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, CodedShape, Codes
 from kakeya_jax.pallas_kernels.attention.finish_program import FinishShape, finish_program
 from kakeya_jax.pallas_kernels.attention.launch import launch
 from kakeya_jax.pallas_kernels.attention.query_program import QueryShape, query_program

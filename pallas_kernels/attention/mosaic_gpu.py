@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from kakeya_jax.cache import ChunkWindow
-from kakeya_jax.pallas_kernels.attention.coded_program import COLUMNS, TILE
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, TILE
 from kakeya_jax.pallas_kernels.attention.coded_streams import Limits, capacity, coded_stream, num_heads, unsupported
 from kakeya_jax.pallas_kernels.attention.decode_step import decode_step
 from kakeya_jax.rope import Rope

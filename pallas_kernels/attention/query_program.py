@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from kakeya_jax.pallas_kernels.attention.coded_program import COLUMNS, LARGEST
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, LARGEST
 from kakeya_jax.pallas_kernels.attention.exact_values import load_exact
 
 _SMALLEST = 1e-37

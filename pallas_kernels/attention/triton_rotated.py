@@ -15,7 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from kakeya_jax.pallas_kernels.attention.coded_program import Codes
+from kakeya_jax.pallas_kernels.attention.coded_shape import Codes
 from kakeya_jax.pallas_kernels.attention.half_queries import LN2, half_queries
 from kakeya_jax.pallas_kernels.attention.softmax_state import LOWEST, SoftmaxState
 from kakeya_jax.pallas_kernels.attention.triton_unpack import place, plane_order, planes, unpack_plane

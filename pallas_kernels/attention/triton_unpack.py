@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas import triton as plgpu
 
-from kakeya_jax.pallas_kernels.attention.coded_program import Codes, table_words
+from kakeya_jax.pallas_kernels.attention.code_bytes import table_words
+from kakeya_jax.pallas_kernels.attention.coded_shape import Codes
 from kakeya_jax.typing import Array, Float, UInt8
 
 _MARK = 0x64646464

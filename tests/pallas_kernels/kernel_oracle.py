@@ -10,7 +10,7 @@ from kakeya_jax import code_words
 from kakeya_jax.byte_levels import byte_levels
 from kakeya_jax.codecs.turboquant import coordinate_levels
 from kakeya_jax.pallas_kernels.attention import softmax_state
-from kakeya_jax.pallas_kernels.attention.coded_program import Codes
+from kakeya_jax.pallas_kernels.attention.coded_shape import Codes
 from kakeya_jax.pallas_kernels.attention.softmax_state import SoftmaxState
 
 UNIFORM_UNIT = 0.03

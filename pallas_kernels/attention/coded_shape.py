@@ -1,0 +1,136 @@
+"""Sizes of ``coded_program``: how codes are packed, and what a program's shared memory holds."""
+
+import dataclasses
+
+TILE = 64
+"""Tokens that a warp handles at once."""
+
+PRODUCTS = TILE // 16
+"""Of 16 tokens, that a tile of keys takes for each step of their depth."""
+
+LANE_TOKENS = tuple(4 * product + half for product in range(PRODUCTS) for half in range(2))
+"""Tokens of a lane's rows, from its first one."""
+
+COLUMNS = 8
+"""Of the right operands."""
+
+SHARED_NBYTES = 220 * 1024
+"""Shared memory that a multiprocessor has for the tiles of its programs, twelve warps together."""
+
+LARGEST = 127 * 256
+"""Of the 16-bit numbers that queries and shares become: its two bytes are signed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Codes:
+    """How the codes of a stream are packed (``code_words``).
+
+    Attributes:
+        bits: of a code: 2, 3, 4 or 8.
+        table: bytes of the levels, by index (``byte_levels``); empty for 8 bits.
+    """
+
+    bits: int
+    table: tuple[int, ...]
+
+    @property
+    def unit_words(self) -> int:
+        """Whole words of a unit of 16 codes; 3 bits have half a word besides."""
+        return {2: 1, 3: 1, 4: 2, 8: 4}[self.bits]
+
+    @property
+    def registers(self) -> int:
+        """That a unit is loaded into."""
+        return self.unit_words + (self.bits == 3)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodedShape:
+    """What a program is made for.
+
+    Attributes:
+        dim: 64 or 128.
+        key: codes of keys, packed along channels.
+        value: codes of values, packed along tokens within a page.
+        page: tokens of a page, a multiple of 64.
+        capacity: tokens that a head has room for.
+        group: query heads of a key/value head, at most 8.
+        splits: programs that share a head.
+        states: of a head; those of other tokens follow.
+        warps: of a program.
+    """
+
+    dim: int
+    key: Codes
+    value: Codes
+    page: int
+    capacity: int
+    group: int
+    splits: int
+    states: int
+    warps: int
+
+    @property
+    def paired(self) -> bool:
+        """Whether high and low bytes of queries share the columns of one product."""
+        return self.group <= COLUMNS // 2
+
+    @property
+    def rows(self) -> int:
+        """Queries that a state has room for."""
+        return COLUMNS // 2 if self.paired else COLUMNS
+
+    @property
+    def query_rows(self) -> int:
+        """Rows of bytes of a head's queries."""
+        return COLUMNS if self.paired else 2 * COLUMNS
+
+    @property
+    def units(self) -> int:
+        """Units of a key that one lane has: a quarter of its channels."""
+        return self.dim // 64
+
+    @property
+    def key_words(self) -> int:
+        """Whole words of a key that one lane has."""
+        return self.units * self.key.unit_words
+
+    @property
+    def stage_keys(self) -> int:
+        """Where in a stage the keys are."""
+        return 0
+
+    @property
+    def stage_key_high(self) -> int:
+        """Where their highest bits are, if they have 3."""
+        return 32 * len(LANE_TOKENS) * 4 * self.key_words
+
+    @property
+    def stage_values(self) -> int:
+        """Where the values are."""
+        return self.stage_key_high + (128 * len(LANE_TOKENS) if self.key.bits == 3 else 0)
+
+    @property
+    def stage_value_high(self) -> int:
+        """Where their highest bits are, if they have 3."""
+        return self.stage_values + self.dim * 16 * self.value.unit_words
+
+    @property
+    def stage_scales(self) -> int:
+        """Where the scales are."""
+        return self.stage_value_high + (8 * self.dim if self.value.bits == 3 else 0)
+
+    @property
+    def stage_nbytes(self) -> int:
+        """Of one tile of one warp."""
+        return self.stage_scales + 2 * 2 * TILE
+
+    @property
+    def stages(self) -> int:
+        """Tiles that a warp has room for: two at least."""
+        return max(2, min(4, SHARED_NBYTES * self.warps // 12 // (self.warps * self.stage_nbytes)))
+
+    @property
+    def shared_floats(self) -> int:
+        """Shared memory of a program: stages, and later its warps' states."""
+        return max(self.warps * self.stages * self.stage_nbytes // 4, self.warps * self.rows * (self.dim + 2))
