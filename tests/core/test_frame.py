@@ -99,7 +99,7 @@ def assert_same_bits(left, right) -> None:
 def test_token_by_token_gives_the_codes_of_bulk(recipe: str, text, tables: Tables) -> None:
     _, key, value = text
     bulk = fill(empty(recipe, tables), key, value)
-    for sizes in ([1] * LENGTH, [9, 20, 1, 31]):
+    for sizes in ([1] * LENGTH, [20, 1, 20, 20]):  # each length compiles
         layer, start = empty(recipe, tables), 0
         for size in sizes:
             part = slice(start, start + size)

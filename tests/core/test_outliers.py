@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -6,13 +7,16 @@ from hypothesis import strategies as st
 
 from kakeya_jax import outliers
 
+select = jax.jit(outliers.select, static_argnums=2)
+restore = jax.jit(outliers.restore)
+
 
 @given(st.integers(0, 2**31), st.sampled_from([4, 16, 64]), st.integers(1, 4), st.floats(0.5, 2.5))
 def test_keeps_the_largest_beyond_the_threshold(seed: int, length: int, slots: int, threshold: float) -> None:
     z = np.random.default_rng(seed).standard_normal((5, length)).astype(np.float32)
     filler = np.full_like(z, 99.0)
-    found = outliers.select(jnp.asarray(z), threshold, slots)
-    restored = np.asarray(outliers.restore(found, jnp.asarray(filler)))
+    found = select(jnp.asarray(z), threshold, slots)
+    restored = np.asarray(restore(found, jnp.asarray(filler)))
     for row, kept in zip(z, restored, strict=True):
         order = np.argsort(-np.abs(row), kind="stable")[:slots]
         expected = np.full(length, 99.0, np.float32)

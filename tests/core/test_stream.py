@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kakeya_jax import stream
 from kakeya_jax.cache import CacheShape, CompressedCache, LayerCache, chunk_positions
 from kakeya_jax.codecs.registry import codec_config, codec_names
 from kakeya_jax.models.attention import attend, dense_attention
 from kakeya_jax.neutral_tables import neutral_tables
 from kakeya_jax.recipe import Recipe, Rule
 from kakeya_jax.rope import Rope, apply_rope
-from kakeya_jax.stream import read
 
 SHAPE = CacheShape(num_layers=1, num_kv_heads=2, head_dim=16)
 ROPE = Rope(head_dim=16)
@@ -28,6 +28,8 @@ INT_RECIPE = Recipe(
     recent=5,
 )
 attend_jit = jax.jit(attend, static_argnames=("rope", "scale", "implementation"))
+append = jax.jit(lambda layer, key, value, *, rope: layer.append(key, value, rope=rope), static_argnames="rope")
+read = jax.jit(stream.read)
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +84,9 @@ SMALL = {
 @pytest.mark.parametrize("name", codec_names())
 def test_every_codec_gives_the_same_codes_however_it_is_fed(name: str, text):
     recipe = Recipe.parse(f"both={name}({SMALL.get(name, 'block_size=8')}),sinks=3,recent=5")
-    append = jax.jit(lambda layer, key, value, *, rope: layer.append(key, value, rope=rope), static_argnames="rope")
     _, key, value = text
     bulk = append(empty(recipe), key, value, rope=ROPE).layer
-    for sizes in ([9] * 6 + [7], [1] * LENGTH):
+    for sizes in ([9] * 6 + [1] * 7, [1] * LENGTH):  # each length compiles
         layer, start = empty(recipe), 0
         for size in sizes:
             part = slice(start, start + size)
@@ -104,7 +105,6 @@ def test_any_window_and_cut_gives_the_same_codes(sinks: int, recent: int, cuts: 
     recipe = Recipe(rules=INT_RECIPE.rules, sinks=sinks, recent=recent)
     total = sum(cuts)
     new = jax.random.normal(jax.random.key(total), (1, total, 2, 16))
-    append = jax.jit(LayerCache.append, static_argnames="rope")
     bulk = append(empty(recipe, 1, 200), new, new, rope=ROPE).layer
     layer, start = empty(recipe, 1, 200), 0
     for size in cuts:
@@ -116,7 +116,7 @@ def test_any_window_and_cut_gives_the_same_codes(sinks: int, recent: int, cuts: 
 def test_mixed_heads_share_one_skeleton_and_come_back_in_place(text):
     _, key, value = text
     recipe = Recipe.parse("both=kakeya(bits=4,block_size=16,kmeans_centers=4,mix_heads=true),sinks=3,recent=5")
-    layer = empty(recipe).append(key, value, rope=ROPE).layer
+    layer = append(empty(recipe), key, value, rope=ROPE).layer
     assert layer.key.blocks.basis.shape == (2, 1, 3, 16, 16)
     assert layer.key.blocks.norm.shape == (2, 1, 3, 2 * 16)
     served, original = read(layer.key)[:, :, :LENGTH], jnp.swapaxes(key, 1, 2)
@@ -137,8 +137,7 @@ def test_identity_is_dense_attention(text):
 
 def test_exactly_the_promised_tokens_are_exact(text):
     _, key, value = text
-    layer = empty(INT_RECIPE)
-    layer = layer.append(key, value, rope=ROPE).layer
+    layer = append(empty(INT_RECIPE), key, value, rope=ROPE).layer
     served = read(layer.key)[:, :, :LENGTH]
     exact = jnp.all(served == jnp.swapaxes(key, 1, 2).astype(jnp.bfloat16).astype(jnp.float32), axis=-1)
     sinks, recent, page = 3, 5, 8
@@ -171,18 +170,18 @@ def test_padded_rows_match_the_row_alone(text, side: str):
             positions=jnp.arange(n)[None], valid=None, rope=ROPE, scale=0.25,
         )  # fmt: skip
         chex.assert_trees_all_close(out[row][valid[row]], alone_out[0], atol=2e-6)
-        for stream in ("key", "value"):
-            one, many = getattr(alone, stream), getattr(layer, stream)
+        for name in ("key", "value"):
+            one, many = getattr(alone, name), getattr(layer, name)
             assert_same_bits(one.blocks, jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], many.blocks))
             assert_same_bits(read(one)[0, :, :n], read(many)[row, :, :n])
 
 
 def test_overflow_is_an_error_before_anything_is_lost(text):
     _, key, value = text
-    layer = empty(INT_RECIPE).append(key, value, rope=ROPE).layer
+    layer = append(empty(INT_RECIPE), key, value, rope=ROPE).layer
     with pytest.raises(ValueError, match="max_length=64; make it with max_length=71 or more"):
         layer.append(key[:, :10], value[:, :10], rope=ROPE)
-    update = jax.jit(LayerCache.append, static_argnames="rope")(layer, key[:, :10], value[:, :10], rope=ROPE)
+    update = append(layer, key[:, :10], value[:, :10], rope=ROPE)
     assert not bool(update.fits.any())
     assert_same_bits(update.layer, layer)
 
@@ -190,9 +189,8 @@ def test_overflow_is_an_error_before_anything_is_lost(text):
 def test_broken_numbers_are_contained_or_refused(text):
     _, key, value = text
     broken = key.at[0, 20, 0, 3].set(jnp.nan).at[0, 21, 0, 4].set(jnp.inf)
-    layer = empty(INT_RECIPE).append(broken, value, rope=ROPE).layer
     served, clean = (
-        read(part)[:, :, :50] for part in (layer.key, empty(INT_RECIPE).append(key, value, rope=ROPE).layer.key)
+        read(append(empty(INT_RECIPE), each, value, rope=ROPE).layer.key)[:, :, :50] for each in (broken, key)
     )
     assert bool(jnp.isfinite(served).all())
     assert_same_bits(served[1], clean[1])
@@ -202,7 +200,7 @@ def test_broken_numbers_are_contained_or_refused(text):
 
 def test_overflow_inside_jit_poisons_the_output(text):
     query, key, value = text
-    layer = empty(INT_RECIPE).append(key, value, rope=ROPE).layer
+    layer = append(empty(INT_RECIPE), key, value, rope=ROPE).layer
     positions = chunk_positions(layer.key.length, 10)
     out, after = attend_jit(
         query[:, :10],
@@ -221,7 +219,7 @@ def test_overflow_inside_jit_poisons_the_output(text):
 def test_a_chunk_longer_than_the_cache_is_refused_at_trace_time(text):
     _, key, value = text
     with pytest.raises(ValueError, match="61 tokens does not fit a cache of max_length=32"):
-        jax.jit(LayerCache.append, static_argnames="rope")(empty(INT_RECIPE, 2, 32), key, value, rope=ROPE)
+        append(empty(INT_RECIPE, 2, 32), key, value, rope=ROPE)
 
 
 def test_no_retrace_over_512_steps():
