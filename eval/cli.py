@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from kakeya_jax.eval.cli_session import session
+
 app = typer.Typer(
     name="kakeya",
     help="KV-cache compression for LLM decoders: packed codes, and their quality through the same cache.",
@@ -18,6 +20,7 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="Speed.")
 app.add_typer(bench, name="bench")
+app.add_typer(session, name="session")
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Folder, hub id, or 'demo', the bundled model.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]

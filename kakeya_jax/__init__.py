@@ -22,5 +22,6 @@ from kakeya_jax.recipe import Rule as Rule
 from kakeya_jax.session_file import load_session as load_session
 from kakeya_jax.session_file import read_page as read_page
 from kakeya_jax.session_file import save_session as save_session
+from kakeya_jax.session_file import session_info as session_info
 
 __version__ = "0.1.0"

@@ -2,28 +2,29 @@
 
 For caches whose layers are all ``klt-storage``. The file (safetensors) holds the pages, an index with the length and
 checksum of each, and the exact tokens; calibrated tables, which belong to a model and not to a text, are not in it and
-must be given again, the very same. Continuing from a loaded session gives bit for bit what it would have given without
-saving. Any page can be read without the others.
+must be given again: the same, but for the last digits in which eigenvectors differ from one processor to another. With
+the very same, continuing from a loaded session gives bit for bit what it would have given without saving. Any page can
+be read without the others.
 """
 
 import dataclasses
 import math
 import os
-import pathlib
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 
-from kakeya_jax.cache import CompressedCache, Tables
+from kakeya_jax.cache import CacheShape, CompressedCache, Tables
 from kakeya_jax.codecs.klt_storage import KltStorage, KltStorageCode
 from kakeya_jax.joint_layer import JointLayerCache
-from kakeya_jax.session_header import SessionHeader, altered, read_array, read_slice
-from kakeya_jax.storage_pages import PageCoder, decode_layers, encode_layers, tables_fingerprint
+from kakeya_jax.recipe import Recipe
+from kakeya_jax.session_header import SessionHeader, altered, open_session, read_array, read_slice
+from kakeya_jax.storage_pages import PageCoder, decode_layers, encode_layers, tables_fingerprint, tables_sketch
 from kakeya_jax.stream import Geometry, Stream
 from kakeya_jax.typing import Float
 from kakeya_jax.whole_file import whole_file
@@ -54,13 +55,47 @@ class SessionSize:
         return 8 * self.coded_nbytes / self.coded_values if self.coded_values else math.nan
 
 
-def save_session(cache: CompressedCache, path: str | os.PathLike[str]) -> SessionSize:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SessionInfo:
+    """What a session file says of itself, all of its checksums compared.
+
+    Attributes:
+        recipe: how its cache is coded.
+        shape: the sizes of the model it belongs to.
+        lengths: tokens held in each row.
+        max_length: tokens that each row can hold.
+        dtype: of the exact tokens.
+        pages: coded pages of each layer's row: ``[layers][rows]``.
+        tables: fingerprint of the calibrated tables it was coded with.
+        size: its bytes.
+        about: what ``save_session`` was given.
+    """
+
+    recipe: Recipe
+    shape: CacheShape
+    lengths: tuple[int, ...]
+    max_length: int
+    dtype: str
+    pages: tuple[tuple[int, ...], ...]
+    tables: str
+    size: SessionSize
+    about: Mapping[str, Any]
+
+
+def save_session(
+    cache: CompressedCache, path: str | os.PathLike[str], *, about: Mapping[str, Any] | None = None
+) -> SessionSize:
     """Writes ``cache`` to ``path``; the file appears complete or not at all.
+
+    Args:
+        cache: of ``klt-storage`` in every layer.
+        path: the file.
+        about: plain data to keep with it, which ``session_info`` gives back.
 
     Raises:
         ValueError: a layer is not coded with ``klt-storage``.
     """
-    data, size = _serialize(cache)
+    data, size = _serialize(cache, about or {})
     with whole_file(path) as partial:
         partial.write_bytes(data)
     return size
@@ -68,7 +103,7 @@ def save_session(cache: CompressedCache, path: str | os.PathLike[str]) -> Sessio
 
 def session_size(cache: CompressedCache) -> SessionSize:
     """The size of the file that ``save_session`` would write: encodes everything, writes nothing."""
-    return _serialize(cache)[1]
+    return _serialize(cache, {})[1]
 
 
 def coded_bits_per_value(cache: CompressedCache) -> float:
@@ -81,13 +116,13 @@ def load_session(path: str | os.PathLike[str], *, tables: Tables) -> CompressedC
 
     Args:
         path: of the file.
-        tables: the calibrated tables it was coded with.
+        tables: the calibrated tables it was coded with; those that its calibration gives on another processor will do.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is truncated, altered, not a session, of a newer format, or was coded with other tables.
     """
-    with _open(path) as file:
+    with open_session(path) as file:
         header = SessionHeader.read(file, path)
         codecs = header.codecs(tables, path)
         codes = _read_pages(file, header, codecs, [header.layer_pages(layer) for layer in range(len(codecs))], path)
@@ -107,6 +142,43 @@ def load_session(path: str | os.PathLike[str], *, tables: Tables) -> CompressedC
     return empty.replace_layers(layers)
 
 
+def session_info(path: str | os.PathLike[str]) -> SessionInfo:
+    """Reads a session without its tables: what it holds, and whether all of it is as it was written.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is truncated, altered, not a session, or of a newer format.
+    """
+    with open_session(path) as file:
+        header = SessionHeader.read(file, path)
+        layers = range(len(header.pages))
+        for layer in layers:
+            where = header.layer_pages(layer)
+            for page, checksum in zip(
+                _page_bytes(file, header, where, path), header.page_checksums[where], strict=True
+            ):
+                if zlib.crc32(page) != int(checksum):
+                    raise altered(path, f"a page of layer {layer}")
+        exact_nbytes = sum(_read_exact(file, header, layer, path).nbytes for layer in layers)
+    plans = header.recipe.plan(header.shape.num_layers)
+    tokens = sum(sum(counts) * plan.page for counts, plan in zip(header.pages, plans, strict=True))
+    return SessionInfo(
+        recipe=header.recipe,
+        shape=header.shape,
+        lengths=header.lengths,
+        max_length=header.max_length,
+        dtype=str(header.dtype),
+        pages=header.pages,
+        tables=header.tables,
+        size=SessionSize(
+            file_nbytes=os.path.getsize(path),
+            exact_nbytes=exact_nbytes,
+            coded_values=2 * tokens * header.shape.num_kv_heads * header.shape.head_dim,
+        ),
+        about=header.about,
+    )
+
+
 def read_page(
     path: str | os.PathLike[str], layer: int, page: int, *, tables: Tables, row: int = 0
 ) -> tuple[Float[np.ndarray, "K n D"], Float[np.ndarray, "K n D"]]:
@@ -116,7 +188,7 @@ def read_page(
         IndexError: the session has no such layer, row or page.
         ValueError: as ``load_session``.
     """
-    with _open(path) as file:
+    with open_session(path) as file:
         header = SessionHeader.read(file, path)
         where = header.one_page(layer, row, page)
         codec = header.codecs(tables, path)[layer]
@@ -126,7 +198,7 @@ def read_page(
     return key, value
 
 
-def _serialize(cache: CompressedCache) -> tuple[bytes, SessionSize]:
+def _serialize(cache: CompressedCache, about: Mapping[str, Any]) -> tuple[bytes, SessionSize]:
     layers = _joint_layers(cache)
     lengths = np.asarray(cache.length)
     coders, codes, pages, exact = [], [], [], {}
@@ -138,15 +210,18 @@ def _serialize(cache: CompressedCache) -> tuple[bytes, SessionSize]:
         pages.append(tuple(map(int, counts)))
         exact[_exact_name(index)] = _exact_tokens(stream, lengths)
     coded = encode_layers(coders, codes)
+    codecs: Any = [layer.both.codec for layer in layers]
     header = SessionHeader(
         recipe=cache.recipe,
         shape=cache.shape,
         max_length=cache.max_length,
         dtype=np.dtype(layers[0].both.tail.dtype),
-        tables=tables_fingerprint([layer.both.codec for layer in layers]),
+        tables=tables_fingerprint(codecs),
+        sketch=tables_sketch(codecs),
         lengths=tuple(map(int, lengths)),
         pages=tuple(pages),
         exact_checksums=tuple(zlib.crc32(array.tobytes()) for array in exact.values()),
+        about=about,
         page_nbytes=np.concatenate([each.nbytes for each in coded]),
         page_checksums=np.concatenate([each.checksums for each in coded]),
     )
@@ -259,15 +334,6 @@ def _read_exact(file: Any, header: SessionHeader, layer: int, path: Any) -> np.n
     if not same or zlib.crc32(array.tobytes()) != header.exact_checksums[layer]:
         raise altered(path, f"the exact tokens of layer {layer}")
     return array
-
-
-def _open(path: str | os.PathLike[str]) -> Any:
-    if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(f"session file {path} does not exist")
-    try:
-        return safetensors.safe_open(path, framework="numpy")
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a readable session file (truncated, or of another kind): {error}") from None
 
 
 def _exact_name(layer: int) -> str:

@@ -3,6 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import os
+import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes  # noqa: F401  (teaches numpy the name "bfloat16")
@@ -12,10 +15,11 @@ import safetensors
 from kakeya_jax.cache import CacheShape, Tables
 from kakeya_jax.codecs.klt_storage import KltStorage
 from kakeya_jax.recipe import Recipe
-from kakeya_jax.storage_pages import tables_fingerprint
+from kakeya_jax.storage_pages import SKETCH_TOLERANCE, tables_fingerprint, tables_sketch
 
 FORMAT = "kakeya-session"
-VERSION = 1
+VERSION = 2
+"""2: tables that a calibration gives again on another processor, but for their last digits, are the same tables."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,10 +31,12 @@ class SessionHeader:
         shape: the sizes of the model it belongs to.
         max_length: tokens each row of its cache can hold.
         dtype: of the exact tokens.
-        tables: fingerprint of the calibrated tables.
+        tables: fingerprint of the calibrated tables, and
+        sketch: of those that are computed: see ``storage_pages``.
         lengths: tokens held in each row.
         pages: coded pages of each layer's row: ``[layers][rows]``.
         exact_checksums: CRC-32 of each layer's exact tokens.
+        about: plain data that whoever saved it added.
         page_nbytes: uint32, layer after layer, row after row, page after page, and
         page_checksums: uint32, likewise.
     """
@@ -40,9 +46,11 @@ class SessionHeader:
     max_length: int
     dtype: np.dtype
     tables: str
+    sketch: tuple[float, ...]
     lengths: tuple[int, ...]
     pages: tuple[tuple[int, ...], ...]
     exact_checksums: tuple[int, ...]
+    about: Mapping[str, Any]
     page_nbytes: np.ndarray
     page_checksums: np.ndarray
 
@@ -55,9 +63,11 @@ class SessionHeader:
                 "max_length": self.max_length,
                 "dtype": str(self.dtype),
                 "tables": self.tables,
+                "sketch": self.sketch,
                 "lengths": self.lengths,
                 "pages": self.pages,
                 "exact_checksums": self.exact_checksums,
+                "about": dict(self.about),
             }
         )
         checksum = _checksum(text, self.page_nbytes, self.page_checksums)
@@ -83,9 +93,11 @@ class SessionHeader:
             max_length=held["max_length"],
             dtype=np.dtype(held["dtype"]),
             tables=held["tables"],
+            sketch=tuple(held["sketch"]),
             lengths=tuple(held["lengths"]),
             pages=tuple(map(tuple, held["pages"])),
             exact_checksums=tuple(held["exact_checksums"]),
+            about=held.get("about", {}),
             page_nbytes=index[0],
             page_checksums=index[1],
         )
@@ -105,6 +117,12 @@ class SessionHeader:
             raise ValueError(
                 f"{path} was coded with other tables (fingerprint {self.tables[:12]}, those given {found[:12]}); load "
                 "it with the calibration it was made with"
+            )
+        differs = np.abs(np.subtract(tables_sketch(codecs), self.sketch)).max(initial=0.0)
+        if not differs <= SKETCH_TOLERANCE:
+            raise ValueError(
+                f"{path} was coded with other tables (other coordinates of the same means); load it with the "
+                "calibration and the version of kakeya-jax it was made with"
             )
         return codecs
 
@@ -126,6 +144,21 @@ class SessionHeader:
             raise IndexError(f"page={page}: row {row} of layer {layer} has {self.pages[layer][row]} coded pages")
         index = self.layer_pages(layer).start + sum(self.pages[layer][:row]) + page
         return slice(index, index + 1)
+
+
+def open_session(path: str | os.PathLike[str]) -> Any:
+    """The file, open for reading its parts.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no safetensors file, or a part of one.
+    """
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"session file {path} does not exist")
+    try:
+        return safetensors.safe_open(path, framework="numpy")
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is not a readable session file (truncated, or of another kind): {error}") from None
 
 
 def read_array(file: Any, name: str, path: Any) -> np.ndarray:
@@ -154,10 +187,9 @@ def _check_format(metadata: dict[str, str], path: Any) -> None:
     if found != FORMAT:
         what = f"a {found!r} file" if found else "a safetensors file of another kind"
         raise ValueError(f"{path} is {what}, not a {FORMAT} file")
-    if not version.isdecimal() or int(version) > VERSION:
-        raise ValueError(
-            f"{path} has session format {version!r}; this version reads up to {VERSION}: upgrade kakeya-jax"
-        )
+    if version != str(VERSION):
+        remedy = "save it anew" if version.isdecimal() and int(version) < VERSION else "upgrade kakeya-jax"
+        raise ValueError(f"{path} has session format {version!r}; this version reads {VERSION}: {remedy}")
 
 
 def _checksum(header: str, *arrays: np.ndarray) -> str:

@@ -14,7 +14,13 @@ import numpy as np
 from kakeya_jax import entropy
 from kakeya_jax.codecs.klt_storage import MOST_LOW_BITS, TABLES, KltStorage, KltStorageCode
 from kakeya_jax.entropy import CodedPages, CodingTables
-from kakeya_jax.typing import Int
+from kakeya_jax.typing import Float, Int
+
+_COMPUTED = ("analysis", "synthesis", "steps", "gains")
+"""Tables that are computed anew from a calibration wherever it is loaded."""
+
+SKETCH_TOLERANCE = 1e-4
+"""Of ``tables_sketch``: rounding moves it by some 1e-7, another set of tables by about 1 and more."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,16 +119,39 @@ def decode_layers(
 
 
 def tables_fingerprint(codecs: Sequence[KltStorage]) -> str:
-    """A hash of all layers' tables: pages can only be decoded with the very tables they were coded with."""
+    """A hash of all layers' tables that pages cannot be decoded without, to the last bit: means, frequencies."""
     digest = hashlib.sha256()
     for codec in codecs:
         for name in TABLES:
             table = getattr(codec, name)
-            if table is not None:
+            if table is not None and name not in _COMPUTED:
                 array = np.asarray(table)
                 digest.update(f"{name}{array.dtype}{array.shape}".encode())
                 digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def tables_sketch(codecs: Sequence[KltStorage]) -> tuple[float, ...]:
+    """Projections of the tables that are computed from a calibration: maps, steps and gains, a few numbers a layer.
+
+    Eigenvectors differ in their last digit from one processor to another, and with the number of threads: two sets of
+    tables are the same if no number here differs by more than ``SKETCH_TOLERANCE``. Of unit rows, weighted by fixed
+    draws from a Gaussian: an axis that is turned, mirrored or scaled by a thousandth shows, however little it weighs.
+    """
+    found: list[float] = []
+    for codec in codecs:
+        kept = len(codec.steps)
+        rows = [np.asarray(codec.analysis, np.float64).T[:kept], np.asarray(codec.synthesis, np.float64)[:kept]]
+        scales = [np.asarray(codec.steps, np.float64)[:, None], np.asarray(codec.gains, np.float64)[:, None]]
+        found += [_projection(each) for each in (*rows, *scales)]
+    return tuple(round(each, 6) for each in found)
+
+
+def _projection(rows: Float[np.ndarray, "C E"]) -> float:
+    draws = np.random.default_rng(0)
+    left, lengths, right = (draws.standard_normal(size) for size in (len(rows), len(rows), rows.shape[1]))
+    norms = np.maximum(np.linalg.norm(rows, axis=1), np.finfo(np.float64).tiny)
+    return float(left @ (rows / norms[:, None]) @ right + lengths @ np.log(norms))
 
 
 def _uniform(bits: int) -> np.ndarray:

@@ -197,6 +197,39 @@ def test_other_tables_are_refused(cache: CompressedCache, tmp_path):
             load(tmp_path / "session", tables={})
 
 
+def test_tables_of_another_processor_will_do(cache: CompressedCache, tmp_path):
+    """Eigenvectors that differ in their last digits are the same; ones that are turned, mirrored or scaled are not."""
+    save_session(cache, tmp_path / "session")
+    rng = np.random.default_rng(0)
+
+    def changed(channel: slice, change) -> dict:
+        tables = {where: dict(named) for where, named in TABLES.items()}
+        for name, axis in (("analysis", 1), ("synthesis", 0)):
+            table = np.array(tables[1, "both"][name])
+            rows = np.moveaxis(table, axis, 0)
+            rows[channel] = change(rows[channel], name)
+            tables[1, "both"][name] = table
+        return tables
+
+    whole = slice(None)
+    rounded = changed(whole, lambda rows, _: rows * (1 + 1e-7 * rng.choice([-1, 1], rows.shape)).astype(np.float32))
+    loaded = load_session(tmp_path / "session", tables=rounded)
+    for name in ("key", "value"):
+        found, kept = (read(getattr(each.layers[1], name)) for each in (loaded, cache))
+        np.testing.assert_allclose(found, kept, atol=1e-5)
+    last = len(TABLES[1, "both"]["steps"]) - 1
+    for change in (
+        lambda rows, _: -rows,
+        lambda rows, name: rows * np.float32(1.001 if name == "synthesis" else 1 / 1.001),
+        lambda rows, _: np.roll(rows, 1),
+    ):
+        with pytest.raises(ValueError, match="other coordinates of the same means"):
+            load_session(tmp_path / "session", tables=changed(slice(last, last + 1), change))
+    coarse = {where: {**named, "steps": named["steps"] * np.float32(1.001)} for where, named in TABLES.items()}
+    with pytest.raises(ValueError, match="other coordinates of the same means"):
+        load_session(tmp_path / "session", tables=coarse)
+
+
 def test_other_caches_are_refused(tmp_path):
     cache = CompressedCache.init(SHAPE, Recipe.parse("int8"), batch_size=1, max_length=300)
     with pytest.raises(ValueError, match="layer 0 is not coded with klt-storage"):
@@ -240,7 +273,11 @@ def test_newer_or_altered_files_are_refused(cache: CompressedCache, tmp_path):
         arrays["layers.1.exact"] = arrays["layers.1.exact"][::-1].copy()
 
     for change, message in (
-        (lambda metadata, arrays: metadata.update(version="2"), "session format '2'; this version reads up to 1"),
+        (lambda metadata, arrays: metadata.update(version="3"), "session format '3'; this version reads 2: upgrade"),
+        (
+            lambda metadata, arrays: metadata.update(version="1"),
+            "session format '1'; this version reads 2: save it anew",
+        ),
         (lambda metadata, arrays: arrays.pop("page_checksums"), "page_checksums does not match its checksum"),
         (lambda metadata, arrays: arrays.pop("layers.0.exact"), r"layers\.0\.exact does not match"),
         (longer, "its header does not match its checksum"),
