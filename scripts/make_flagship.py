@@ -84,9 +84,9 @@ def page(data: dict[str, Any]) -> str:
         "Arithmetic, not measurement: every array of a full cache, by its shape, from the models' `config.json` alone "
         "(layers, key/value heads, head dimension; the files are in `tests/eval/configs/`, written by hand from the "
         "published ones). **Nothing here says what a recipe does to these models' predictions**; the qualities in "
-        "[results](results.md) were measured on small models and are not carried over. `python scripts/make_flagship.py`"
-        " makes this page and `docs/results/flagship-bytes.json`, which has every named recipe at 4,096 tokens too; for "
-        "any other config, recipe or context:",
+        "[results](results.md) were measured on small models and are not carried over. "
+        "`python scripts/make_flagship.py` makes this page and `docs/results/flagship-bytes.json`, which has every named recipe at 4,096 tokens "
+        "too; for any other config, recipe or context:",
         "",
         "```bash",
         "kakeya explain klt-2 --config-json tests/eval/configs/llama-3.1-8b.json --context 4096 --context 131072",
@@ -122,11 +122,12 @@ def page(data: dict[str, Any]) -> str:
         "`klt` and `klt-pairs` without calibration: the widths of channel groups are stand-ins. Calibrated ones spend "
         "at most the same payload, so these bytes are upper bounds, and off by less than one step of one group. "
         "`klt-storage` is left out: its files are entropy-coded, and their size depends on the text. A fixed "
-        "`boundary` of a recipe (some of the `ladder-*`) is a smaller share of these deeper models than of the house models.",
+        "`boundary` of a recipe (some of the `ladder-*`) is a smaller share of these deeper models "
+        "than of the house models.",
         "",
         "Multi-head latent attention (DeepSeek-V2 and V3) is not covered: each layer keeps one latent vector and a "
-        "rotary key a token instead of keys and values of heads. `kakeya explain` refuses such a config, and those of layers "
-        "that do not keep every token (sliding windows, linear attention), with a line that says so.",
+        "rotary key a token instead of keys and values of heads. `kakeya explain` refuses such a config, and "
+        "those of layers that do not keep every token (sliding windows, linear attention), with a line that says so.",
     ]
     return "\n".join(lines) + "\n"
 
