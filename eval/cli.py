@@ -1,14 +1,17 @@
 """The ``kakeya`` command: options here, work elsewhere, imported by the command that needs it."""
 
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from kakeya_jax.eval import cli_inspect, cli_runs
+from kakeya_jax.eval.cli_options import JsonFlag, ModelArgument, OfflineFlag, QuietFlag
+from kakeya_jax.eval.cli_options import configure as _configure
+from kakeya_jax.eval.cli_options import show as _print
 from kakeya_jax.eval.cli_session import session
 
 app = typer.Typer(
@@ -20,13 +23,11 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="Speed.")
 app.add_typer(bench, name="bench")
+cli_inspect.add_commands(app)
+cli_runs.add_commands(app)
 app.add_typer(session, name="session")
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Folder, hub id, or 'demo', the bundled model.")]
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-OfflineFlag = Annotated[bool, typer.Option("--offline", help="Never ask the Hugging Face hub.")]
 HeadDimOption = Annotated[int, typer.Option(min=1, help="For the bits per value.")]
-QuietFlag = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 
 
 def main() -> None:
@@ -304,41 +305,6 @@ def recipes(head_dim: HeadDimOption = 128, as_json: JsonFlag = False) -> None:
     _print(found if as_json else listing.recipe_table(found, head_dim), as_json)
 
 
-@app.command()
-def explain(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name, text form, or JSON file.")],
-    model: Annotated[str, typer.Option(help="Folder, hub id (only config.json is fetched), or 'demo'.")],
-    context: Annotated[int, typer.Option(min=1, help="Tokens held.")] = 4096,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences held.")] = 1,
-    calibration: Annotated[Path | None, typer.Option(help="Calibrated tables.", metavar="FILE")] = None,
-    as_json: JsonFlag = False,
-    offline: OfflineFlag = False,
-) -> None:
-    """Show the bytes of every layer, without running the model or reading its weights."""
-    _configure(offline=offline)
-    from kakeya_jax.eval import explain as work
-    from kakeya_jax.recipe import Recipe
-
-    parsed = Recipe.parse(recipe)
-    config = work.load_config(model, offline=offline)
-    tables = work.load_tables(model, config, parsed, calibration)
-    report = work.explain(config, parsed, context=context, batch_size=batch, tables=tables)
-    shown = (work.report_dict if as_json else work.report_table)(report, parsed, model)
-    _print(shown, as_json)
-
-
-@app.command()
-def doctor(as_json: JsonFlag = False) -> None:
-    """Check versions and devices, and run a numeric self-test; exit code 1 if something fails."""
-    _configure(offline=True)
-    from kakeya_jax.eval import doctor as work
-
-    checks = work.diagnose()
-    _print(work.report_dict(checks) if as_json else work.checks_table(checks), as_json)
-    if not work.is_healthy(checks):
-        raise typer.Exit(1)
-
-
 @bench.command("encode")
 def bench_encode(
     codec: Annotated[list[str] | None, typer.Option(help="Repeat it; all if not given.", metavar="NAME")] = None,
@@ -430,21 +396,6 @@ def bench_storage(
     )
     rows = work.measure(request, quiet=quiet)
     _print(work.as_dict(rows, request) if as_json else work.table(rows, request), as_json)
-
-
-def _configure(*, offline: bool = False) -> None:
-    from kakeya_jax.eval.environment import configure
-
-    configure(offline=offline)
-
-
-def _print(shown: Any, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(shown, indent=1, allow_nan=False))
-        return
-    from kakeya_jax.eval.table import make_console
-
-    make_console().print(shown)
 
 
 def _complain(message: str, code: int = 2) -> int:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kakeya_jax.accounting import CacheReport, StreamReport, cache_report
-from kakeya_jax.cache import Tables
+from kakeya_jax.cache import ModelShape, Tables
 from kakeya_jax.calibration.artifact import load_calibration
 from kakeya_jax.eval.demo import bundled_calibration
 from kakeya_jax.models.config import ModelConfig
@@ -54,7 +54,7 @@ def load_tables(model: str, config: ModelConfig, recipe: Recipe, calibration: Pa
 
 
 def explain(
-    config: ModelConfig, recipe: Recipe, *, context: int, batch_size: int = 1, tables: Tables | None = None
+    config: ModelShape, recipe: Recipe, *, context: int, batch_size: int = 1, tables: Tables | None = None
 ) -> CacheReport:
     """Every byte of a full cache, from shapes alone.
 

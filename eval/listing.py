@@ -50,7 +50,7 @@ def _describe_codec(name: str, head_dim: int) -> dict[str, Any]:
         "options": {option: own[option] for option in sorted(own, key=lambda option: option in common)},
         "bits_per_value": bits,
         "bytes_per_vector": bits["all_in"] * head_dim / 8,
-        "note": _note(recipe),
+        "note": memory_note(recipe),
     }
 
 
@@ -68,7 +68,7 @@ def list_recipes(head_dim: int = 128) -> list[dict[str, Any]]:
             "boundary": recipe.boundary,
             "needs_calibration": recipe.needs_calibration,
             "bits_per_value": _bits(recipe, head_dim),
-            "note": _note(recipe),
+            "note": memory_note(recipe),
         }
         for name, recipe in ((name, Recipe.named(name)) for name in Recipe.names())
     ]
@@ -139,7 +139,7 @@ def _bits(recipe: Recipe, head_dim: int) -> dict[str, float]:
     return {"payload": report.payload_bits_per_value, "all_in": report.all_in_bits_per_value}
 
 
-def _note(recipe: Recipe) -> str:
+def memory_note(recipe: Recipe) -> str:
     """What the bits in memory do not say of an entropy-coded recipe; empty for all others."""
     entropy_coded = any(isinstance(rule.codec, KltStorageConfig) for rule in recipe.rules)
     return _IN_MEMORY if entropy_coded else ""
