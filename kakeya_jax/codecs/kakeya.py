@@ -41,10 +41,10 @@ class KakeyaCode:
         codes: Lloyd-Max indices, packed: uint8 ``[n, ceil(L bits / 8)]``; or directions of the residual's groups.
         magnitudes: of these groups (see ``residual_code.GroupCode``); None without groups.
         segment: index of each vector's centre, ``ceil(log2 k)`` bits, packed along the block: uint8
-            ``[ceil(n log2(k) / 8)]`` (empty for one centre).
-        projection: float16 ``[n]``, coefficient of the vector along its centre.
-        norm: float16 ``[n]``, length of what is left; of quantised groups, times their best factor.
+            ``[ceil(n log2(k) / 8)]`` (empty for one centre). None without centres, as are
+        projection: float16 ``[n]``, coefficient of the vector along its centre, and
         centers: float16 ``[k, r]``.
+        norm: float16 ``[n]``, length of what is left; of quantised groups, times their best factor.
         mean: ``[d]`` and
         basis: ``[r, d]`` in the skeleton's dtype; None if shared.
         outlier_index: packed positions of outliers, uint8 ``[n, ceil(m log2(L) / 8)]``, and
@@ -55,10 +55,10 @@ class KakeyaCode:
 
     codes: Array = payload_field()
     magnitudes: Array | None = payload_field(default=None)
-    segment: Array = side_field()
-    projection: Array = side_field()
+    segment: Array | None = side_field()
+    projection: Array | None = side_field()
     norm: Array = side_field()
-    centers: Array = side_field()
+    centers: Array | None = side_field()
     mean: Array | None = side_field()
     basis: Array | None = side_field()
     outlier_index: Array | None = side_field()
@@ -98,10 +98,11 @@ class Kakeya:
     def decode(self, code: KakeyaCode) -> Float[Array, "n d"]:
         """``mean + U^T (t m_segment + s * (H (z norm)) / L)``, ``z`` dequantised with outliers in place."""
         z = _decode_residual(self, code)
-        residual = hadamard.unrotate(z * code.norm.astype(jnp.float32)[:, None], self.signs)[:, : self.rank]
-        segment = _unpack_segments(code.segment, self.config.kmeans_centers, len(code.norm))
-        direction = code.centers.astype(jnp.float32)[segment]
-        coefficients = code.projection.astype(jnp.float32)[:, None] * direction + residual
+        coefficients = hadamard.unrotate(z * code.norm.astype(jnp.float32)[:, None], self.signs)[:, : self.rank]
+        if code.centers is not None and code.segment is not None and code.projection is not None:
+            segment = _unpack_segments(code.segment, self.config.kmeans_centers, len(code.norm))
+            direction = code.centers.astype(jnp.float32)[segment]
+            coefficients = code.projection.astype(jnp.float32)[:, None] * direction + coefficients
         mean = code.mean if self.mean is None else self.mean
         basis = code.basis if self.basis is None else self.basis
         assert mean is not None
@@ -154,8 +155,8 @@ def _encode(codec: Kakeya, block: Array) -> KakeyaCode:
     return KakeyaCode(
         codes=codes,
         magnitudes=magnitudes,
-        segment=_pack_segments(assignment.segment, codec.config.kmeans_centers),
-        projection=to_f16(assignment.projection),
+        segment=None if assignment is None else _pack_segments(assignment.segment, codec.config.kmeans_centers),
+        projection=None if assignment is None else to_f16(assignment.projection),
         norm=to_f16(norm),
         centers=centers,
         mean=mean if codec.mean is None else None,
@@ -210,9 +211,11 @@ def _skeleton(codec: Kakeya, x: Array, weights: Array | None) -> tuple[Array, Ar
 
 def _residual(
     codec: Kakeya, coefficients: Array, weights: Array | None
-) -> tuple[Array, kmeans.Assignment, Array, Array]:
+) -> tuple[Array | None, kmeans.Assignment | None, Array, Array]:
     """Centres as stored, the assignment, and what is left: its rotated direction ``z`` and its length."""
     config = codec.config
+    if not config.kmeans_centers:
+        return None, None, *_rotated(codec, coefficients)
     centers = kmeans.fit_centers(
         coefficients,
         config.kmeans_centers,
@@ -223,10 +226,14 @@ def _residual(
     stored = centers.astype(jnp.float32)
     assignment = kmeans.assign(coefficients, stored)
     residual = coefficients - assignment.projection[:, None] * stored[assignment.segment]
+    return centers, assignment, *_rotated(codec, residual)
+
+
+def _rotated(codec: Kakeya, residual: Array) -> tuple[Array, Array]:
+    """``z``, the rotated direction of every row, of mean square one, and the rows' lengths."""
     norm = kmeans.row_norms(residual)
     rotated = hadamard.rotate(_pad_last(residual, len(codec.signs)), codec.signs)
-    z = rotated / jnp.where(norm > EPS, norm, 1.0)[:, None]
-    return centers, assignment, z, norm
+    return rotated / jnp.where(norm > EPS, norm, 1.0)[:, None], norm
 
 
 def _outliers(codec: Kakeya, z: Array) -> Outliers | None:
