@@ -286,6 +286,57 @@ def search(
 
 
 @app.command()
+def ablate(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Of the ablation: see --list.")] = None,
+    model: Annotated[str, typer.Argument(metavar="[MODEL]", help="Folder, hub id, or 'demo'.")] = "demo",
+    text: Annotated[Path | None, typer.Option(help="UTF-8 text to score.", metavar="FILE")] = None,
+    tokens: Annotated[Path | None, typer.Option(help="Token ids to score, instead.", metavar="FILE")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Of this model: see calibrate.", metavar="FILE")] = None,
+    train: Annotated[
+        Path | None, typer.Option(help="Training tokens for tables that --calibration lacks.", metavar="FILE")
+    ] = None,
+    context: Annotated[int | None, typer.Option(min=2, help="Tokens of each passage.")] = None,
+    passages: Annotated[int | None, typer.Option(min=1, help="How many, evenly spaced.")] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write the results; interrupted, go on from there.", metavar="FILE")
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table.", metavar="FILE")] = None,
+    part: Annotated[
+        str | None, typer.Option(help="Only every N-th cell, from the K-th; then run it without.", metavar="K/N")
+    ] = None,
+    list_all: Annotated[bool, typer.Option("--list", help="List the ablations.")] = False,
+    offline: OfflineFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Answer one question by measuring recipes, or parts of them, that differ in one thing."""
+    _configure(offline=offline)
+    from kakeya_jax.eval.ablations import command
+
+    if list_all or name is None:
+        _print(command.listing(), False)
+        return
+    result = command.measure(
+        command.Request(
+            name=name,
+            model=model,
+            text=text,
+            tokens=tokens,
+            calibration=calibration,
+            train=train,
+            context=context,
+            passages=passages,
+            json_path=json_path,
+            part=command.parse_part(part),
+            offline=offline,
+        ),
+        markdown=markdown,
+        quiet=quiet,
+    )
+    if result is not None:
+        _print(command.result_table(result), False)
+
+
+@app.command()
 def codecs(head_dim: HeadDimOption = 128, as_json: JsonFlag = False) -> None:
     """List the codecs with their options."""
     _configure()

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from kakeya_jax.cache import LayerCache
+from kakeya_jax.models.altered import AlteredLayer
 from kakeya_jax.models.probe import PerturbedLayer
 from kakeya_jax.pallas_kernels.attention import compressed_attention
 from kakeya_jax.rope import Rope, apply_rope
@@ -14,14 +15,14 @@ def attend(
     query: Float[Array, "B T H D"],
     key: Float[Array, "B T K D"],
     value: Float[Array, "B T K D"],
-    layer_cache: LayerCache | PerturbedLayer | None,
+    layer_cache: LayerCache | PerturbedLayer | AlteredLayer | None,
     *,
     positions: Int[Array, "B T"],
     valid: Bool[Array, "B T"] | None,
     rope: Rope,
     scale: float,
     implementation: str | None = None,
-) -> tuple[Float[Array, "B T H D"], LayerCache | PerturbedLayer | None]:
+) -> tuple[Float[Array, "B T H D"], LayerCache | PerturbedLayer | AlteredLayer | None]:
     """Causal attention of a chunk over everything cached before it and over itself.
 
     Args:
@@ -29,7 +30,8 @@ def attend(
         key: keys before their rotary embedding (after any per-head norm).
         value: values.
         layer_cache: what came before; ``None`` attends to the chunk alone, dense. A ``PerturbedLayer`` does that too,
-            with its perturbation added to what would be read from codes.
+            with its perturbation added to what would be read from codes; an ``AlteredLayer`` too, but for its last
+            queries.
         positions: absolute position of every token; padding may hold anything.
         valid: which tokens are real; ``None`` means all.
         rope: the rotary embedding.
@@ -46,6 +48,10 @@ def attend(
             rotated_query, rotated_key, value, valid=valid, scale=scale, implementation=implementation
         )
         return out, None
+    if isinstance(layer_cache, AlteredLayer):
+        if valid is not None:
+            raise NotImplementedError("altered attention takes whole texts without padding")
+        return layer_cache.run(rotated_query, key, value, positions=positions, rope=rope, scale=scale)
     if isinstance(layer_cache, PerturbedLayer):
         if valid is not None:
             raise NotImplementedError("perturbed attention takes whole texts without padding")

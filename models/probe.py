@@ -108,6 +108,13 @@ def coded_for(geometry: Geometry, length: int) -> Bool[Array, "T T"]:
     return (position >= geometry.sinks) & (position < closed[:, None])
 
 
+def dense_causal(
+    query: Float[Array, "B K G T D"], key: Float[Array, "B K T D"], value: Float[Array, "B K T D"], scale: float
+) -> Float[Array, "B K G T D"]:
+    """Causal attention of a whole text, a chunk of queries at a time; float32, rotary embeddings already applied."""
+    return _perturbed_attention(query, key, value, (), (), (), scale)
+
+
 def _perturbed_attention(
     query: Float[Array, "B K G T D"],
     key: Float[Array, "B K T D"],

@@ -141,6 +141,8 @@ def _check_options(config: KakeyaConfig) -> None:
     for option in ("residual", "weights", "exact_rows", "basis", "centroids"):
         if getattr(config, option) != getattr(defaults, option):
             raise ValueError(f"no numpy baseline of kakeya with {option}={getattr(config, option)!r}")
+    if not config.kmeans_centers:
+        raise ValueError("no numpy baseline of kakeya with kmeans_centers=0")
     if config.pca == "frequent_directions":
         raise ValueError(f"no numpy baseline of kakeya with pca={config.pca!r}")
 

@@ -49,10 +49,10 @@ class KakeyaCode:
         codes: Lloyd-Max indices, packed: uint8 ``[n, ceil(L bits / 8)]``; or directions of the residual's groups.
         magnitudes: of these groups (see ``residual_code.GroupCode``); None without groups.
         segment: index of each vector's centre, ``ceil(log2 k)`` bits, packed along the block: uint8
-            ``[ceil(n log2(k) / 8)]`` (empty for one centre).
-        projection: float16 ``[n]``, coefficient of the vector along its centre.
-        norm: float16 ``[n]``, length of what is left; of quantised groups, times their best factor.
+            ``[ceil(n log2(k) / 8)]`` (empty for one centre). None without centres, as are
+        projection: float16 ``[n]``, coefficient of the vector along its centre, and
         centers: float16 ``[k, r]``.
+        norm: float16 ``[n]``, length of what is left; of quantised groups, times their best factor.
         mean: ``[d]`` and
         basis: ``[r, d]`` in the skeleton's dtype; None if shared.
         outlier_index: packed positions of outliers, uint8 ``[n, ceil(m log2(L) / 8)]``, and
@@ -63,10 +63,10 @@ class KakeyaCode:
 
     codes: Array = payload_field()
     magnitudes: Array | None = payload_field(default=None)
-    segment: Array = side_field()
-    projection: Array = side_field()
+    segment: Array | None = side_field()
+    projection: Array | None = side_field()
     norm: Array = side_field()
-    centers: Array = side_field()
+    centers: Array | None = side_field()
     mean: Array | None = side_field()
     basis: Array | None = side_field()
     outlier_index: Array | None = side_field()
@@ -106,10 +106,11 @@ class Kakeya:
     def decode(self, code: KakeyaCode) -> Float[Array, "n d"]:
         """``mean + U^T (t m_segment + s * (H (z norm)) / L)``, ``z`` dequantised with outliers in place."""
         z = _decode_residual(self, code)
-        residual = hadamard.unrotate(z * code.norm.astype(jnp.float32)[:, None], self.signs)[:, : self.rank]
-        segment = _unpack_segments(code.segment, self.config.kmeans_centers, len(code.norm))
-        direction = code.centers.astype(jnp.float32)[segment]
-        coefficients = code.projection.astype(jnp.float32)[:, None] * direction + residual
+        coefficients = hadamard.unrotate(z * code.norm.astype(jnp.float32)[:, None], self.signs)[:, : self.rank]
+        if code.centers is not None and code.segment is not None and code.projection is not None:
+            segment = _unpack_segments(code.segment, self.config.kmeans_centers, len(code.norm))
+            direction = code.centers.astype(jnp.float32)[segment]
+            coefficients = code.projection.astype(jnp.float32)[:, None] * direction + coefficients
         mean = code.mean if self.mean is None else self.mean
         basis = code.basis if self.basis is None else self.basis
         assert mean is not None
@@ -178,8 +179,8 @@ def _encode_in(codec: Kakeya, skeleton: _Skeleton, x: Array, weights: Array | No
     return KakeyaCode(
         codes=codes,
         magnitudes=magnitudes,
-        segment=_pack_segments(assignment.segment, codec.config.kmeans_centers),
-        projection=to_f16(assignment.projection),
+        segment=None if assignment is None else _pack_segments(assignment.segment, codec.config.kmeans_centers),
+        projection=None if assignment is None else to_f16(assignment.projection),
         norm=to_f16(norm),
         centers=centers,
         mean=skeleton.mean if codec.mean is None else None,
@@ -229,7 +230,7 @@ def _skeleton(codec: Kakeya, x: Array, weights: Array | None) -> _Skeleton:
 
 def _residual(
     codec: Kakeya, skeleton: _Skeleton, x: Array, weights: Array | None
-) -> tuple[Array, kmeans.Assignment, Array, Array]:
+) -> tuple[Array | None, kmeans.Assignment | None, Array, Array]:
     """Centres as stored, the assignment, and what is left: its rotated direction ``z`` and its length.
 
     The rotation ``c -> H (s * c) / sqrt(L)`` keeps lengths and inner products, and k-means sees nothing else. So it is
@@ -240,18 +241,20 @@ def _residual(
     if skeleton.kept is not None:
         basis = jnp.where(skeleton.kept[:, None], basis, 0.0)
     rotation = (codec.signs[:, None] * hadamard.hadamard_matrix(length))[: codec.rank] * length**-0.5
-    rotated = pca.project(x, skeleton.mean.astype(jnp.float32), _contract("rl,rd->ld", rotation, basis))
-    centers = kmeans.fit_centers(
-        rotated,
-        config.kmeans_centers,
-        iterations=config.kmeans_iterations,
-        seed=config.seed,
-        weights=weights,
-    )
-    centers = _contract("kl,rl->kr", centers, rotation).astype(jnp.float16)
-    stored = _contract("kr,rl->kl", centers.astype(jnp.float32), rotation)
-    assignment = kmeans.assign(rotated, stored)
-    residual = rotated - assignment.projection[:, None] * stored[assignment.segment]
+    residual = pca.project(x, skeleton.mean.astype(jnp.float32), _contract("rl,rd->ld", rotation, basis))
+    centers = assignment = None
+    if config.kmeans_centers:
+        rotated_centers = kmeans.fit_centers(
+            residual,
+            config.kmeans_centers,
+            iterations=config.kmeans_iterations,
+            seed=config.seed,
+            weights=weights,
+        )
+        centers = _contract("kl,rl->kr", rotated_centers, rotation).astype(jnp.float16)
+        stored = _contract("kr,rl->kl", centers.astype(jnp.float32), rotation)
+        assignment = kmeans.assign(residual, stored)
+        residual = residual - assignment.projection[:, None] * stored[assignment.segment]
     norm = kmeans.row_norms(residual)
     z = residual * (length**0.5 / jnp.where(norm > EPS, norm, 1.0))[:, None]
     return centers, assignment, z, norm

@@ -38,7 +38,8 @@ class KakeyaConfig(CodecConfig):
         skeleton_dtype: of the stored mean and basis. Centres, projections and norms are always float16.
         basis: ``"block"``, or ``"shared"`` for one mean and basis in the tables ``"mean"`` ``[D]`` and
             ``"basis"`` ``[rank, D]`` (``fit_shared`` makes them); centres stay per block.
-        kmeans_centers: directions of each block.
+        kmeans_centers: directions of each block; 0 for none: all of a vector's coefficients are quantised, and neither
+            centres nor ids and projections are stored.
         kmeans_iterations: bound on the assignment passes.
         centroids: ``"gaussian"``; ``"calibrated"`` for levels in the table ``"centroids"`` ``[2**bits]``; or
             ``"pooled"`` for one such table for all layers. `kakeya calibrate --recipe` fits them; any ascending table
@@ -97,7 +98,7 @@ class KakeyaConfig(CodecConfig):
             raise ValueError(f"kakeya: rank={self.rank} must be a whole number of at least 1, or a share below 1")
         _check_range("oversample", self.oversample, 0)
         _check_range("power_iterations", self.power_iterations, 0)
-        _check_range("kmeans_centers", self.kmeans_centers, 1, 2**16)
+        _check_range("kmeans_centers", self.kmeans_centers, 0, 2**16)
         _check_range("kmeans_iterations", self.kmeans_iterations, 0)
         _check_range("outlier_slots", 1 if self.outlier_slots is None else self.outlier_slots, 1)
         _check_range("seed", self.seed, 0, 2**64 - 1)

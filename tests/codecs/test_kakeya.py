@@ -214,8 +214,22 @@ def test_stored_arrays_are_tight() -> None:
 def test_one_centre_needs_no_segment_bytes() -> None:
     codec, x = build(kmeans_centers=1), synthetic_kv(6, 64, D, "value")
     code = codec.encode(x)
+    assert code.segment is not None
     assert code.segment.shape == (0,)
     assert error(codec, x) < 0.04
+
+
+def test_without_centres_all_coefficients_are_quantised() -> None:
+    x = synthetic_kv(6, 64, D, "value")
+    codec, one = build(kmeans_centers=0), build(kmeans_centers=1)
+    code, with_one = codec.encode(x), one.encode(x)
+    assert (code.segment, code.projection, code.centers) == (None, None, None)
+    assert nbytes(code) == nbytes(with_one) - 2 * 64 - 2 * D  # no projections, no centre
+    assert error(build(), x) < error(codec, x)
+    assert 0.025 < error(codec, x) < 0.035  # 0.0345 is that of eight levels and a Gaussian
+    z = np.asarray(codec.standard_residual(x))
+    np.testing.assert_allclose((z**2).mean(axis=1), 1.0, rtol=1e-4)
+    assert np.var(z, axis=0).min() > 0.05  # rotated: no coordinate is left without its share
 
 
 @pytest.mark.parametrize(
@@ -225,6 +239,7 @@ def test_one_centre_needs_no_segment_bytes() -> None:
         {"pca": "randomized", "outlier_threshold": 1.5},
         {"pca": "frequent_directions", "residual": "besicovitch", "exact_rows": 2},
         {"weights": "attention", "whiten": True},
+        {"kmeans_centers": 0, "residual": "besicovitch"},
     ],
     ids=str,
 )
@@ -393,7 +408,7 @@ def test_standard_residual_has_unit_mean_square() -> None:
         ({"outlier_threshold": 0.0}, "at least 0.1"),
         ({"outlier_threshold": float("nan")}, "at least 0.1"),
         ({"outlier_slots": 3}, "needs an outlier_threshold"),
-        ({"kmeans_centers": 0}, "kmeans_centers=0"),
+        ({"kmeans_centers": -1}, "kmeans_centers=-1"),
         ({"seed": -1}, "seed=-1"),
     ],
 )
