@@ -8,7 +8,7 @@ from typing import Any
 
 from kakeya_jax.eval.results import EvalResult, Row, window_warning
 
-_SAME = (
+SAME = (
     "model",
     "text",
     "protocol",
@@ -22,7 +22,9 @@ _SAME = (
     "cache_dtype",
     "note",
 )
-_REFERENCE_TOLERANCE = 1e-4
+"""What is the same in all parts of one measurement."""
+
+REFERENCE_TOLERANCE = 1e-4
 """Largest relative difference of the dense perplexity: the same computation on the same kind of device."""
 
 
@@ -42,13 +44,15 @@ def merge(results: Sequence[EvalResult]) -> EvalResult:
         raise ValueError("nothing to merge; name at least one results file")
     first, *others = results
     for other in others:
-        for name in _SAME:
+        for name in SAME:
             if getattr(other, name) != getattr(first, name):
                 raise ValueError(
                     f"results differ in {name} ({getattr(first, name)!r} and {getattr(other, name)!r}): "
                     "only one measurement's parts can be merged"
                 )
-        if abs(other.reference_ppl / first.reference_ppl - 1) > _REFERENCE_TOLERANCE:
+        if first.text_sha256 and other.text_sha256 and other.text_sha256 != first.text_sha256:
+            raise ValueError(f"results differ in the passages of {first.text!r}: texts of one name, not of one content")
+        if abs(other.reference_ppl / first.reference_ppl - 1) > REFERENCE_TOLERANCE:
             raise ValueError(
                 f"results have different dense perplexities ({first.reference_ppl} and {other.reference_ppl}): "
                 "other weights, or another device"
@@ -60,7 +64,8 @@ def merge(results: Sequence[EvalResult]) -> EvalResult:
         raise ValueError(f"recipe {', '.join(twice)} is in several results")
     kept = (text for result in results for text in result.warnings if not text.startswith("rows keep"))
     warned = [*dict.fromkeys(kept), window_warning(rows)]
-    return dataclasses.replace(first, rows=rows, warnings=tuple(text for text in warned if text))
+    commands = "\n".join(dict.fromkeys(result.command for result in results if result.command))
+    return dataclasses.replace(first, rows=rows, warnings=tuple(text for text in warned if text), command=commands)
 
 
 def load_result(path: str | pathlib.Path) -> EvalResult:
@@ -73,13 +78,22 @@ def load_result(path: str | pathlib.Path) -> EvalResult:
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"results file {path} does not exist")
     try:
-        data = json.loads(pathlib.Path(path).read_text())
-        rows = tuple(_row(row) for row in data.pop("rows"))
-        data.pop("schema_version")
-        data["warnings"] = tuple(data["warnings"])
-        return EvalResult(**data, rows=rows)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        return result_from_dict(json.loads(pathlib.Path(path).read_text()))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is not a results file of this version: {error}") from None
+
+
+def result_from_dict(data: dict[str, Any]) -> EvalResult:
+    """Reads what ``EvalResult.to_dict`` gave.
+
+    Raises:
+        KeyError, TypeError, AttributeError: it is something else.
+    """
+    data = dict(data)
+    rows = tuple(_row(row) for row in data.pop("rows"))
+    data.pop("schema_version")
+    data["warnings"] = tuple(data["warnings"])
+    return EvalResult(**data, rows=rows)
 
 
 def _row(data: dict[str, Any]) -> Row:

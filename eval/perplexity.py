@@ -16,7 +16,7 @@ import numpy as np
 
 from kakeya_jax import accounting
 from kakeya_jax.cache import CompressedCache, dense_recipe
-from kakeya_jax.calibration.artifact import Calibration
+from kakeya_jax.calibration.artifact import Calibration, text_hash
 from kakeya_jax.calibration.tables import window_note
 from kakeya_jax.eval import protocols, statistics
 from kakeya_jax.eval.encode_time import encode_seconds
@@ -88,7 +88,8 @@ def evaluate(
     run = Protocol.with_defaults(protocol, context=context, warmup=warmup, continuation=continuation, chunk=chunk)
     check_vocabulary(tokens, model.config.vocab_size)
     count = passage_count(len(tokens), context, run.scored, LEAST_SCORED) if passages is None else passages
-    texts = jnp.asarray(cut_passages(tokens, context, count))
+    cut = cut_passages(tokens, context, count)
+    texts = jnp.asarray(cut)
     with jax.default_matmul_precision("highest"):  # TF32 on a GPU would hide differences of 1e-4
         candidates = [
             _Candidate.make(model, run, recipe, cache_dtype or model.dtype, calibration) for recipe in recipes
@@ -114,6 +115,7 @@ def evaluate(
         rows=rows,
         environment=environment(),
         warnings=tuple(text for text in warned if text),
+        text_sha256=text_hash(cut),
     )
 
 

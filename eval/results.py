@@ -14,6 +14,8 @@ A results file is one object (``SCHEMA`` is its JSON Schema; numbers that are no
       "dtype": "float32",                       of weights and activations
       "cache_dtype": "float32",                 of exact tokens; their bytes are counted as bfloat16
       "note": "", "warnings": [],
+      "command": "kakeya eval ...",             what repeats it; empty if it was not made by a command
+      "text_sha256": "5f2c...",                 of the passages scored, token for token; empty in older files
       "environment": {"python", "platform", "packages", "backend", "devices", ...},
       "rows": [{
         "recipe": "turboquant-3",               as asked for
@@ -107,6 +109,8 @@ class EvalResult:
     model: str = ""
     text: str = ""
     note: str = ""
+    command: str = ""
+    text_sha256: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -155,8 +159,13 @@ _INTEGER = {"type": "integer", "minimum": 0}
 _INTERVAL = {"type": ["array", "null"], "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
 
 
+_LATER = ("command", "text_sha256")
+"""What files of this version may lack, because older ones do."""
+
+
 def _object(properties: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": list(properties)}
+    required = [name for name in properties if name not in _LATER]
+    return {"type": "object", "properties": properties, "required": required}
 
 
 SCHEMA: dict[str, Any] = {
@@ -177,6 +186,8 @@ SCHEMA: dict[str, Any] = {
             "dtype": {"type": "string"},
             "cache_dtype": {"type": "string"},
             "note": {"type": "string"},
+            "command": {"type": "string"},
+            "text_sha256": {"type": "string"},
             "warnings": {"type": "array", "items": {"type": "string"}},
             "environment": {"type": "object"},
             "rows": {

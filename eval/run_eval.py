@@ -1,14 +1,17 @@
 """``kakeya eval``: from what was asked for on the command line to a result, and to where it should go."""
 
 import dataclasses
+import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 from kakeya_jax.calibration.artifact import Calibration, load_calibration
 from kakeya_jax.calibration.tables import serves
 from kakeya_jax.eval.demo import NOTE, bundled_calibration, bundled_text
 from kakeya_jax.eval.gates import parse_gates
 from kakeya_jax.eval.outputs import check_output_file
-from kakeya_jax.eval.perplexity import evaluate
+from kakeya_jax.eval.perplexity import Progress, evaluate
 from kakeya_jax.eval.progress import show_progress
 from kakeya_jax.eval.protocols import Protocol
 from kakeya_jax.eval.results import EvalResult
@@ -73,18 +76,61 @@ class Request:
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a request needs, loaded: requests that differ in recipes or protocol alone share them.
+
+    Attributes:
+        model: the decoder.
+        params: its parameters, stressed if so requested.
+        tokens: the text.
+        calibration: the file named, or the bundled model's own; None without one.
+    """
+
+    model: Any
+    params: Any
+    tokens: Int
+    calibration: Calibration | None
+
+
 def run_request(request: Request, *, quiet: bool = False) -> EvalResult:
     """Checks what is cheap to check first, loads the model, and measures.
 
     Raises:
         ValueError, OSError: wrong input; the message is one line.
     """
+    inputs = load_inputs(request)
+    with show_progress(quiet=quiet) as progress:
+        return measure(request, inputs, progress)
+
+
+def load_inputs(request: Request) -> Inputs:
+    """Loads what ``measure`` needs, and checks that it fits together.
+
+    Raises:
+        ValueError, OSError: wrong input; the message is one line.
+    """
     calibration = _calibration(request)
-    names = expand_recipes(request.recipes, calibration)
-    needed = [Recipe.parse(name).needs_calibration for name in names]
+    needed = [Recipe.parse(name).needs_calibration for name in expand_recipes(request.recipes, calibration)]
     if request.calibration is None and not any(needed):
         calibration = None
-    gates = parse_gates(request.gates)
+    parse_gates(request.gates)
+    tokens = load_text(request)
+    model, params = checkpoint.load(request.model, dtype=request.dtype, offline=request.offline)
+    if request.stress is not None:
+        params = stress(params, model.config, request.stress)
+    if calibration is not None:
+        calibration.check_model(model.config, params)
+        calibration.check_text(tokens)
+    return Inputs(model=model, params=params, tokens=tokens, calibration=calibration)
+
+
+def load_text(request: Request) -> Int:
+    """The tokens of the text, at least one context of them.
+
+    Raises:
+        ValueError, OSError: there is no such text, or it is too short.
+    """
     tokens = None if request.tokens is None else load_tokens(request.tokens)
     if tokens is None:
         tokens = _encode(request)
@@ -94,35 +140,38 @@ def run_request(request: Request, *, quiet: bool = False) -> EvalResult:
             f"{source} has {len(tokens)} tokens, fewer than one context of {request.context}; "
             "use a longer text or a smaller --context"
         )
-    model, params = checkpoint.load(request.model, dtype=request.dtype, offline=request.offline)
-    if request.stress is not None:
-        params = stress(params, model.config, request.stress)
-    if calibration is not None:
-        calibration.check_model(model.config, params)
-        calibration.check_text(tokens)
-    with show_progress(quiet=quiet) as progress:
-        result = evaluate(
-            model,
-            params,
-            tokens,
-            names,
-            protocol=request.protocol,
-            context=request.context,
-            passages=request.passages,
-            warmup=request.warmup,
-            continuation=request.continuation,
-            chunk=request.chunk,
-            cache_dtype=request.cache_dtype,
-            gates=gates,
-            calibration=calibration,
-            encode_time=request.encode_time,
-            progress=progress,
-        )
+    return tokens
+
+
+def measure(request: Request, inputs: Inputs, progress: Progress) -> EvalResult:
+    """Measures what was requested with what ``load_inputs`` gave for it, or for a request with more recipes."""
+    names = expand_recipes(request.recipes, inputs.calibration)
+    calibration = inputs.calibration
+    if request.calibration is None and not any(Recipe.parse(name).needs_calibration for name in names):
+        calibration = None
+    result = evaluate(
+        inputs.model,
+        inputs.params,
+        inputs.tokens,
+        names,
+        protocol=request.protocol,
+        context=request.context,
+        passages=request.passages,
+        warmup=request.warmup,
+        continuation=request.continuation,
+        chunk=request.chunk,
+        cache_dtype=request.cache_dtype,
+        gates=parse_gates(request.gates),
+        calibration=calibration,
+        encode_time=request.encode_time,
+        progress=progress,
+    )
     return dataclasses.replace(
         result,
         model=_display_name(request.model, request.stress),
         text=(request.tokens or request.text or bundled_text()).name,
         note=NOTE if request.model == DEMO else "",
+        command=command_of(request),
     )
 
 
@@ -199,6 +248,33 @@ def deliver(
         from kakeya_jax.eval.plot import save_plot
 
         save_plot(result, plot)
+
+
+def command_of(request: Request) -> str:
+    """The command line that repeats a request, run where its relative paths lead to the same files.
+
+    Variables such as ``$HOUSE`` stay as they are written, for the shell to fill in.
+    """
+    words = ["kakeya", "eval", shell_word(str(request.model))]
+    for field in dataclasses.fields(request):
+        value = getattr(request, field.name)
+        if field.name in ("model", "recipes") or value == field.default:
+            continue
+        option = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words += [f"--{option}", shell_word(f"{value:g}" if isinstance(value, float) else str(value))]
+    for recipe in request.recipes:
+        words += ["--recipe", shell_word(recipe)]
+    return " ".join(words)
+
+
+def shell_word(text: str) -> str:
+    """A word quoted for the shell; in double quotes, which let variables through, if it has one."""
+    if re.fullmatch(r"[\w./~@:+-]*\$\w[\w./ @:+$-]*", text):
+        return f'"{text}"'
+    return shlex.quote(text)
 
 
 def _encode(request: Request) -> Int:

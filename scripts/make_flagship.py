@@ -85,8 +85,9 @@ def page(data: dict[str, Any]) -> str:
         "(layers, key/value heads, head dimension; the files are in `tests/eval/configs/`, written by hand from the "
         "published ones). **Nothing here says what a recipe does to these models' predictions**; the qualities in "
         "[results](results.md) were measured on small models and are not carried over. "
-        "`python scripts/make_flagship.py` makes this page and `docs/results/flagship-bytes.json`, which has "
-        "every named recipe at 4,096 tokens too; for any other config, recipe or context:",
+        "`python scripts/make_flagship.py` makes this page and "
+        "`docs/results/flagship-bytes.json`, which has every named recipe at 4,096 tokens "
+        "too; for any other config, recipe or context:",
         "",
         "```bash",
         "kakeya explain klt-2 --config-json tests/eval/configs/llama-3.1-8b.json --context 4096 --context 131072",
