@@ -74,8 +74,16 @@ def report(
     """One HTML page of measurements: KL against bits, tables, gates, environment, commands; needs nothing else."""
     from kakeya_jax.eval import report as work
     from kakeya_jax.eval.outputs import check_output_file
+    from kakeya_jax.eval.run_eval import shell_word
     from kakeya_jax.eval.runs import load_runs
 
     check_output_file("--html", html)
-    work.save_report(load_runs(runs), html, title=title, peers=None if peers is None else work.load_peers(peers))
+    words = ["kakeya", "report", *map(str, runs), "--html", str(html), *(["--peers", str(peers)] if peers else [])]
+    work.save_report(
+        load_runs(runs),
+        html,
+        title=title,
+        peers=None if peers is None else work.load_peers(peers),
+        command=" ".join(map(shell_word, words)),
+    )
     print(f"written: {html}", file=sys.stderr)

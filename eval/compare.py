@@ -74,7 +74,7 @@ class Comparison:
     @property
     def delta_ppl_percent(self) -> float:
         """The same as ``nll``: how much larger the second one's perplexity is, percent."""
-        return float(statistics.delta_ppl_percent(np.float64(self.nll.mean)))
+        return float(statistics.delta_ppl_percent(np.asarray(self.nll.mean)))
 
     @property
     def better(self) -> str:
@@ -213,9 +213,7 @@ def _pair(first: Row, second: Row) -> Comparison:
 
 
 def _delta(first: tuple[float, ...], second: tuple[float, ...]) -> Delta:
-    # A number that was not finite is None in a file.
-    one, other = (np.array([math.nan if x is None else x for x in values], np.float64) for values in (first, second))
-    difference = other - one
+    difference = np.asarray(second, np.float64) - np.asarray(first, np.float64)
     return Delta(mean=float(difference.mean()), ci95=statistics.bootstrap_interval(difference))
 
 
@@ -259,5 +257,5 @@ def _delta_text(delta: Delta) -> str:
     return f"{delta.mean:+.2e}{interval}"
 
 
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else value
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

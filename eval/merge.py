@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,8 @@ SAME = (
     "note",
 )
 """What is the same in all parts of one measurement."""
+
+_FLOATS = ("ppl", "delta_ppl_percent", "kl_mean", "kl_p99", "top1_agreement")
 
 REFERENCE_TOLERANCE = 1e-4
 """Largest relative difference of the dense perplexity: the same computation on the same kind of device."""
@@ -101,11 +104,18 @@ def _row(data: dict[str, Any]) -> Row:
     bits, window, passages = data.pop("bits_per_value"), data.pop("exact_window"), data.pop("per_passage")
     for name in ("delta_ppl_ci95", "kl_ci95"):
         data[name] = None if data[name] is None else tuple(data[name])
+    for name in _FLOATS:
+        data[name] = _float(data[name])
     return Row(
         **data,
         **window,
-        payload_bits=bits["payload"],
-        all_in_bits=bits["all_in"],
-        passage_delta_nll=tuple(passages["delta_nll"]),
-        passage_kl=tuple(passages["kl"]),
+        payload_bits=_float(bits["payload"]),
+        all_in_bits=_float(bits["all_in"]),
+        passage_delta_nll=tuple(map(_float, passages["delta_nll"])),
+        passage_kl=tuple(map(_float, passages["kl"])),
     )
+
+
+def _float(value: float | None) -> float:
+    """A number that was not finite is null in a file."""
+    return math.nan if value is None else value

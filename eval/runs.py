@@ -1,5 +1,6 @@
 """Measurements from files of either kind: results of ``kakeya eval``, and the cells of ``kakeya sweep``."""
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ def load_runs(paths: Sequence[str | pathlib.Path]) -> list[EvalResult]:
     for path in paths:
         for result in _load(pathlib.Path(path).expanduser()):
             groups.setdefault(_measurement(result), []).append(result)
-    return [results[0] if len(results) == 1 else merge(results) for results in groups.values()]
+    return [_merged(results) for results in groups.values()]
 
 
 def load_run(path: str | pathlib.Path) -> EvalResult:
@@ -39,6 +40,17 @@ def load_run(path: str | pathlib.Path) -> EvalResult:
         kinds = "; ".join(f"{run.model} on {run.text}, {run.protocol}, context {run.context}" for run in runs[:4])
         raise ValueError(f"{path} holds {len(runs)} measurements ({kinds}); name a file of one")
     return runs[0]
+
+
+def _merged(results: list[EvalResult]) -> EvalResult:
+    if len(results) == 1:
+        return results[0]
+    merged = merge(results)
+    devices = list(dict.fromkeys(", ".join(result.environment.get("devices", ())) for result in results))
+    if len(devices) == 1:
+        return merged
+    warning = f"rows were measured on different devices: {'; '.join(devices)}"
+    return dataclasses.replace(merged, warnings=(*merged.warnings, warning))
 
 
 def _load(path: pathlib.Path) -> list[EvalResult]:
