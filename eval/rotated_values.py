@@ -6,7 +6,6 @@ are levels, ``s_t`` the scale of a token and ``R`` the rotation of ``turboquant`
 
 import jax.numpy as jnp
 
-from kakeya_jax import bitpack
 from kakeya_jax.codecs.turboquant import TurboQuant, TurboQuantCode
 from kakeya_jax.lloyd_max import dequantize
 from kakeya_jax.rotation import unrotate
@@ -26,7 +25,7 @@ def sum_then_rotate(codec: TurboQuant, code: TurboQuantCode, weights: Float[Arra
     """
     if codec.sketch is not None:
         raise ValueError("values with a QJL sketch have two rotations; use qjl=false")
-    levels = dequantize(bitpack.unpack(code.indices, codec.config.bits, codec.rotation.shape[0]), codec.levels)
+    levels = dequantize(codec.indices_of(code), codec.levels)
     scaled = weights * code.scale.astype(jnp.float32)
     return unrotate(jnp.matmul(scaled, levels, precision="highest"), codec.rotation)
 
