@@ -6,6 +6,7 @@ from pathlib import Path
 from kakeya_jax.calibration.artifact import Calibration, load_calibration
 from kakeya_jax.calibration.tables import serves
 from kakeya_jax.eval.demo import NOTE, bundled_calibration, bundled_text
+from kakeya_jax.eval.environment import one_blas_thread
 from kakeya_jax.eval.gates import parse_gates
 from kakeya_jax.eval.outputs import check_output_file
 from kakeya_jax.eval.perplexity import evaluate
@@ -100,7 +101,7 @@ def run_request(request: Request, *, quiet: bool = False) -> EvalResult:
     if calibration is not None:
         calibration.check_model(model.config, params)
         calibration.check_text(tokens)
-    with show_progress(quiet=quiet) as progress:
+    with show_progress(quiet=quiet) as progress, one_blas_thread():
         result = evaluate(
             model,
             params,
