@@ -95,14 +95,14 @@ def layouts(config: KltConfig, streams: Sequence[tuple[StreamName, Float[np.ndar
         config: the budget and what it may be spent on.
         streams: which stream, and its ``variances``.
     """
-    groups = [_group(config, variances) for _, variances in streams]
+    groups = [group_variances(config, variances) for _, variances in streams]
     if config.shared_layout:
         groups = [each.sum(axis=0, keepdims=True) for each in groups]
     coherences = [COHERENCE[stream, config.page_mean] for stream, _ in streams]
     widths = klt_layout.allocate(groups, coherences, config.bits, config.widths)
     widths = [np.where(group > 0, each, 0) for group, each in zip(groups, widths, strict=True)]
     return [
-        np.broadcast_to(each, _group(config, variances).shape)
+        np.broadcast_to(each, group_variances(config, variances).shape)
         for each, (_, variances) in zip(widths, streams, strict=True)
     ]
 
@@ -118,12 +118,12 @@ def predicted_kl(config: KltConfig, streams: Sequence[tuple[StreamName, np.ndarr
     for stream, variances, widths in streams:
         coherence = COHERENCE[stream, config.page_mean]
         losses = np.vectorize(lambda width, kappa=coherence: klt_layout.loss(int(width), kappa))(widths)
-        total += 0.5 * float(np.sum(_group(config, variances) * losses))
+        total += 0.5 * float(np.sum(group_variances(config, variances) * losses))
     return total
 
 
-def _group(config: KltConfig, variances: np.ndarray) -> np.ndarray:
-    """Summed variances of the channel groups."""
+def group_variances(config: KltConfig, variances: np.ndarray) -> np.ndarray:
+    """Summed variances ``[U, G]`` of the channel groups that share a width, from those of channels, ``[U, E]``."""
     units, channels = variances.shape
     size = klt_layout.channels_per_group(channels // config.heads_together)
     return np.asarray(variances, np.float64).reshape(units, channels // size, size).sum(axis=2)

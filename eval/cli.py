@@ -12,6 +12,7 @@ from kakeya_jax.eval import cli_inspect, cli_runs
 from kakeya_jax.eval.cli_options import JsonFlag, ModelArgument, OfflineFlag, QuietFlag
 from kakeya_jax.eval.cli_options import configure as _configure
 from kakeya_jax.eval.cli_options import show as _print
+from kakeya_jax.eval.cli_search import search
 from kakeya_jax.eval.cli_session import session
 
 app = typer.Typer(
@@ -240,49 +241,7 @@ def calibrate(
     print(work.run_calibrate(request, quiet=quiet))
 
 
-@app.command()
-def search(
-    model: ModelArgument,
-    calibration: Annotated[Path, typer.Option(help="Of this model: see calibrate.", metavar="FILE")],
-    out: Annotated[Path, typer.Option(help="The recipe's .json file to write.", metavar="FILE")],
-    max_bits: Annotated[float | None, typer.Option(help="Bits per coded value, all-in.")] = None,
-    max_bytes_per_token: Annotated[
-        float | None, typer.Option(help="Bytes for each of --context tokens, exact window included.")
-    ] = None,
-    max_kl: Annotated[float | None, typer.Option(help="Expected loss, nats for each token.")] = None,
-    text: Annotated[
-        Path | None, typer.Option(help="Measure on this text, which was not calibrated on.", metavar="FILE")
-    ] = None,
-    tokens: Annotated[Path | None, typer.Option(help="Token ids instead of a text.", metavar="FILE")] = None,
-    context: Annotated[int, typer.Option(min=2, help="Tokens of each passage.")] = 4096,
-    passages: Annotated[int | None, typer.Option(min=1, help="Default: until 20,000 tokens are scored.")] = None,
-    quality: Annotated[bool, typer.Option("--quality", help="klt in the form that reconstructs keys.")] = False,
-    pairs: Annotated[bool, typer.Option("--pairs", help="klt with heads coded two by two.")] = False,
-    as_json: JsonFlag = False,
-    offline: OfflineFlag = False,
-    quiet: QuietFlag = False,
-) -> None:
-    """Find the best recipe for a budget, or the smallest for a loss, from calibration alone; then measure it."""
-    _configure(offline=offline)
-    from kakeya_jax.eval import run_search as work
-
-    request = work.Request(
-        model=model,
-        calibration=calibration,
-        out=out,
-        max_bits=max_bits,
-        max_bytes_per_token=max_bytes_per_token,
-        max_kl=max_kl,
-        text=text,
-        tokens=tokens,
-        context=context,
-        passages=passages,
-        quality=quality,
-        pairs=pairs,
-        offline=offline,
-    )
-    report = work.run_search(request, quiet=quiet)
-    _print(report.to_dict() if as_json else work.report_table(report), as_json)
+app.command()(search)
 
 
 @app.command()

@@ -1,10 +1,12 @@
 """What a measurement ran on: date, versions and devices, for results files and ``kakeya doctor``."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
 import pathlib
 import platform
+from collections.abc import Iterator
 from typing import Any
 
 PACKAGES = (
@@ -73,6 +75,23 @@ def configure(*, offline: bool = False) -> None:
         folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "kakeya" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
     one_lapack_thread()
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Lets numpy use one thread for matrices; what the user has set stays.
+
+    Tables are made of a calibration by hundreds of decompositions of small matrices. With other work on the cores,
+    threads that wait for each other make that many times slower; and eigenvectors differ in their last digit with the
+    number of threads.
+    """
+    import threadpoolctl
+
+    if "OPENBLAS_NUM_THREADS" in os.environ:
+        yield
+        return
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        yield
 
 
 def one_lapack_thread() -> None:

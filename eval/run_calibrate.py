@@ -11,7 +11,7 @@ from kakeya_jax.calibration.artifact import Calibration, ExactTokens, load_calib
 from kakeya_jax.calibration.fit import STANDARD, fit
 from kakeya_jax.calibration.level_files import export_levels
 from kakeya_jax.calibration.merge import merge_calibrations
-from kakeya_jax.eval.environment import environment, package_versions
+from kakeya_jax.eval.environment import environment, one_blas_thread, package_versions
 from kakeya_jax.eval.outputs import check_output_file, check_output_folder
 from kakeya_jax.eval.progress import show_progress
 from kakeya_jax.eval.text import check_vocabulary, cut_passages, encode_text, load_tokens
@@ -79,7 +79,7 @@ def run_calibrate(request: Request, *, quiet: bool = False) -> str:
         params = stress(params, model.config, request.stress)
     request.out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = request.out.with_name(request.out.name + RESUME_SUFFIX)
-    with show_progress(quiet=quiet) as progress:
+    with show_progress(quiet=quiet) as progress, one_blas_thread():
         calibration = fit(
             model,
             params,
@@ -115,7 +115,8 @@ def run_merge(paths: Sequence[Path], out: Path) -> str:
         ValueError, OSError: they do not belong together.
     """
     check_output_file("--out", out)
-    merged = merge_calibrations([load_calibration(path) for path in paths])
+    with one_blas_thread():
+        merged = merge_calibrations([load_calibration(path) for path in paths])
     out.parent.mkdir(parents=True, exist_ok=True)
     merged.save(out)
     tokens = merged.about["tokens"]

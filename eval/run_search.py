@@ -12,11 +12,12 @@ from rich.text import Text
 from kakeya_jax.accounting import cache_report
 from kakeya_jax.calibration.artifact import Calibration, load_calibration
 from kakeya_jax.calibration.search import Found, Options, options
-from kakeya_jax.eval.environment import environment, package_versions
+from kakeya_jax.eval.environment import environment, one_blas_thread, package_versions
 from kakeya_jax.eval.outputs import check_output_file
 from kakeya_jax.eval.perplexity import evaluate
 from kakeya_jax.eval.progress import show_progress
 from kakeya_jax.eval.results import EvalResult
+from kakeya_jax.eval.run_calibrate import parse_window
 from kakeya_jax.eval.text import encode_text, load_tokens
 from kakeya_jax.models import checkpoint
 from kakeya_jax.models.tokenizer import load_tokenizer
@@ -37,8 +38,8 @@ class Request:
         text, tokens: what to measure on; calibration must not have seen it.
         context: tokens of each passage, and of the cache whose bytes are counted.
         passages: how many; see ``evaluate``.
-        quality: search the form of ``klt`` that reconstructs keys.
-        pairs: search ``klt`` with heads coded two by two.
+        forms: of ``klt`` that a stream may take; see ``calibration.search``.
+        window: exact tokens ``SINKS:RECENT`` of the recipe; None for the first that the calibration was made for.
     """
 
     model: str
@@ -51,8 +52,8 @@ class Request:
     tokens: Path | None = None
     context: int = 4096
     passages: int | None = None
-    quality: bool = False
-    pairs: bool = False
+    forms: tuple[str, ...] = ()
+    window: str | None = None
     offline: bool = False
 
     def __post_init__(self) -> None:
@@ -111,6 +112,7 @@ def run_search(request: Request, *, quiet: bool = False) -> SearchReport:
         ValueError, OSError: wrong input, or a budget that no recipe meets; the message is one line.
     """
     calibration = load_calibration(request.calibration)
+    window = None if request.window is None else parse_window(request.window)
     tokens = None
     if request.tokens is not None:
         tokens = load_tokens(request.tokens)
@@ -125,14 +127,13 @@ def run_search(request: Request, *, quiet: bool = False) -> SearchReport:
                 f"{request.tokens or request.text} has {len(tokens)} tokens, fewer than one context of "
                 f"{request.context}; use a longer text or a smaller --context"
             )
-    choices = options(
-        calibration, form="quality" if request.quality else "fast", heads_together=2 if request.pairs else 1
-    )
-    found = _search(choices, request)
+    with one_blas_thread():
+        choices = options(calibration, forms=request.forms or ("fast",), window=window)
+        found = _search(choices, request)
     found = dataclasses.replace(found, recipe=dataclasses.replace(found.recipe, name=request.out.stem))
     measured = None
     if tokens is not None:
-        with show_progress(quiet=quiet) as progress:
+        with show_progress(quiet=quiet) as progress, one_blas_thread():
             measured = evaluate(
                 model,
                 params,
@@ -181,6 +182,8 @@ def _about(report: SearchReport, request: Request, calibration: Calibration) -> 
             for name in ("max_bits", "max_bytes_per_token", "max_kl")
             if (value := getattr(request, name)) is not None
         },
+        "klt_forms": list(request.forms or ("fast",)),
+        "exact_window": {"sinks": report.found.recipe.sinks, "recent": report.found.recipe.recent},
         "all_in_bits": report.found.bits,
         "context": report.context,
         "bytes_per_token": report.bytes_per_token,

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kakeya_jax.cache import CacheShape, CompressedCache
+from kakeya_jax.cache import CacheShape, CompressedCache, Tables
 from kakeya_jax.calibration.artifact import Calibration, load_calibration
 from kakeya_jax.eval.demo import bundled_calibration
-from kakeya_jax.eval.environment import environment, package_versions
+from kakeya_jax.eval.environment import environment, one_blas_thread, package_versions
 from kakeya_jax.eval.outputs import check_output_file
 from kakeya_jax.eval.progress import show_progress
 from kakeya_jax.eval.text import check_vocabulary, encode_text, load_tokens
@@ -180,7 +180,7 @@ def save(request: SaveRequest, *, quiet: bool = False) -> SessionInfo:
         batch_size=1,
         max_length=max_length,
         dtype=jnp.dtype(request.dtype),
-        tables=calibration.tables_for(recipe),
+        tables=_tables(calibration, recipe),
     )
     reader = _Reader(model, params, cache, quiet=quiet)
     reader.read(tokens)
@@ -218,7 +218,7 @@ def go_on(request: ContinueRequest, *, quiet: bool = False) -> Continued:
     calibration.check_model(model.config, params)
     _check_model(info, request, calibration, model)
     check_vocabulary(tokens, model.config.vocab_size)
-    cache = load_session(request.session, tables=calibration.tables_for(info.recipe))
+    cache = load_session(request.session, tables=_tables(calibration, info.recipe))
     reader = _Reader(model, params, cache, quiet=quiet)
     reader.read(tokens)
     written = reader.write(request.max_new_tokens, temperature=request.temperature, seed=request.seed)
@@ -287,6 +287,11 @@ def _calibration(model: str, path: Path | None) -> Calibration:
     if path is None and model != DEMO:
         raise ValueError("sessions need calibrated tables; give --calibration FILE (see: kakeya calibrate)")
     return load_calibration(path or bundled_calibration())
+
+
+def _tables(calibration: Calibration, recipe: Recipe) -> Tables:
+    with one_blas_thread():
+        return calibration.tables_for(recipe)
 
 
 def _check_model(info: SessionInfo, request: ContinueRequest, calibration: Calibration, model: Decoder) -> None:
