@@ -36,7 +36,7 @@ def unsupported(query: Array, key_stream: Stream, value_stream: Stream, limits: 
     found = [f"{length} queries for a row instead of one"] if length != 1 else []
     found += [f"head_dim {dim}"] if dim not in limits.head_dims else []
     found += [f"{group} queries for a key/value head"] if group > limits.group else []
-    pages = {key_stream.geometry.page, value_stream.block_size}
+    pages = {key_stream.geometry.page, value_stream.codec.config.block_size}
     found += [f"pages of {page} tokens" for page in sorted(pages) if page % limits.tokens]
     if not key_stream.geometry.num_pages:
         found.append("a cache without room for a page")
