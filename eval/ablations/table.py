@@ -8,7 +8,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from kakeya_jax.eval.ablations.registry import ABLATIONS, find_ablation
+from kakeya_jax.eval.ablations import registry
+from kakeya_jax.eval.ablations.registry import find_ablation
 from kakeya_jax.eval.ablations.results import AblationResult
 from kakeya_jax.models.config import ModelConfig
 
@@ -56,7 +57,7 @@ def lines(result: AblationResult) -> list[str]:
 def listing(config: ModelConfig) -> list[dict[str, Any]]:
     """Every ablation with its number of cells and rough cost on the bundled model."""
     found = []
-    for ablation in ABLATIONS.values():
+    for ablation in registry.ABLATIONS.values():
         cells = len(ablation.cells(config, ablation.demo.context))
         found.append(
             {
