@@ -143,7 +143,7 @@ def test_tables_are_fitted_to_training_text_only(
 
 
 def test_comparisons_are_paired():
-    def row(kl: list[float], delta: list[float]):
+    def row(kl: list[float | None], delta: list[float | None]):
         return {"per_passage": {"kl": kl, "delta_nll": delta}}
 
     base, double = row([0.1, 0.3, 1.0], [0.0, 0.1, 0.2]), row([0.2, 0.6, 2.0], [0.01, 0.11, 0.21])
