@@ -136,7 +136,8 @@ class RotationCell:
 
     def measure(self, setup: Setup) -> Row:
         """Error as a share of the energy around block means, and over that without rotation, block by block."""
-        blocks = jnp.asarray(real_blocks(setup, self.stream).vectors)
+        found = real_blocks(setup, self.stream)
+        blocks = jnp.asarray(found.vectors)
         flat = blocks.reshape(-1, *blocks.shape[-2:])
         deviations = flat - flat.mean(axis=1, keepdims=True)
         errors = np.asarray(_mapped(_TURNS[self.turn][1], deviations), np.float64)
@@ -145,6 +146,7 @@ class RotationCell:
         size, dim = flat.shape[1:]
         return {
             "tokens_scored": blocks.shape[2] * size,
+            "passages": found.passages,
             "blocks": len(flat),
             "relative_error": float(errors.sum() / float(jnp.sum(deviations**2))),
             "ratio": float(np.exp(ratio.mean())),

@@ -9,29 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from kakeya_jax.calibration.artifact import Calibration, fingerprint, load_calibration, text_hash, text_windows
-from kakeya_jax.calibration.codec_tables import fit_codec_tables
-from kakeya_jax.calibration.tables import serves
+from kakeya_jax.calibration.artifact import fingerprint, text_hash
 from kakeya_jax.eval import quality_gates
 from kakeya_jax.eval.ablations.ablation import Ablation, Cell, Row, Setup, Size
 from kakeya_jax.eval.ablations.recipe_cells import compare
 from kakeya_jax.eval.ablations.registry import find_ablation
 from kakeya_jax.eval.ablations.results import AblationResult
+from kakeya_jax.eval.ablations.tables import Tables
 from kakeya_jax.eval.cells import Cells
 from kakeya_jax.eval.demo import bundled_calibration, bundled_text
 from kakeya_jax.eval.environment import environment
 from kakeya_jax.eval.perplexity import Progress
 from kakeya_jax.eval.progress import show_progress
-from kakeya_jax.eval.text import check_vocabulary, cut_passages, encode_text, load_tokens
+from kakeya_jax.eval.text import check_vocabulary, encode_text, load_tokens
 from kakeya_jax.models import checkpoint
 from kakeya_jax.models.locate import DEMO
 from kakeya_jax.models.tokenizer import load_tokenizer
-from kakeya_jax.recipe import Recipe
 from kakeya_jax.typing import Int
-
-FIT_CONTEXT = 2048
-FIT_PASSAGES = 12
-"""Training text that tables of single codecs are fitted to: at most so many passages."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,26 +106,40 @@ def run_request(request: Request, *, quiet: bool = False) -> AblationResult | No
     cells = ablation.cells(model.config, size.context)
     if request.part is not None:
         cells = cells[request.part[0] - 1 :: request.part[1]]
-    calibration = _calibration(request, model, params, cells, train)
-    if calibration is not None:
-        calibration.check_text(scored)
-    setup = Setup(
-        model=model,
-        params=params,
-        tokens=scored,
-        context=size.context,
-        passages=size.passages,
-        calibration=calibration,
+    tables = Tables.of(
+        request.name,
+        request.calibration or (bundled_calibration() if request.model == DEMO else None),
+        model,
+        params,
+        cells,
+        train,
     )
+    tables.check_text(scored)
+    setup = Setup(model=model, params=params, tokens=scored, context=size.context, passages=size.passages)
     with show_progress(quiet=quiet) as progress:
-        rows = _measure(request, ablation, cells, setup, fingerprint(params), progress)
+        rows = _measure(request, ablation, cells, setup, tables, progress)
     if request.part is not None:
         return None
-    return make_result(ablation, rows, setup, model=_display_name(request.model), text=text, command=request.command())
+    return make_result(
+        ablation,
+        rows,
+        setup,
+        model=_display_name(request.model),
+        text=text,
+        command=request.command(),
+        calibration=tables.about_all(cells),
+    )
 
 
 def make_result(
-    ablation: Ablation, rows: list[Row], setup: Setup, *, model: str, text: str, command: str
+    ablation: Ablation,
+    rows: list[Row],
+    setup: Setup,
+    *,
+    model: str,
+    text: str,
+    command: str,
+    calibration: Row | None,
 ) -> AblationResult:
     """The results of measured rows: comparisons with the baseline, findings, and where all of it comes from."""
     by_label = {row["label"]: row for row in rows}
@@ -152,7 +160,7 @@ def make_result(
         tokens_scored=min(row["tokens_scored"] for row in rows),
         baseline=baseline,
         gates=quality_gates.load().to_dict() if ablation.gates else None,
-        calibration=None if setup.calibration is None else _about(setup.calibration),
+        calibration=calibration,
         command=command,
         environment=environment(),
         findings=tuple(ablation.findings(by_label)),
@@ -162,15 +170,18 @@ def make_result(
 
 
 def _measure(
-    request: Request, ablation: Ablation, cells: tuple[Cell, ...], setup: Setup, weights: str, progress: Progress
+    request: Request, ablation: Ablation, cells: tuple[Cell, ...], setup: Setup, tables: Tables, progress: Progress
 ) -> list[Row]:
     """The rows of the cells; finished ones from the files beside the results."""
     finished, keep, close = _finished(request)
+    weights = fingerprint(setup.params)
+    keys = [_cell_request(cell, setup, weights, tables, ablation) for cell in cells]
     try:
+        left = [cell for cell, key in zip(cells, keys, strict=True) if finished(key) is None]
+        setup = dataclasses.replace(setup, calibration=tables.fitted_for(left))
         rows = []
-        for index, cell in enumerate(cells):
+        for index, (cell, key) in enumerate(zip(cells, keys, strict=True)):
             progress(index, len(cells), f"{ablation.name}: {cell.label}")
-            key = _cell_request(cell, setup, weights, ablation)
             result = finished(key)
             if result is None:
                 start = time.perf_counter()
@@ -202,17 +213,16 @@ def _finished(request: Request) -> tuple[Callable[[Row], Any], Callable[[Row, Ro
     return find, own.add, own.close
 
 
-def _cell_request(cell: Cell, setup: Setup, weights: str, ablation: Ablation) -> Row:
+def _cell_request(cell: Cell, setup: Setup, weights: str, tables: Tables, ablation: Ablation) -> Row:
     """All that a cell's result depends on."""
     versions = environment()
-    calibration = setup.calibration if cell.recipe is not None and cell.recipe.needs_calibration else None
     return {
         "cell": cell.request(),
         "model": weights,
         "text": text_hash(setup.tokens[None]),
         "context": setup.context,
         "passages": setup.passages,
-        "calibration": None if calibration is None else _about(calibration),
+        "calibration": tables.about(cell),
         "gates": quality_gates.load().sha256 if ablation.gates else None,
         "version": versions["packages"]["kakeya-jax"],
         "jax": versions["packages"]["jax"],
@@ -239,53 +249,6 @@ def _size(ablation: Ablation, request: Request) -> Size:
         context=own.context if request.context is None else request.context,
         passages=own.passages if request.passages is None else request.passages,
     )
-
-
-def _calibration(
-    request: Request, model: Any, params: Any, cells: tuple[Cell, ...], train: np.ndarray | None
-) -> Calibration | None:
-    """Tables for all cells that need some, or None if none does.
-
-    Raises:
-        ValueError: there is no calibration, or it lacks tables and there is no training text to fit them to.
-    """
-    needed = [cell.recipe for cell in cells if cell.recipe is not None and cell.recipe.needs_calibration]
-    if not needed:
-        return None
-    path = request.calibration or (bundled_calibration() if request.model == DEMO else None)
-    if path is None:
-        raise ValueError(
-            f"ablation {request.name} needs a calibration; make one with `kakeya calibrate MODEL --tokens TRAIN.npy "
-            "--out FILE` and give it as --calibration FILE"
-        )
-    calibration = load_calibration(path, model.config, params)
-    missing = [recipe for recipe in needed if not serves(calibration, recipe)]
-    return _fit_missing(request.name, calibration, missing, model, params, train) if missing else calibration
-
-
-def _fit_missing(
-    name: str, calibration: Calibration, missing: list[Recipe], model: Any, params: Any, train: np.ndarray | None
-) -> Calibration:
-    if train is None:
-        raise ValueError(
-            f"ablation {name} needs tables that the calibration lacks, such as those of {missing[0].to_text()!r}; give "
-            "training text to fit them to as --train TRAIN.npy"
-        )
-    check_vocabulary(train, model.config.vocab_size)
-    context = min(FIT_CONTEXT, len(train))
-    passages = cut_passages(train, context, min(FIT_PASSAGES, len(train) // context))
-    fitted = fit_codec_tables(model, params, passages, missing, calibration)
-    return dataclasses.replace(
-        calibration,
-        fitted={**calibration.fitted, **fitted},
-        corpus=(*calibration.corpus, *text_windows(passages)),
-        about={**calibration.about, "fitted_tokens": int(passages.size), "fitted_hash": text_hash(passages)},
-    )
-
-
-def _about(calibration: Calibration) -> dict[str, Any]:
-    names = ("tokens", "corpus_hash", "fitted_tokens", "fitted_hash")
-    return {name: calibration.about[name] for name in names if name in calibration.about}
 
 
 def _display_name(model: str) -> str:

@@ -14,7 +14,7 @@ from kakeya_jax.eval.ablations.ablation import Ablation, Column, Row, Setup
 from kakeya_jax.eval.ablations.recipe_cells import number
 from kakeya_jax.eval.ablations.step_rows import STEP_COLUMNS, passing, step_row
 from kakeya_jax.eval.decode_steps import measure_steps, step_passages
-from kakeya_jax.models.altered import StepInputs
+from kakeya_jax.models.altered import AlteredCache, StepInputs
 from kakeya_jax.models.config import ModelConfig
 from kakeya_jax.typing import Array, Bool, Float
 
@@ -45,6 +45,8 @@ class SelectionCell:
 
     def measure(self, setup: Setup) -> Row:
         """The last half of every passage as decode steps that read what the selector keeps."""
+        if setup.context % (2 * CHUNK):
+            raise ValueError(f"selectors: context={setup.context} must be a multiple of two chunks, {2 * CHUNK} tokens")
         steps = setup.context // 2
         passages = step_passages(setup.tokens, setup.context, setup.passages, steps)
         select = _SELECT[self.name](self.share, setup.context)
@@ -78,8 +80,6 @@ def _read_share(setup: Setup, tokens: np.ndarray, select: Select, steps: int) ->
     def attend(state: None, inputs: StepInputs) -> Array:
         out, share = selected_attention(inputs, select)
         return jnp.full_like(out, share)
-
-    from kakeya_jax.models.altered import AlteredCache
 
     cache = AlteredCache.of(attend, (None,) * setup.model.config.num_layers, steps=steps)
     run = jax.jit(lambda params, cache, tokens: setup.model.apply({"params": params}, tokens[None], cache=cache).cache)

@@ -125,7 +125,8 @@ class StagesCell:
             jax.vmap(jax.vmap(jax.vmap(functools.partial(stage_energies, config), (0, None)), (0, 0)), (0, 0))
         )
         plain = run(vectors, jnp.broadcast_to(jnp.eye(vectors.shape[-1]), moments.shape))
-        row: Row = {"tokens_scored": vectors.shape[2] * vectors.shape[3], "plain": _shares(plain)}
+        tokens = vectors.shape[2] * vectors.shape[3]
+        row: Row = {"tokens_scored": tokens, "passages": blocks.passages, "plain": _shares(plain)}
         if self.stream == "key":
             row["attention"] = _shares(run(vectors, moments))
         return row

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kakeya_jax.eval.ablations import registry
+from kakeya_jax.eval.ablations.ablation import Ablation
 from kakeya_jax.eval.ablations.registry import find_ablation
 from kakeya_jax.eval.ablations.results import AblationResult
 from kakeya_jax.models.config import ModelConfig
@@ -30,21 +31,30 @@ def result_table(result: AblationResult) -> Group:
 
 def markdown_table(result: AblationResult) -> str:
     """The same as GitHub Markdown, without a heading."""
+    return "\n".join([result.question, "", rows_table(result), "", *(f"- {line}" for line in lines(result)), ""])
+
+
+def rows_table(result: AblationResult) -> str:
+    """The rows as a Markdown table."""
     columns = find_ablation(result.ablation).columns
     rows = [["", *(column.title for column in columns)], ["---", *("--:" for _ in columns)]]
     rows += [[str(row["label"]), *(column.text(row) for column in columns)] for row in result.rows]
-    table = ["| " + " | ".join(cells) + " |" for cells in rows]
-    return "\n".join([result.question, "", *table, "", *(f"- {line}" for line in lines(result)), ""])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
 
 
 def lines(result: AblationResult) -> list[str]:
-    """What was measured and what it says: scope, findings, notes, warnings, command."""
+    """What was measured, what is claimed, what it says, how to read it, and how to repeat it."""
+    scope, *rest = result_lines(result)
+    claims = [f"Claimed: {claim}." for claim in result.claims]
+    return [scope, *claims, *rest[:-1], *notes(find_ablation(result.ablation)), rest[-1]]
+
+
+def result_lines(result: AblationResult) -> list[str]:
+    """What belongs to this measurement alone: scope, findings, gates, warnings, command."""
     scope = f"{result.model} on {result.text}: {result.passages} passages of {result.context} tokens"
     scope += f", {result.tokens_scored:,} tokens scored for each row"
     found = [scope + ("." if result.baseline is None else f"; baseline: {result.baseline}.")]
-    found += [f"Claimed: {claim}." for claim in result.claims]
     found += [f"Found: {finding}" for finding in result.findings]
-    found += find_ablation(result.ablation).notes
     if result.gates is not None:
         found.append(f"Gates fixed before the run (SHA-256 {result.gates['sha256'][:12]}...): {result.gates['text']}.")
     found += [f"warning: {text}" for text in result.warnings]
@@ -52,6 +62,11 @@ def lines(result: AblationResult) -> list[str]:
     devices = ", ".join(dict.fromkeys(where["devices"]))
     found.append(f"`{result.command}`, {devices}, jax {where['packages']['jax']}, {where['date']}.")
     return found
+
+
+def notes(ablation: Ablation) -> tuple[str, ...]:
+    """How to read its table."""
+    return ablation.notes
 
 
 def listing(config: ModelConfig) -> list[dict[str, Any]]:

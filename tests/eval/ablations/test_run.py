@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jsonschema
 import numpy as np
@@ -143,7 +143,7 @@ def test_tables_are_fitted_to_training_text_only(
 
 
 def test_comparisons_are_paired():
-    def row(kl: Sequence[float | None], delta: Sequence[float | None]):
+    def row(kl: list[float | None], delta: list[float | None]):
         return {"per_passage": {"kl": kl, "delta_nll": delta}}
 
     base, double = row([0.1, 0.3, 1.0], [0.0, 0.1, 0.2]), row([0.2, 0.6, 2.0], [0.01, 0.11, 0.21])

@@ -1,5 +1,7 @@
 """Cells whose decode steps are judged by the gates."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -18,6 +20,11 @@ def test_cells_are_judged(tiny_setup):
     coded = CodedPastCell(label="int8", text="both=int8(block_size=16),sinks=0,recent=1").measure(tiny_setup)
     assert coded["coded_bits"] == pytest.approx(8.5)  # 16 bits for each of 32 values
     assert 0 < coded["logit_mse"]["worst"] < little["logit_mse"]["worst"]
+
+
+def test_contexts_that_chunks_do_not_divide_are_refused(tiny_setup):
+    with pytest.raises(ValueError, match="context=100 must be a multiple of two chunks, 64 tokens"):
+        SelectionCell(label="", name="all", share=1.0).measure(dataclasses.replace(tiny_setup, context=100))
 
 
 @pytest.mark.parametrize("name", ["global_block_mass", "chunk_means", "active_chunks"])
