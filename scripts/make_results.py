@@ -306,9 +306,10 @@ def _encode_speed() -> str:
         "a busy machine the threads of scipy's OpenBLAS wait for each other in LAPACK; the command line gives it "
         "one.",
         "",
-        "Where the time of `kakeya` with exact PCA goes (profile of XLA, 8 blocks of 512, 16.5 ms on the machine "
-        "of 2026-11-26): eigenvectors 6.0 ms, LAPACK on one core; 139 k-means passes 5.9 ms, of them 4.2 in two "
-        "products of 2 MFLOP at 150 GFLOP/s, what one core gives; the start of k-means 1.4, the projection 1.1, "
+        "Where the time of `kakeya` with exact PCA goes (`jax.profiler.trace` around that call, and programs of a few "
+        "lines that are not in the repository; 8 blocks of 512, 16.5 ms on the machine of 2026-11-26, which is slower "
+        "than that of the table): eigenvectors 6.0 ms, LAPACK on one core; 139 k-means passes 5.9 ms, of them 4.2 in "
+        "two products of 2 MFLOP at 150 GFLOP/s, what one core gives; the start of k-means 1.4, the projection 1.1, "
         "the scatter 0.7. From 19.0 ms before: loops of k-means so small that XLA does not share them among "
         "threads, which had cost more than the loops; all that follows the eigenvectors one block after the "
         "other, in a core's own cache; the rotation of the residual folded into the basis; codes packed by words "

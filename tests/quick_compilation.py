@@ -7,7 +7,7 @@ from pathlib import Path
 def xla_flags() -> str:
     """Flags with which XLA compiles for a CPU in less than half the time; none where there is an NVIDIA GPU.
 
-    What they turn off makes programs faster, not more exact: every bound in the tests holds with and without them.
+    What they turn off makes programs faster, not more exact: the bounds in the tests are the same with and without.
     """
     if Path("/dev/nvidiactl").exists():
         return ""
