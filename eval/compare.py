@@ -153,8 +153,8 @@ def to_dict(report: Report) -> dict[str, Any]:
             "recipe_b": pair.second.recipe,
             "all_in_bits": [_finite(pair.first.all_in_bits), _finite(pair.second.all_in_bits)],
             "kl_mean": [_finite(pair.first.kl_mean), _finite(pair.second.kl_mean)],
-            "delta_kl": {"mean": _finite(pair.kl.mean), "ci95": pair.kl.ci95},
-            "delta_nll": {"mean": _finite(pair.nll.mean), "ci95": pair.nll.ci95},
+            "delta_kl": _delta_dict(pair.kl),
+            "delta_nll": _delta_dict(pair.nll),
             "delta_ppl_percent": _finite(pair.delta_ppl_percent),
             "better": pair.better,
         }
@@ -255,6 +255,10 @@ def _names(result: EvalResult) -> str:
 def _delta_text(delta: Delta) -> str:
     interval = "" if delta.ci95 is None else f" [{delta.ci95[0]:+.1e}, {delta.ci95[1]:+.1e}]"
     return f"{delta.mean:+.2e}{interval}"
+
+
+def _delta_dict(delta: Delta) -> dict[str, Any]:
+    return {"mean": _finite(delta.mean), "ci95": None if delta.ci95 is None else list(delta.ci95)}
 
 
 def _finite(value: float) -> float | None:

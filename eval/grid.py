@@ -120,7 +120,7 @@ def load_grid(path: str | os.PathLike[str], *, max_cells: int = 1000) -> list[Gr
 
 
 def _cell(written: dict[str, Any], problems: list[str]) -> GridCell | None:
-    filled = {
+    filled: dict[str, Any] = {
         name: os.path.expandvars(value) if isinstance(value, str) and name == "model" else value
         for name, value in written.items()
     }

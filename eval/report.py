@@ -80,13 +80,11 @@ def load_peers(path: str | pathlib.Path) -> dict[str, Any]:
         raise FileNotFoundError(f"peers file {path} does not exist")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        for row in data["rows"]:
-            str(row["peer"]), float(row["bits"])
-        str(data["about"])
+        complete = bool(data["about"]) and all(row["peer"] and float(row["bits"]) > 0 for row in data["rows"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} must be a JSON object with about, and rows that have peer and bits: {error}"
-        ) from None
+        raise ValueError(f"{path} must be a JSON object with about, and rows of peer and bits: {error}") from None
+    if not complete:
+        raise ValueError(f"{path} has an empty about, a row without a name, or bits that are not positive")
     return data
 
 
