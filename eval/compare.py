@@ -74,7 +74,7 @@ class Comparison:
     @property
     def delta_ppl_percent(self) -> float:
         """The same as ``nll``: how much larger the second one's perplexity is, percent."""
-        return float(statistics.delta_ppl_percent(np.float64(self.nll.mean)))
+        return float(statistics.delta_ppl_percent(np.asarray(self.nll.mean)))
 
     @property
     def better(self) -> str:

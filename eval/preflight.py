@@ -296,9 +296,10 @@ def _advice(
     if found and not sound:
         yield f"none of {', '.join(row.recipe for row in found)} has {needed} on these passages either"
     if inputs.calibration is None:
+        stressed = "" if request.stress is None else f" --stress {request.stress:g}"
         yield (
             f"not measured, because there is no calibration: klt-2; make one by kakeya calibrate {request.model} "
-            "--tokens TRAIN.npy --out FILE, then --calibration FILE"
+            f"--tokens TRAIN.npy{stressed} --out FILE, then --calibration FILE"
         )
 
 

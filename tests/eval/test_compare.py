@@ -24,6 +24,7 @@ def test_rows_are_paired_by_recipe_and_passage():
     assert halved.kl.mean == pytest.approx(expected.mean())
     assert halved.kl.mean == pytest.approx(-0.5 * FIRST.rows[0].kl_mean)
     assert halved.nll.mean == pytest.approx(0.5 * halved.kl.mean)
+    assert halved.kl.ci95 is not None
     low, high = halved.kl.ci95
     assert low < halved.kl.mean < high < 0
     assert (halved.better, same.better) == ("second", "-")
@@ -36,6 +37,7 @@ def test_pairing_takes_the_noise_of_passages_away():
     first, second = (sample_result(sample_row(name, kl, seed=3)) for name, kl in (("a", 0.0100), ("b", 0.0101)))
     pair = compare(first, second, recipe_a="a", recipe_b="b").pairs[0]
     assert pair.better == "first"
+    assert first.rows[0].kl_ci95 is not None
     low, high = first.rows[0].kl_ci95
     assert low < second.rows[0].kl_mean < high
     assert compare(second, first, recipe_a="b", recipe_b="a").pairs[0].better == "second"

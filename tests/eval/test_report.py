@@ -162,7 +162,7 @@ def test_places_are_where_the_numbers_say():
     x, y = ([float(each.attrib[name]) for each in circles] for name in ("cx", "cy"))
     assert x[0] < x[1] == x[2]
     assert y[0] == y[1] < y[2]  # down is better
-    assert [each.find("{*}title").text.split(":")[0] for each in circles] == ["a", "b", "c"]
+    assert [str(each.findtext("{*}title")).split(":")[0] for each in circles] == ["a", "b", "c"]
     assert svg_plot([Point(label="n", bits=2, kl=float("nan"), style="accept", series=0)], description="x") == ""
 
 
