@@ -109,7 +109,7 @@ ABLATION = Ablation(
     name="rotated-values",
     question="What does summing rotated values before rotating them back save, and is the sum the same?",
     claims=(
-        "the seed's posts: values need not be decoded one by one; a weighted sum commutes with the rotation, exactly",
+        "A. Verma's posts: values need not be decoded one by one; a weighted sum commutes with the rotation, exactly",
     ),
     cells=_cells,
     columns=(

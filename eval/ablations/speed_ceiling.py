@@ -141,7 +141,7 @@ ABLATION = Ablation(
     name="speed-ceiling",
     question="How much faster could a decode step of this model on this device become if attention read less?",
     claims=(
-        "the seed's posts: Qwen2.5-7B at 8k spends 0.334 of a step in attention, so no selection makes it more than "
+        "A. Verma's posts: Qwen2.5-7B at 8k spends 0.334 of a step in attention, so no selection makes it more than "
         "1.5 times as fast, and theirs 1.20 to 1.21 times",
     ),
     cells=_cells,
