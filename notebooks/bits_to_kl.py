@@ -20,6 +20,8 @@
 # of two larger ones.
 
 # %%
+import dataclasses
+
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -33,6 +35,7 @@ model, params = load("demo")
 tokens = encode_text(bundled_text(), load_tokenizer("demo"))
 recipes = ["int4", "kivi-2", "turboquant-2", "turboquant-3", "turboquant-4"]
 result = evaluate(model, params, tokens, recipes, context=1024, passages=4, encode_time=False)
+result = dataclasses.replace(result, model="demo", text="text.txt")  # names for titles and files
 print(f"{result.tokens_scored:,} tokens scored, reference perplexity {result.reference_ppl:.2f}")
 
 # %% [markdown]
