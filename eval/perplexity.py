@@ -191,7 +191,7 @@ def _run_all(
 ) -> list[TokenScores]:
     """Scores ``[passages, scored]`` of every candidate; passages outside, so each needs one dense forward."""
     reference_of = jax.jit(functools.partial(protocols.reference_log_probabilities, model))
-    clean_of = jax.jit(functools.partial(protocols.clean_prefill, model, chunk=run.chunk))
+    clean_of = jax.jit(functools.partial(protocols.prefill, model, chunk=run.chunk))
     dense = None
     if run.name == "snapshot":
         dense = CompressedCache.init(

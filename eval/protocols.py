@@ -163,8 +163,8 @@ def stream_with_cache(
     return jax.tree.map(lambda x: x[:-1], scores), cache
 
 
-def clean_prefill(model, params, cache: CompressedCache, tokens: Int[Array, " T"], *, chunk: int) -> CompressedCache:
-    """Fills a cache that codes nothing (``dense_recipe``) with a prefix."""
+def prefill(model, params, cache: CompressedCache, tokens: Int[Array, " T"], *, chunk: int) -> CompressedCache:
+    """Fills a cache with a text, a chunk at a time."""
 
     def step(cache: CompressedCache, piece: tuple[Array]) -> tuple[CompressedCache, None]:
         _, cache = model.apply({"params": params}, piece[0][None], cache=cache)
@@ -190,7 +190,7 @@ def snapshot(
         model: the decoder.
         params: its parameters.
         cache: an empty cache.
-        clean: the prefill of the tokens before, from ``clean_prefill``.
+        clean: the prefill of the tokens before, by ``prefill`` into a cache that codes nothing (``dense_recipe``).
         tokens: the continuation.
         reference: the dense model's log-probabilities at the continuation's positions.
         prefix: tokens in ``clean``.

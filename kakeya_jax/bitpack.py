@@ -26,6 +26,8 @@ def pack(values: Int[Array, "*batch n"], bits: int) -> UInt8[Array, "*batch pack
     """
     _check_bits(bits)
     n, batch = values.shape[-1], values.shape[:-1]
+    if bits == 8:
+        return values.astype(jnp.uint8)
     fields = values.astype(jnp.uint32) & jnp.uint32((1 << bits) - 1)
     if bits in (1, 2, 4):  # fields do not straddle words; on a CPU, four bytes at once are twice as fast as one
         shifts = jnp.arange(0, 32, bits, dtype=jnp.uint32)

@@ -14,6 +14,7 @@ permutation (``prmt``) looks four codes up in a table at once if they stand in t
 Everything else is packed by ``bitpack``. The bytes are the same in number.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -23,13 +24,11 @@ from kakeya_jax.typing import Array, Int, UInt8
 UNIT = 16
 """Codes that are packed together."""
 
-_CRUMBS = np.arange(UNIT)
-_CRUMB_ORDER = 8 * (_CRUMBS % 2) + 4 * (_CRUMBS // 8) + _CRUMBS // 2 % 4
-"""Which code of a unit stands in each pair of bits."""
-_CRUMB_OF = np.argsort(_CRUMB_ORDER)
-_HIGH_ORDER = np.argsort(4 * (_CRUMBS % 4) + (_CRUMBS // 4 + 2) % 4)
-"""Which code's highest bit is each bit of a half word."""
-_HIGH_OF = np.argsort(_HIGH_ORDER)
+_CODES = np.arange(UNIT, dtype=np.uint32)
+_CRUMB_SHIFTS = 16 * (_CODES // 4 % 2) + 4 * (_CODES % 4) + 2 * (_CODES // 8)
+"""Where a unit's lower two bits of each code are in their word,"""
+_HIGH_SHIFTS = 4 * (_CODES % 4) + (_CODES // 4 + 2) % 4
+"""and their highest bits in a half word."""
 
 
 def in_units(count: int, bits: int) -> bool:
@@ -43,10 +42,10 @@ def pack(codes: Int[Array, "*batch n"], bits: int) -> UInt8[Array, "*batch packe
         return bitpack.pack(codes, bits)
     if bits == 4:
         return bitpack.pack(_signed(codes), 4)
-    crumbs = bitpack.pack(_reorder(codes, _CRUMB_ORDER), 2)
+    crumbs = _in_words(codes & 3, _CRUMB_SHIFTS, jnp.uint32)
     if bits == 2:
         return crumbs
-    return jnp.concatenate([crumbs, bitpack.pack(_reorder(codes >> 2, _HIGH_ORDER), 1)], axis=-1)
+    return jnp.concatenate([crumbs, _in_words(codes >> 2, _HIGH_SHIFTS, jnp.uint16)], axis=-1)
 
 
 def unpack(packed: UInt8[Array, "*batch packed"], bits: int, count: int) -> Int[Array, "*batch count"]:
@@ -59,13 +58,13 @@ def unpack(packed: UInt8[Array, "*batch packed"], bits: int, count: int) -> Int[
         return bitpack.unpack(packed, bits, count)
     if bits == 4:
         return _signed(bitpack.unpack(packed, 4, count))
-    split = count // 4
-    crumbs = _reorder(bitpack.unpack(packed[..., :split], 2, count), _CRUMB_OF)
+    needed = bitpack.packed_nbytes(count, bits)
+    if packed.shape[-1] != needed:
+        raise ValueError(f"{count} values of {bits} bits need {needed} bytes, got {packed.shape[-1]}")
+    crumbs = _of_words(packed[..., : count // 4], _CRUMB_SHIFTS, jnp.uint32, 3)
     if bits == 2:
-        if packed.shape[-1] != split:
-            raise ValueError(f"{count} values of 2 bits need {split} bytes, got {packed.shape[-1]}")
         return crumbs
-    return crumbs | _reorder(bitpack.unpack(packed[..., split:], 1, count), _HIGH_OF) << 2
+    return crumbs | _of_words(packed[..., count // 4 :], _HIGH_SHIFTS, jnp.uint16, 1) << 2
 
 
 def _signed(codes: Array) -> Array:
@@ -73,6 +72,15 @@ def _signed(codes: Array) -> Array:
     return jnp.where(codes < 8, codes ^ 7, codes)
 
 
-def _reorder(codes: Array, order: np.ndarray) -> Array:
-    units = codes.reshape(*codes.shape[:-1], -1, UNIT)
-    return units[..., order].reshape(codes.shape)
+def _in_words(fields: Array, shifts: np.ndarray, word: type) -> Array:
+    """Each unit's fields, shifted, in one little-endian word, as bytes."""
+    units = fields.astype(word).reshape(*fields.shape[:-1], -1, UNIT)
+    words = jnp.sum(units << shifts.astype(word), axis=-1, dtype=word)
+    return jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*fields.shape[:-1], -1)
+
+
+def _of_words(packed: Array, shifts: np.ndarray, word: type, mask: int) -> Array:
+    """The fields of units whose words ``_in_words`` gave, int32."""
+    words = jax.lax.bitcast_convert_type(packed.reshape(*packed.shape[:-1], -1, np.dtype(word).itemsize), word)
+    fields = words[..., None] >> shifts.astype(word) & word(mask)
+    return fields.reshape(*packed.shape[:-1], -1).astype(jnp.int32)

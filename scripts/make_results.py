@@ -307,8 +307,8 @@ def _encode_speed() -> str:
         "one.",
         "",
         "Where the time of `kakeya` with exact PCA goes (`jax.profiler.trace` around that call, and programs of a few "
-        "lines that are not in the repository; 8 blocks of 512, 16.5 ms on the machine of 2026-11-26, which is slower "
-        "than that of the table): eigenvectors 6.0 ms, LAPACK on one core; 139 k-means passes 5.9 ms, of them 4.2 in "
+        "lines that are not in the repository; 8 blocks of 512, 16.5 ms, on 2026-11-26): "
+        "eigenvectors 6.0 ms, LAPACK on one core; 139 k-means passes 5.9 ms, of them 4.2 in "
         "two products of 2 MFLOP at 150 GFLOP/s, what one core gives; the start of k-means 1.4, the projection 1.1, "
         "the scatter 0.7. From 19.0 ms before: loops of k-means so small that XLA does not share them among "
         "threads, which had cost more than the loops; all that follows the eigenvectors one block after the "

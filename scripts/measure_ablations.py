@@ -25,7 +25,9 @@ from kakeya_jax.models.locate import DEMO, find_folder
 from kakeya_jax.whole_file import whole_file
 
 TIMED = ("speed-ceiling", "rotated-values")
-CALIBRATED = ("kakeya-skeleton", "whitening", "centroids", "besicovitch-trilemma")
+CALIBRATED = (
+    *("kakeya-skeleton", "whitening", "centroids", "besicovitch-trilemma", "context", "retrieval", "trajectory"),
+)
 CELLS_OF_A_PART = 4
 
 

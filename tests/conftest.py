@@ -1,7 +1,8 @@
-"""What all tests share: a compile cache, quick compilation, GPU and torch markers, the hypothesis profile."""
+"""What all tests share: a compile cache, quick compilation, few programs at a time, markers, the hypothesis profile."""
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from quick_compilation import xla_flags
@@ -16,6 +17,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # and the cores: see eval.en
 import hypothesis
 import jax
 import pytest
+from compiled_programs import release_programs
 
 hypothesis.settings.register_profile("local", deadline=None)  # the first example of a jitted function compiles
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True, database=None)
@@ -28,6 +30,12 @@ _NO_TORCH = "torch is not installed (`pip install 'kakeya-jax[parity]'`)"
 def has_nvidia_gpu() -> bool:
     """Whether jax's default device is an NVIDIA GPU."""
     return jax.devices()[0].device_kind.startswith("NVIDIA")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_programs() -> Iterator[None]:
+    yield
+    release_programs()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

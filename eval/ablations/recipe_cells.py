@@ -40,14 +40,18 @@ class RecipeCell:
             setup.params,
             setup.tokens,
             [self.recipe],
-            context=setup.context,
             passages=setup.passages,
             calibration=calibration,
             encode_time=False,
+            **self.sizes(setup),
         )
         tables = None if calibration is None else calibration.tables_for(self.recipe)
-        report = accounting.cache_report(setup.model.config, self.recipe, max_length=setup.context, tables=tables)
+        report = accounting.cache_report(setup.model.config, self.recipe, max_length=result.context, tables=tables)
         return _row(result) | {"coded_bits": coded_bits(report)}
+
+    def sizes(self, setup: Setup) -> dict[str, Any]:
+        """Options of ``evaluate`` that say what of the text is run and scored."""
+        return {"context": setup.context}
 
 
 def recipe_cells(recipes: Mapping[str, str]) -> tuple[RecipeCell, ...]:

@@ -6,6 +6,7 @@ from kakeya_jax.eval.ablations import (
     block_size,
     boundary,
     centroids,
+    context,
     depth,
     grid,
     heads,
@@ -13,6 +14,7 @@ from kakeya_jax.eval.ablations import (
     kmeans,
     outliers,
     rank,
+    retrieval,
     rotated_values,
     rotation,
     selection,
@@ -20,6 +22,7 @@ from kakeya_jax.eval.ablations import (
     speed_ceiling,
     stages,
     streams,
+    trajectory,
     whitening,
 )
 from kakeya_jax.eval.ablations.ablation import Ablation
@@ -45,6 +48,9 @@ _MODULES = (
     selection,
     integer_gates,
     rotated_values,
+    context,
+    retrieval,
+    trajectory,
 )
 ABLATIONS: dict[str, Ablation] = {module.ABLATION.name: module.ABLATION for module in _MODULES}
 """In the order in which they are listed."""

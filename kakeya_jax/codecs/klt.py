@@ -28,7 +28,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from kakeya_jax import bitpack
 from kakeya_jax.codec import CodecConfig
 from kakeya_jax.fitted_tables import fitted_table
 from kakeya_jax.klt_layout import (
@@ -41,6 +40,7 @@ from kakeya_jax.klt_layout import (
     decoder_gain,
     quantizer_levels,
 )
+from kakeya_jax.klt_words import PageWords
 from kakeya_jax.lloyd_max import midpoints
 from kakeya_jax.numeric import to_f16
 from kakeya_jax.pytree import (
@@ -188,15 +188,13 @@ class KltCode:
     """One page of all heads of a stream: ``U`` units (heads, or groups of them), ``n`` tokens, ``E`` channels each.
 
     Attributes:
-        words: packed codes, one uint8 array for each width that the layout uses, widest first: ``C`` channels of
-            ``b`` bits are ``[n, C b / 8]`` for keys (packed along channels) and ``[C, n b / 8]`` for values (along
-            tokens): each the way in which a matrix product reads it.
+        words: packed codes, uint8: head after head, in the order in which a kernel reads them (``klt_words``).
         scale: uint8 ``[U, n]``: ``2 ** ((code - 128) / 16)``.
         page_mean: int8 ``[U, E]``, in transform coordinates, and
         page_mean_scale: float16 ``[U]``; None without page means.
     """
 
-    words: tuple[Array, ...] = payload_field()
+    words: Array = payload_field()
     scale: Array = side_field()
     page_mean: Array | None = side_field()
     page_mean_scale: Array | None = side_field()
@@ -243,19 +241,20 @@ class Klt:
     def code_values(self, code: KltCode) -> Float[Array, "U n E"]:
         """Dequantised levels times their decoder gain, in transform coordinates; zero where nothing is stored."""
         heads, dim = self.mean.shape
-        size = dim // self.layout.groups_per_head
         n = code.scale.shape[-1]
-        classes = []
-        for (width, first, end), words in zip(self.layout.ranges, code.words, strict=True):
-            if self.stream == "key":
-                codes = bitpack.unpack(words, width, (end - first) * size)
-            else:
-                codes = bitpack.unpack(words, width, n).T
-            classes.append(_levels_of(codes, width) * decoder_gain(width))
-        classes.append(jnp.zeros((n, size), jnp.float32))
-        groups = jnp.concatenate(classes, axis=1).reshape(n, -1, size)
-        values = groups[:, self.layout.position_of]
+        order = self.page_words(n)
+        classes = [
+            _levels_of(codes, width) * decoder_gain(width)
+            for codes, width in zip(order.unpack(code.words), self.layout.used_widths, strict=True)
+        ]
+        classes.append(jnp.zeros((n, 1, order.size), jnp.float32))
+        values = jnp.concatenate(classes, axis=1)[:, self.layout.position_of]
         return values.reshape(n, heads, dim).transpose(1, 0, 2)
+
+    def page_words(self, n: int) -> PageWords:
+        """Where the codes of a page of ``n`` tokens lie."""
+        size = self.mean.shape[1] // self.layout.groups_per_head
+        return PageWords(layout=self.layout, stream=self.stream, tokens=n, size=size)
 
     def page_mean_of(self, code: KltCode) -> Float[Array, "U E"]:
         """The page's own mean, in transform coordinates."""
@@ -288,11 +287,8 @@ def _encode(codec: Klt, block: Array) -> KltCode:
         z = z - (page_mean.astype(jnp.float32) * page_mean_scale.astype(jnp.float32)[:, None])[:, None]
     groups = _stored_groups(codec.layout, z)
     scale = _fit_scale(codec, groups)
-    words = []
-    for codes, (width, _, _) in zip(_quantize(codec.layout, groups, scale), codec.layout.ranges, strict=True):
-        flat = codes.reshape(codes.shape[0], -1)
-        words.append(bitpack.pack(flat if codec.stream == "key" else flat.T, width))
-    return KltCode(words=tuple(words), scale=scale, page_mean=page_mean, page_mean_scale=page_mean_scale)
+    words = codec.page_words(block.shape[1]).pack(_quantize(codec.layout, groups, scale))
+    return KltCode(words=words, scale=scale, page_mean=page_mean, page_mean_scale=page_mean_scale)
 
 
 def _deviations(codec: Klt, block: Float[Array, "H n d"]) -> Float[Array, "K n D"]:

@@ -15,6 +15,7 @@ NAMES = (
     *("kakeya-skeleton", "kakeya-grid", "kakeya-rank", "block-size", "heads", "whitening", "kmeans", "centroids"),
     *("outliers", "boundary", "streams", "depth", "stages", "besicovitch-rotation", "besicovitch-levels"),
     *("besicovitch-trilemma", "speed-ceiling", "selectors", "int4-gates", "rotated-values"),
+    *("context", "retrieval", "trajectory"),
 )
 
 

@@ -1,0 +1,76 @@
+"""Contexts, planted facts and greedy trajectories, on a model so small that every cell takes seconds."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from kakeya_jax.eval.ablations import trajectory
+from kakeya_jax.eval.ablations.ablation import Setup
+from kakeya_jax.eval.ablations.context import ContextCell, contexts_of
+from kakeya_jax.eval.ablations.retrieval import ANSWER, CUE, DEPTHS, RetrievalCell, planted
+from kakeya_jax.eval.ablations.trajectory import TrajectoryCell, agreed_steps
+
+TIGHT = "(block_size=16),sinks=0,recent=1"
+
+
+def test_contexts_are_those_that_a_model_reaches(tiny_setup: Setup):
+    config = tiny_setup.model.config
+    assert contexts_of(dataclasses.replace(config, max_position_embeddings=5000)) == (1024, 2048, 4096)
+    assert contexts_of(dataclasses.replace(config, max_position_embeddings=256)) == (1024,)
+
+
+def test_a_context_of_its_own_is_measured_and_its_end_scored(tiny_setup: Setup):
+    row = ContextCell(label="", text="both=int8" + TIGHT, context=96).measure(tiny_setup)
+    assert row["tokens_scored"] == 2 * 95
+    assert row["kl_mean"] > 0
+    long = ContextCell(label="", text="both=int8" + TIGHT, context=4096)
+    assert long.sizes(tiny_setup) == {"context": 4096, "warmup": 4096 - 1 - 512}
+
+
+def test_facts_are_planted_at_every_depth_and_begun_again_at_the_end(tiny_setup: Setup):
+    length, texts = CUE + ANSWER, planted(tiny_setup.tokens, 192, 2)
+    assert texts.shape == (len(DEPTHS), 2, 192)
+    facts = texts[0, :, -length:]
+    assert not np.array_equal(facts[0], facts[1])
+    for at_depth, depth in zip(texts, DEPTHS, strict=True):
+        start = round(depth * 192)
+        np.testing.assert_array_equal(at_depth[:, start : start + length], facts)
+        np.testing.assert_array_equal(at_depth[:, -length:], facts)
+        changed = np.mean(at_depth != texts[-1])
+        assert changed == 0 if depth == DEPTHS[-1] else changed > 0
+
+
+def test_what_is_lost_of_a_fact_is_what_the_codec_loses(tiny_setup: Setup):
+    setup = dataclasses.replace(tiny_setup, context=256)
+    exact = RetrievalCell(label="", text="both=identity" + TIGHT).measure(setup)
+    coarse = RetrievalCell(label="", text="both=turboquant(block_size=16,bits=2),sinks=0,recent=1").measure(setup)
+    assert [each["depth"] for each in coarse["depths"]] == list(DEPTHS)
+    assert exact["tokens_scored"] == len(DEPTHS) * 2 * ANSWER
+    assert exact["all"]["dense_recall"] == coarse["all"]["dense_recall"]
+    assert max(abs(each["nats_lost"]) for each in exact["depths"]) < 1e-2
+    assert max(abs(each["nats_lost"]) for each in coarse["depths"]) > 10 * max(
+        abs(each["nats_lost"]) for each in exact["depths"]
+    )
+
+
+def test_facts_inside_the_exact_window_are_refused(tiny_setup: Setup):
+    with pytest.raises(ValueError, match="context=192 is too short: the recipe keeps up to 128 recent tokens exact"):
+        RetrievalCell(label="", text="both=int8(block_size=16),sinks=0,recent=113").measure(tiny_setup)
+
+
+def test_agreed_steps():
+    first = np.array([[1, 2, 3], [1, 2, 3], [1, 2, 3]])
+    np.testing.assert_array_equal(agreed_steps(first, np.array([[1, 2, 3], [0, 2, 3], [1, 2, 0]])), [3, 0, 2])
+
+
+def test_trajectories(tiny_setup: Setup, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(trajectory, "STEPS", 32)
+    good = TrajectoryCell(label="", text="both=int8" + TIGHT).measure(tiny_setup)
+    bad = TrajectoryCell(label="", text="both=turboquant(block_size=16,bits=1),sinks=0,recent=1").measure(tiny_setup)
+    assert good["tokens_scored"] == 2 * 32
+    assert good["agreed_steps"] == np.mean(good["agreed_steps_of"])
+    assert good["fed_agreement"] > 0.9 > bad["fed_agreement"]
+    assert bad["agreed_steps"] < 32
+    with pytest.raises(ValueError, match="context=32 must be more than the 32 tokens"):
+        TrajectoryCell(label="", text="both=int8").measure(dataclasses.replace(tiny_setup, context=32))
