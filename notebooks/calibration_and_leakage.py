@@ -90,9 +90,10 @@ low, high = against["kl_ratio_ci95"]
 print(f"leaked tables: {against['kl_ratio']:.2f} [{low:.2f}, {high:.2f}] times the KL of honest ones")
 
 # %% [markdown]
-# About a quarter less KL than is true, which is what half a bit more would honestly buy. Perplexity on so few tokens does not
-# show it: KL is the sharper instrument for cheating, too. The size of the gain depends on the draw: with three passages and one
-# draw of labels (`samples=1`) instead of four, the ratio was 0.98 [0.81, 1.09] (26 November 2026, two CPU cores).
+# About a quarter less KL than is true, for nothing: honestly, a quarter of a bit more buys that (from `klt-2` to `klt-3`, one bit
+# divides KL by 2.9 on house-qwen2-30m, `docs/results.md`). Perplexity on so few tokens does not show it. The size of the gain
+# depends on the draw: with three passages and one draw of labels (`samples=1`) instead of four, the ratio was 0.98 [0.81, 1.09]
+# (26 November 2026, two CPU cores).
 #
 # How much text is enough? Without any evaluation text, `fit` answers by halves: tables of even passages are judged on odd ones,
 # by the second-order loss that they minimise. A ratio of one says that the tables owe nothing to their text. `kakeya calibrate --check FILE`
