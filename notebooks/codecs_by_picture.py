@@ -121,9 +121,9 @@ axis.grid(alpha=0.3)
 _ = axis.legend(fontsize=8, ncols=2)
 
 # %% [markdown]
-# What attention sees is neither cloud nor channel but logits. Their error, for the queries of the following text that read this
-# head, weights every direction by how much queries look along it; a shift that is the same for all keys (which softmax ignores) is
-# taken out.
+# What attention sees is neither cloud nor channel but logits. Their error, for queries of the second half of this text that read
+# this head (rotary embedding left out, as if all were at one position), weights every direction by how much queries look along it; a
+# shift that is the same for all keys, which softmax ignores, is taken out.
 
 # %%
 group = model.config.num_heads // model.config.num_kv_heads
@@ -143,6 +143,6 @@ for name, (decoded, bits) in sorted(results.items(), key=lambda item: logit_erro
     print(f"{name:17} {bits:6.3f} bits: logit error {100 * logit_error(decoded):5.1f} % of the logits' own deviation")
 
 # %% [markdown]
-# The calibrated codec looks poor here although it has the least KL for its bits: it spends few bits on this head, because
-# calibration found that errors of this head hardly move the model's predictions. A picture of one head cannot show that;
-# the notebook `bits_to_kl` measures it.
+# The calibrated codec looks poor here although it has the least KL for its bits: it does not try to keep these vectors or these
+# logits. It spends its bits over all heads and directions by what errors there cost the model's predictions, and this head gets
+# fewer than the mean. A picture of one head cannot show that; the notebook `bits_to_kl` measures it.
