@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kakeya_jax.eval import cli_inspect, cli_lm_eval, cli_runs
+from kakeya_jax.eval import cli_decode, cli_inspect, cli_lm_eval, cli_runs
 from kakeya_jax.eval.cli_options import JsonFlag, ModelArgument, OfflineFlag, QuietFlag
 from kakeya_jax.eval.cli_options import configure as _configure
 from kakeya_jax.eval.cli_options import show as _print
@@ -27,6 +27,7 @@ app.add_typer(bench, name="bench")
 cli_inspect.add_commands(app)
 cli_runs.add_commands(app)
 cli_lm_eval.add_command(app)
+cli_decode.add_command(bench)
 app.add_typer(session, name="session")
 
 HeadDimOption = Annotated[int, typer.Option(min=1, help="For the bits per value.")]

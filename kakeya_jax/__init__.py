@@ -17,6 +17,7 @@ from kakeya_jax.codec import CodecConfig as CodecConfig
 from kakeya_jax.codec import round_trip as round_trip
 from kakeya_jax.codecs.registry import codec_config as codec_config
 from kakeya_jax.codecs.registry import codec_names as codec_names
+from kakeya_jax.codecs.registry import register_codec as register_codec
 from kakeya_jax.recipe import Recipe as Recipe
 from kakeya_jax.recipe import Rule as Rule
 from kakeya_jax.session_file import load_session as load_session

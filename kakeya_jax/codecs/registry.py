@@ -61,3 +61,31 @@ def codec_config(name: str, **options: Any) -> CodecConfig:
     if unknown:
         raise ValueError(f"codec {name!r} has no option {', '.join(unknown)}; its options: {', '.join(known)}")
     return cls(**options)
+
+
+def register_codec(config: type[CodecConfig]) -> type[CodecConfig]:
+    """Makes a method of your own known by its name, to recipes as text, to files and to the command line; a decorator.
+
+    Recipes built in Python (``Rule(codec=MyConfig())``) need no name. Whoever loads a cache file of the method must
+    have registered it, too.
+
+    Args:
+        config: a frozen dataclass derived from ``CodecConfig``, with a ``name`` and a ``source``.
+
+    Returns:
+        The class itself.
+
+    Raises:
+        ValueError: another method has that name, or the class is no config with a name and a source.
+    """
+    if not dataclasses.is_dataclass(config) or not issubclass(config, CodecConfig):
+        raise ValueError(f"{config!r} must be a frozen dataclass derived from CodecConfig")
+    missing = [field for field in ("name", "source") if not isinstance(getattr(config, field, None), str)]
+    if missing:
+        raise ValueError(f"{config.__name__} must set {' and '.join(missing)}, class attributes of type str")
+    held = _CONFIGS.get(config.name)
+    # Running a notebook's cell again makes its class again.
+    if held is not None and (held.__module__, held.__qualname__) != (config.__module__, config.__qualname__):
+        raise ValueError(f"the name {config.name!r} is taken by {held.__module__}.{held.__qualname__}; choose another")
+    _CONFIGS[config.name] = config
+    return config

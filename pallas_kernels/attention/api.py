@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 
 from kakeya_jax.cache import ChunkWindow
+from kakeya_jax.pallas_kernels.attention.dense_copy import attention_dense_copy
 from kakeya_jax.pallas_kernels.attention.mosaic_gpu import attention_mosaic_gpu
 from kakeya_jax.pallas_kernels.attention.reference import attention_reference
 from kakeya_jax.pallas_kernels.attention.triton import attention_triton
@@ -20,6 +21,9 @@ _IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
     "reference": attention_reference,
 }
 """Backends from the fastest to the one that always works."""
+
+_BASELINES: dict[str, Callable[..., Array]] = {"dense_copy": attention_dense_copy}
+"""What others are compared with; by name only."""
 
 
 def compressed_attention(
@@ -49,13 +53,15 @@ def compressed_attention(
             takes the streams' own tails.
         implementation: ``"mosaic_gpu"``, ``"triton"`` or ``"reference"``; ``None`` for the fastest that supports the
             arguments. A decode step on a GPU that only the reference supports says so once, in the log.
+            ``"dense_copy"`` decodes everything and attends densely: storage saved, nothing else, for comparisons.
 
     Raises:
         ValueError: unknown implementation.
         NotImplementedError: the implementation asked for does not support these arguments; the message says why.
     """
-    if implementation is not None and implementation not in _IMPLEMENTATIONS:
-        raise ValueError(f"unknown implementation {implementation!r}; known: {', '.join(_IMPLEMENTATIONS)}")
+    known = _IMPLEMENTATIONS | _BASELINES
+    if implementation is not None and implementation not in known:
+        raise ValueError(f"unknown implementation {implementation!r}; known: {', '.join(known)}")
     names = list(_IMPLEMENTATIONS) if implementation is None else [implementation]
     reasons = []
     for name in names[:-1]:
@@ -67,9 +73,7 @@ def compressed_attention(
             reasons.append(str(error))
     if reasons and query.shape[1] == 1 and jax.default_backend() == "gpu":
         _say_once("; ".join(reasons))
-    return _IMPLEMENTATIONS[names[-1]](
-        query, key_stream, value_stream, positions=positions, rope=rope, scale=scale, chunk=chunk
-    )
+    return known[names[-1]](query, key_stream, value_stream, positions=positions, rope=rope, scale=scale, chunk=chunk)
 
 
 @functools.cache

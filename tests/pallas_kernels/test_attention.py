@@ -62,7 +62,9 @@ def test_reference_attends_to_what_the_cache_holds(recipe: str, group: int):
 
 def test_unknown_implementation_is_an_error():
     layer, query, lengths = decode_step(RECIPES[0], 1)
-    with pytest.raises(ValueError, match="unknown implementation 'warp'; known: mosaic_gpu, triton, reference"):
+    with pytest.raises(
+        ValueError, match="unknown implementation 'warp'; known: mosaic_gpu, triton, reference, dense_copy"
+    ):
         compressed_attention(
             query, layer.key, layer.value,
             positions=lengths[:, None] - 1, rope=ROPE, scale=1.0, implementation="warp",

@@ -1,0 +1,167 @@
+"""Whole decode steps of a model: dense, through codes that are decoded first, and through codes as they are.
+
+Storage and execution are two scorecards. A cache that is decoded before every step saves bytes between steps and
+nothing else; what a step takes at its peak is what XLA's own analysis of the compiled step says.
+"""
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kakeya_jax import accounting
+from kakeya_jax.cache import CompressedCache, Tables
+from kakeya_jax.recipe import Recipe
+from kakeya_jax.typing import Array, Int
+
+DENSE = "dense"
+HOW = {DENSE: None, "decoded first": "dense_copy", "packed": None}
+"""What a row is, and the implementation of its attention."""
+
+STEPS = 16
+"""Decode steps that are timed at once."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeSpeed:
+    """One way of decoding.
+
+    Attributes:
+        recipe: of the cache; ``"dense"`` for keys and values as they are.
+        how: a key of ``HOW``.
+        milliseconds: of one step, the median.
+        quartiles: of the same.
+        times_as_fast: as the dense row of the same run.
+        cache_nbytes: that the cache holds; exact tokens counted as they are held.
+        bytes_per_token: of the whole cache, exact tokens counted as bfloat16.
+        step_nbytes: that a step allocates besides its arguments and results.
+        compile_seconds: of the timed loop.
+    """
+
+    recipe: str
+    how: str
+    milliseconds: float
+    quartiles: tuple[float, float]
+    times_as_fast: float
+    cache_nbytes: int
+    bytes_per_token: float
+    step_nbytes: int | None
+    compile_seconds: float
+
+
+def bench_decode(
+    model: Any,
+    params: Any,
+    tokens: Int[np.ndarray, " n"],
+    recipes: Sequence[str],
+    *,
+    context: int,
+    batch_size: int = 1,
+    repeats: int = 7,
+    dtype: Any = jnp.bfloat16,
+    tables: Callable[[Recipe], Tables | None] = lambda recipe: None,
+    on_row: Callable[[DecodeSpeed], None] = lambda row: None,
+) -> list[DecodeSpeed]:
+    """Times decode steps at the end of a context; every row decodes the same tokens.
+
+    Args:
+        model: the decoder.
+        params: its parameters.
+        tokens: a text of at least ``context`` tokens; every row of the batch reads it.
+        recipes: each gives two rows, "decoded first" and "packed".
+        context: tokens of the cache when the last step is done.
+        batch_size: rows of the cache.
+        repeats: loops of ``STEPS`` steps that are timed.
+        dtype: of exact tokens.
+        tables: calibrated tables of a recipe.
+        on_row: told about each row when it is measured.
+
+    Raises:
+        ValueError: the text is shorter than the context, or the context has no room for a prompt.
+    """
+    if context <= STEPS:
+        raise ValueError(f"context={context} must be more than the {STEPS} steps that are timed")
+    if len(tokens) < context:
+        raise ValueError(f"text has {len(tokens)} tokens, fewer than context={context}; use a longer text")
+    text = jnp.broadcast_to(jnp.asarray(tokens[:context]), (batch_size, context))
+    rows: list[DecodeSpeed] = []
+    for name in (DENSE, *recipes):
+        recipe = Recipe.parse(f"both=identity,sinks=0,recent={context}" if name == DENSE else name)
+        fitted = None if name == DENSE else tables(recipe)
+        empty = CompressedCache.init(
+            model.config, recipe, batch_size=batch_size, max_length=context, dtype=dtype, tables=fitted
+        )
+        report = accounting.cache_report(model.config, recipe, max_length=context, tables=fitted)
+        filled = _prefill(model, params, empty, text[:, :-STEPS])
+        for how in [DENSE] if name == DENSE else ["decoded first", "packed"]:
+            decoder = model.clone(implementation=HOW[how])
+            seconds, compile_seconds = _time(decoder, params, filled, text[:, -STEPS:], repeats)
+            milliseconds = [1e3 * each / STEPS for each in seconds]
+            low, _, high = statistics.quantiles(milliseconds, n=4)
+            median = statistics.median(milliseconds)
+            row = DecodeSpeed(
+                recipe=name,
+                how=how,
+                milliseconds=median,
+                quartiles=(low, high),
+                times_as_fast=(rows[0].milliseconds if rows else median) / median,
+                cache_nbytes=sum(leaf.nbytes for leaf in jax.tree.leaves(filled)) - report.table_nbytes,
+                bytes_per_token=report.bytes_per_token,
+                step_nbytes=_step_nbytes(decoder, params, filled, text[:, -1:]),
+                compile_seconds=compile_seconds,
+            )
+            rows.append(row)
+            on_row(row)
+    return rows
+
+
+def _prefill(model: Any, params: Any, cache: CompressedCache, tokens: Int[Array, "B T"]) -> CompressedCache:
+    def fill(params: Any, cache: CompressedCache, tokens: Array) -> CompressedCache:
+        return model.apply({"params": params}, tokens, cache=cache, last_only=True).cache
+
+    fill = jax.jit(fill)
+    for first in range(0, tokens.shape[1], 512):
+        cache = fill(params, cache, tokens[:, first : first + 512])
+    return jax.block_until_ready(cache)
+
+
+def _time(
+    model: Any, params: Any, cache: CompressedCache, tokens: Int[Array, "B n"], repeats: int
+) -> tuple[list[float], float]:
+    """Seconds of each loop over all ``tokens``, one step each, from the same cache; and of compiling it."""
+
+    @jax.jit
+    def loop(params: Any, cache: CompressedCache, tokens: Array) -> Array:
+        def step(cache: CompressedCache, token: Array) -> tuple[CompressedCache, Array]:
+            logits, cache = model.apply({"params": params}, token[:, None], cache=cache)
+            return cache, jnp.argmax(logits[:, 0], axis=-1)
+
+        return jax.lax.scan(step, cache, tokens.T)[1]
+
+    start = time.perf_counter()
+    compiled = loop.lower(params, cache, tokens).compile()
+    compile_seconds = time.perf_counter() - start
+    jax.block_until_ready(compiled(params, cache, tokens))
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(params, cache, tokens))
+        seconds.append(time.perf_counter() - start)
+    return seconds, compile_seconds
+
+
+def _step_nbytes(model: Any, params: Any, cache: CompressedCache, token: Int[Array, "B 1"]) -> int | None:
+    """What XLA allocates for a single step whose cache is donated; None where it does not say."""
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def step(params: Any, cache: CompressedCache, token: Array) -> tuple[Array, CompressedCache]:
+        return model.apply({"params": params}, token, cache=cache)
+
+    analysis = step.lower(params, cache, token).compile().memory_analysis()
+    return None if analysis is None else int(analysis.temp_size_in_bytes)

@@ -1,0 +1,45 @@
+"""``kakeya bench decode``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kakeya_jax.eval.cli_options import JsonFlag, OfflineFlag, QuietFlag, configure, show
+
+
+def add_command(app: typer.Typer) -> None:
+    """Adds it to the command line."""
+    app.command()(decode)
+
+
+def decode(
+    model: Annotated[str, typer.Option("--model", help="Folder, hub id, or 'demo'.", metavar="MODEL")] = "demo",
+    recipe: Annotated[list[str] | None, typer.Option("--recipe", help="Repeat it.", metavar="RECIPE")] = None,
+    tokens: Annotated[Path | None, typer.Option(help="Token ids to decode, for other models.", metavar="FILE")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Of MODEL, for calibrated recipes.", metavar="FILE")] = None,
+    context: Annotated[int, typer.Option(min=2, help="Tokens of the cache.")] = 4096,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of the cache.")] = 1,
+    repeats: Annotated[int, typer.Option(min=2, help="Loops that are timed.")] = 7,
+    dtype: Annotated[str, typer.Option(help="Of weights and activations.")] = "float32",
+    as_json: JsonFlag = False,
+    offline: OfflineFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Time decode steps: dense, with a cache decoded first, and over packed codes. Memory is a table of its own."""
+    configure(offline=offline)
+    from kakeya_jax.eval import decode_table as work
+
+    request = work.Request(
+        model=model,
+        recipes=tuple(recipe or work.RECIPES),
+        tokens=tokens,
+        calibration=calibration,
+        context=context,
+        batch_size=batch_size,
+        repeats=repeats,
+        dtype=dtype,
+        offline=offline,
+    )
+    rows = work.measure(request, quiet=quiet)
+    show(work.to_dict(request, rows) if as_json else work.tables(request, rows), as_json)

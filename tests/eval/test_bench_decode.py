@@ -1,0 +1,80 @@
+"""Decode steps dense, decoded first and packed: rows, bytes, and that all three read the same cache."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kakeya_jax.cache import CompressedCache
+from kakeya_jax.eval.bench_decode import DENSE, HOW, bench_decode
+from kakeya_jax.eval.cli import run
+from kakeya_jax.recipe import Recipe
+
+RECIPE = "both=int4(block_size=16),sinks=2,recent=8"
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, "key@pre=int8(block_size=16),value=int4(block_size=16),sinks=2,recent=8"])
+def test_decoding_first_and_reading_codes_give_the_same_logits(tiny_model, tiny_tokens, recipe: str):
+    model, params = tiny_model
+    cache = CompressedCache.init(model.config, Recipe.parse(recipe), batch_size=2, max_length=96, dtype=jnp.float32)
+    tokens = jnp.asarray(tiny_tokens[: 2 * 70]).reshape(2, 70)
+    cache = model.apply({"params": params}, tokens[:, :-1], cache=cache).cache
+    packed, decoded = (
+        jax.jit(model.clone(implementation=HOW[how]).apply)({"params": params}, tokens[:, -1:], cache=cache).logits
+        for how in ("packed", "decoded first")
+    )
+    np.testing.assert_allclose(packed, decoded, rtol=1e-4, atol=1e-4)
+    with pytest.raises(NotImplementedError, match="decode steps of one token, not 2"):
+        model.clone(implementation="dense_copy").apply({"params": params}, tokens[:, :2], cache=cache)
+
+
+def test_rows(tiny_model, tiny_tokens):
+    seen = []
+    rows = bench_decode(*tiny_model, tiny_tokens, [RECIPE], context=160, repeats=2, on_row=seen.append)
+    assert seen == rows
+    assert [(row.recipe, row.how) for row in rows] == [
+        (DENSE, DENSE),
+        (RECIPE, "decoded first"),
+        (RECIPE, "packed"),
+    ]
+    dense, decoded, packed = rows
+    config = tiny_model[0].config
+    assert dense.bytes_per_token == 2 * 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    assert dense.times_as_fast == 1.0
+    assert packed.times_as_fast == dense.milliseconds / packed.milliseconds
+    assert packed.cache_nbytes == decoded.cache_nbytes < dense.cache_nbytes
+    assert decoded.step_nbytes is not None
+    assert packed.step_nbytes is not None
+    assert all(row.quartiles[0] <= row.milliseconds <= row.quartiles[1] for row in rows)
+
+
+def test_a_copy_of_a_long_cache_is_what_decoding_first_allocates(tiny_model, tiny_tokens):
+    """More tokens than a tile of the reference: only the copy grows with them."""
+    text = np.tile(tiny_tokens, 3)
+    config = tiny_model[0].config
+    _, decoded, packed = bench_decode(
+        *tiny_model, text, ["both=int8(block_size=128),sinks=0,recent=1"], context=4096, repeats=2
+    )
+    copy = 2 * 4 * 4096 * config.num_kv_heads * config.head_dim
+    assert decoded.step_nbytes is not None
+    assert packed.step_nbytes is not None
+    assert decoded.step_nbytes > copy > packed.step_nbytes
+
+
+def test_wrong_sizes(tiny_model, tiny_tokens, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(ValueError, match="context=16 must be more than the 16 steps"):
+        bench_decode(*tiny_model, tiny_tokens, [], context=16)
+    with pytest.raises(ValueError, match="text has 1600 tokens, fewer than context=4096"):
+        bench_decode(*tiny_model, tiny_tokens, [], context=4096)
+    assert run(["bench", "decode", "--model", "somewhere"]) == 2
+    assert "give --tokens FILE" in capsys.readouterr().err
+
+
+def test_command(capsys: pytest.CaptureFixture[str]):
+    words = ["bench", "decode", "--context", "192", "--recipe", "int8", "--repeats", "2", "--json", "--quiet"]
+    assert run(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"] == "demo"
+    assert [row["how"] for row in found["rows"]] == list(HOW)
