@@ -1,8 +1,11 @@
 """``kakeya bench attention``: what was asked for on the command line, and the speeds as a table and as JSON."""
 
 import dataclasses
+import functools
+import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import rich.box
@@ -13,6 +16,7 @@ from rich.text import Text
 from kakeya_jax.eval.bench_attention import AttentionSpeed, bench_attention, best_dense
 from kakeya_jax.eval.environment import environment
 from kakeya_jax.pallas_kernels.attention.arg_specs import ARG_SPECS, ArgSpec
+from kakeya_jax.whole_file import whole_file
 
 RECIPES = ("turboquant-4", "turboquant-3", "turboquant-2", "key=turboquant(bits=4),value=turboquant(bits=2)")
 IMPLEMENTATIONS = ("mosaic_gpu", "triton")
@@ -28,6 +32,7 @@ class Request:
     implementations: tuple[str, ...] = ()
     repeats: int = 51
     dense: bool = True
+    out: Path | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.shapes if name not in ARG_SPECS]
@@ -43,7 +48,7 @@ class Request:
 
 
 def measure(request: Request, *, quiet: bool = False) -> dict[str, list[AttentionSpeed]]:
-    """The rows of every shape, with a line on stderr for each as it comes.
+    """The rows of every shape, with a line on stderr for each as it comes; ``out`` holds all that came so far.
 
     Raises:
         ValueError: an unknown recipe.
@@ -53,15 +58,23 @@ def measure(request: Request, *, quiet: bool = False) -> dict[str, list[Attentio
         if not quiet:
             print(text, file=sys.stderr, flush=True)
 
-    found = {}
+    found: dict[str, list[AttentionSpeed]] = {}
+
+    def keep(shape: str, row: AttentionSpeed) -> None:
+        found.setdefault(shape, []).append(row)
+        say(f"{shape} {row.name}: {row.milliseconds:.4f} ms")
+        if request.out is not None:
+            with whole_file(request.out) as partial:
+                partial.write_text(json.dumps(as_dict(found, request), indent=1, allow_nan=False) + "\n")
+
     for shape, spec in request.specs.items():
-        found[shape] = bench_attention(
+        bench_attention(
             spec,
             request.recipes or RECIPES,
             implementations=request.implementations or IMPLEMENTATIONS,
             repeats=request.repeats,
             dense=request.dense,
-            on_row=lambda row, shape=shape: say(f"{shape} {row.name}: {row.milliseconds:.4f} ms"),
+            on_row=functools.partial(keep, shape),
             on_skip=lambda name, reason, shape=shape: say(f"{shape} {name}: not measured: {reason}"),
         )
     return found

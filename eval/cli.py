@@ -350,19 +350,26 @@ def bench_attention(
     ] = None,
     repeats: Annotated[int, typer.Option(help="Timed loops of calls; the median counts.")] = 51,
     dense: Annotated[bool, typer.Option(help="Dense attention beside it.")] = True,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the JSON here, anew after every row.", metavar="FILE")
+    ] = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     """Time a decode step's attention over packed codes beside dense attention."""
     _configure()
     from kakeya_jax.eval import attention_table as work
+    from kakeya_jax.eval.outputs import check_output_file
 
+    if out is not None:
+        check_output_file("--out", out)
     request = work.Request(
         shapes=tuple(shape or ()),
         recipes=tuple(recipe or ()),
         implementations=tuple(implementation or ()),
         repeats=repeats,
         dense=dense,
+        out=out,
     )
     rows = work.measure(request, quiet=quiet)
     _print(work.as_dict(rows, request) if as_json else work.table(rows), as_json)

@@ -1,6 +1,7 @@
 """``kakeya bench attention`` on a shape that any machine can run."""
 
 import json
+import pathlib
 
 import pytest
 
@@ -36,6 +37,18 @@ def test_what_does_not_run_here_is_said(capsys: pytest.CaptureFixture[str], monk
     monkeypatch.setattr(bench_attention, "torch_baselines", lambda spec, repeats, copies: {})
     assert run([*TINY, "--recipe", "turboquant-2"]) == 0
     assert "dense jax-cudnn: not measured: no NVIDIA GPU" in capsys.readouterr().err
+
+
+def test_rows_are_written_as_they_come(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """A run that ends at its second recipe leaves the rows of the first."""
+    out = tmp_path / "rows.json"
+    words = [*TINY, "--recipe", "turboquant-4", "--recipe", "no such codec", "--no-dense", "--out", str(out)]
+    assert run(words) == 2
+    assert "no such codec" in capsys.readouterr().err
+    found = json.loads(out.read_text())
+    assert [row["name"] for row in found["shapes"]["tiny"]["rows"]] == ["turboquant-4 reference"]
 
 
 @pytest.mark.parametrize(
