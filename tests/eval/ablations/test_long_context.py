@@ -1,14 +1,15 @@
 """Contexts, planted facts and greedy trajectories, on a model so small that every cell takes seconds."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
 
-from kakeya_jax.eval.ablations import trajectory
+from kakeya_jax.eval.ablations import context, retrieval, trajectory
 from kakeya_jax.eval.ablations.ablation import Setup
-from kakeya_jax.eval.ablations.context import ContextCell, contexts_of
-from kakeya_jax.eval.ablations.retrieval import ANSWER, CUE, DEPTHS, RetrievalCell, planted
+from kakeya_jax.eval.ablations.context import ContextCell, contexts_of, ends_of_passages
+from kakeya_jax.eval.ablations.retrieval import ANSWER, CUE, DEPTHS, ControlCell, RetrievalCell, end_only, planted
 from kakeya_jax.eval.ablations.trajectory import TrajectoryCell, agreed_steps
 
 TIGHT = "(block_size=16),sinks=0,recent=1"
@@ -21,11 +22,35 @@ def test_contexts_are_those_that_a_model_reaches(tiny_setup: Setup):
 
 
 def test_a_context_of_its_own_is_measured_and_its_end_scored(tiny_setup: Setup):
-    row = ContextCell(label="", text="both=int8" + TIGHT, context=96).measure(tiny_setup)
-    assert row["tokens_scored"] == 2 * 95
+    setup = dataclasses.replace(tiny_setup, passages=1)
+    row = ContextCell(label="", text="both=int8" + TIGHT, context=96).measure(setup)
+    assert (row["context"], row["tokens_scored"]) == (96, 95)
     assert row["kl_mean"] > 0
     long = ContextCell(label="", text="both=int8" + TIGHT, context=4096)
     assert long.sizes(tiny_setup) == {"context": 4096, "warmup": 4096 - 1 - 512}
+
+
+def test_every_context_ends_with_the_same_tokens(tiny_setup: Setup):
+    config = dataclasses.replace(tiny_setup.model.config, max_position_embeddings=2048)
+    tokens = np.arange(3 * 2048)
+    setup = dataclasses.replace(tiny_setup, model=types.SimpleNamespace(config=config), tokens=tokens, passages=None)
+    short, long = ends_of_passages(setup, 1024), ends_of_passages(setup, 2048)
+    assert (short.shape, long.shape) == ((3, 1024), (3, 2048))
+    np.testing.assert_array_equal(short, long[:, -1024:])
+    np.testing.assert_array_equal(long, tokens.reshape(3, 2048))
+    with pytest.raises(ValueError, match="passages=4 must be between 1 and 3, as many of context=2048"):
+        ends_of_passages(dataclasses.replace(setup, passages=4), 1024)
+
+
+def test_growth_is_told_for_each_recipe_but_the_exact_one():
+    kl = {
+        "int4, 1024 tokens": 0.5,
+        "int4, 2048 tokens": 1.0,
+        "identity, 1024 tokens": 1.0,
+        "identity, 2048 tokens": 3.0,
+    }
+    rows = {label: {"kl_mean": each, "context": int(label.split()[1])} for label, each in kl.items()}
+    assert context.ABLATION.findings(rows) == ["int4: KL at 2048 tokens is 2.00 times that at 1024."]
 
 
 def test_facts_are_planted_at_every_depth_and_begun_again_at_the_end(tiny_setup: Setup):
@@ -52,6 +77,23 @@ def test_what_is_lost_of_a_fact_is_what_the_codec_loses(tiny_setup: Setup):
     assert max(abs(each["nats_lost"]) for each in coarse["depths"]) > 10 * max(
         abs(each["nats_lost"]) for each in exact["depths"]
     )
+
+
+def test_the_control_is_the_dense_model_without_the_fact(tiny_setup: Setup):
+    setup = dataclasses.replace(tiny_setup, context=256)
+    length = CUE + ANSWER
+    plain, with_fact = end_only(setup.tokens, 256, 2), planted(setup.tokens, 256, 2)
+    np.testing.assert_array_equal(plain[:, -length:], with_fact[0, :, -length:])
+    np.testing.assert_array_equal(plain[:, :-length], np.stack([setup.tokens[:232], setup.tokens[1344:1576]]))
+    row = ControlCell(label="").measure(setup)
+    assert row["tokens_scored"] == len(DEPTHS) * 2 * ANSWER
+    assert len({each["nats_lost"] for each in row["depths"]}) == len(DEPTHS)  # the fact is read, depth by depth
+    rows = {"dense, no fact planted": row, "other": row}
+    found = retrieval.ABLATION.findings(rows)
+    assert "and guesses" in found[0]
+    assert "That is no recall" in found[1]  # random weights
+    recalls = {**row, "all": {**row["all"], "dense_recall": 0.9}}
+    assert len(retrieval.ABLATION.findings({"dense, no fact planted": recalls})) == 2
 
 
 def test_facts_inside_the_exact_window_are_refused(tiny_setup: Setup):
