@@ -32,7 +32,8 @@ def test_decoding_first_and_reading_codes_give_the_same_logits(tiny_model, tiny_
 
 def test_rows(tiny_model, tiny_tokens):
     seen = []
-    rows = bench_decode(*tiny_model, tiny_tokens, [RECIPE], context=160, repeats=2, on_row=seen.append)
+    model, params = tiny_model
+    rows = bench_decode(model, params, tiny_tokens, [RECIPE], context=160, repeats=2, on_row=seen.append)
     assert seen == rows
     assert [(row.recipe, row.how) for row in rows] == [
         (DENSE, DENSE),
@@ -40,7 +41,7 @@ def test_rows(tiny_model, tiny_tokens):
         (RECIPE, "packed"),
     ]
     dense, decoded, packed = rows
-    config = tiny_model[0].config
+    config = model.config
     assert dense.bytes_per_token == 2 * 2 * config.num_layers * config.num_kv_heads * config.head_dim
     assert dense.times_as_fast == 1.0
     assert packed.times_as_fast == dense.milliseconds / packed.milliseconds
@@ -53,9 +54,10 @@ def test_rows(tiny_model, tiny_tokens):
 def test_a_copy_of_a_long_cache_is_what_decoding_first_allocates(tiny_model, tiny_tokens):
     """More tokens than a tile of the reference: only the copy grows with them."""
     text = np.tile(tiny_tokens, 3)
-    config = tiny_model[0].config
+    model, params = tiny_model
+    config = model.config
     _, decoded, packed = bench_decode(
-        *tiny_model, text, ["both=int8(block_size=128),sinks=0,recent=1"], context=4096, repeats=2
+        model, params, text, ["both=int8(block_size=128),sinks=0,recent=1"], context=4096, repeats=2
     )
     copy = 2 * 4 * 4096 * config.num_kv_heads * config.head_dim
     assert decoded.step_nbytes is not None
@@ -64,10 +66,11 @@ def test_a_copy_of_a_long_cache_is_what_decoding_first_allocates(tiny_model, tin
 
 
 def test_wrong_sizes(tiny_model, tiny_tokens, capsys: pytest.CaptureFixture[str]):
+    model, params = tiny_model
     with pytest.raises(ValueError, match="context=16 must be more than the 16 steps"):
-        bench_decode(*tiny_model, tiny_tokens, [], context=16)
+        bench_decode(model, params, tiny_tokens, [], context=16)
     with pytest.raises(ValueError, match="text has 1600 tokens, fewer than context=4096"):
-        bench_decode(*tiny_model, tiny_tokens, [], context=4096)
+        bench_decode(model, params, tiny_tokens, [], context=4096)
     assert run(["bench", "decode", "--model", "somewhere"]) == 2
     assert "give --tokens FILE" in capsys.readouterr().err
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from kakeya_jax import bitpack
+from kakeya_jax.codecs.klt import Klt
 from kakeya_jax.codecs.registry import codec_config, codec_names
 from kakeya_jax.eval import numpy_codecs
 from kakeya_jax.eval.bench_encode import bench_encode
@@ -51,6 +52,7 @@ def test_the_numpy_baseline_of_klt_gives_its_codes() -> None:
     config = codec_config("klt", bits=2.0)
     blocks = np.random.default_rng(0).standard_normal((2, 128, 64)).astype(np.float32)
     codec = config.build(64, tables=config.neutral_tables(64))
+    assert isinstance(codec, Klt)
     ours = jax.vmap(codec.encode)(jnp.asarray(blocks)[:, None])
     _, _, scale, *words = numpy_codecs.encode(blocks, config)
     assert np.mean(np.asarray(ours.scale)[:, 0] == scale) > 0.99
