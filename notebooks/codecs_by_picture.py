@@ -36,7 +36,7 @@ model, params = load("demo")
 tokens = jnp.asarray(encode_text(bundled_text(), load_tokenizer("demo"))[:516])
 vectors = dense_vectors(model, params, tokens)
 
-layer, head = 4, 0
+layer, head = 4, 1
 keys = vectors[layer]["key"][:, 4:]  # [heads, 512, head_dim], before their rotary embedding; the first four stay exact
 deviation = np.asarray(keys[head].std(axis=0))
 print(f"channel deviations of head {head}: {deviation.min():.2f} to {deviation.max():.2f}")
@@ -45,7 +45,7 @@ print(f"largest mean against its deviation: {np.abs(np.asarray(keys[head].mean(0
 # %% [markdown]
 # A codec is a config that is built for a head dimension; `round_trip` encodes and decodes blocks. All methods get the same
 # vectors here, keys before their rotary embedding; in a cache most store keys after it. `klt` codes all heads at once, with
-# tables of its calibration, and with channels of unequal widths: two bits are its mean over the model, this head has fewer.
+# tables of its calibration, and with channels of unequal widths: two bits are its mean over the model, each head has its own.
 # `kakeya` stores a basis for each block of 512 tokens, which is most of its bits here; heads may share one (`mix_heads=true`).
 
 # %%
@@ -74,6 +74,8 @@ def coded(text):
     decoded = jax.jit(round_trip)(codec, blocks)
     block = jax.ShapeDtypeStruct(blocks.shape[1 if config.joint_heads else 2 :], jnp.float32)
     bits = 8 * nbytes(jax.eval_shape(codec.encode, block)) / block.size
+    if config.joint_heads:  # that was the mean of both heads; a head's own are its widths, token scales and page means
+        bits = float(tables["widths"][head].mean()) + 8 / keys.shape[-1] + 8 / size
     return (decoded.swapaxes(0, 1) if config.joint_heads else decoded).reshape(keys.shape), bits
 
 
@@ -86,11 +88,11 @@ for name, (decoded, bits) in results.items():
     )
 
 # %% [markdown]
-# The two widest channels. Grey: the keys. Colour: what the cache gives back. These keys lie far from zero. Round to nearest, the
-# lattice and TurboQuant code each token around zero, so the mean takes most of their range: points of round to nearest lie on
-# the few grid lines of their token, and TurboQuant's error, spread over all channels by its rotation, is as large as the cloud.
-# (`static_mean=true` takes a calibrated mean out first.) KIVI has four values for each channel and 32 tokens; Besicovitch and
-# KakeyaTurbo take the block's own mean out.
+# The two widest channels. Grey: the keys. Colour: what the cache gives back. Round to nearest, the lattice and TurboQuant code each
+# token around zero, so a mean takes part of their range (`static_mean=true` takes a calibrated one out first): points of round to nearest
+# that are zero in a channel line up, and TurboQuant's rotation spreads its error over all directions alike. KIVI has four values for
+# each channel and 32 tokens. Besicovitch and KakeyaTurbo take the block's own mean out. The calibrated codec keeps these two
+# channels finely, and others coarsely.
 
 # %%
 first, second = np.argsort(deviation)[::-1][:2]
@@ -121,9 +123,9 @@ axis.grid(alpha=0.3)
 _ = axis.legend(fontsize=8, ncols=2)
 
 # %% [markdown]
-# What attention sees is neither cloud nor channel but logits. Their error, for the queries of the following text that read this
-# head, weights every direction by how much queries look along it; a shift that is the same for all keys (which softmax ignores) is
-# taken out.
+# What attention sees is neither cloud nor channel but logits. Their error, for queries of the second half of this text that read
+# this head (rotary embedding left out, as if all were at one position), weights every direction by how much queries look along it; a
+# shift that is the same for all keys, which softmax ignores, is taken out.
 
 # %%
 group = model.config.num_heads // model.config.num_kv_heads
@@ -143,6 +145,10 @@ for name, (decoded, bits) in sorted(results.items(), key=lambda item: logit_erro
     print(f"{name:17} {bits:6.3f} bits: logit error {100 * logit_error(decoded):5.1f} % of the logits' own deviation")
 
 # %% [markdown]
-# The calibrated codec looks poor here although it has the least KL for its bits: it spends few bits on this head, because
-# calibration found that errors of this head hardly move the model's predictions. A picture of one head cannot show that;
-# the notebook `bits_to_kl` measures it.
+# The calibrated codec minimises none of these errors: it spends its bits over all heads and directions by what errors there cost
+# the model's predictions. These are the bits it gives to the keys of each head, before scales and means:
+
+# %%
+widths = calibration.tables_for(Recipe.parse(f"both={texts['calibrated']}"))
+for layer_index in range(model.config.num_layers):
+    print(f"layer {layer_index}:", *(f"{each.mean():.3f}" for each in widths[layer_index, "key"]["widths"]))

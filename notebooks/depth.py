@@ -81,5 +81,6 @@ for text in result_lines(depth):
 
 # %% [markdown]
 # Here KL nearly adds up: neither compounding nor saturation, and nothing like the floor of 2.5 % of perplexity for each layer that
-# was claimed for KakeyaTurbo. Layers are not equal, and which of them cost most depends on the codec (`turboquant`: both halves alike,
-# `kakeya`: the last half). That is what a budget over layers can use: `klt` spends its bits where the loss is, `boundary=` keeps the first and last layers exact.
+# was claimed for KakeyaTurbo. One layer has more than half of the loss, and which layers cost most depends on the codec: for
+# `turboquant` both halves cost alike, for `kakeya` the last one more. A budget over layers can use that: `klt` spends its bits
+# where the loss is, `boundary=` keeps the first and last layers exact.

@@ -61,7 +61,7 @@ def _overview(measured: dict[int, dict[str, dict[str, Any]]]) -> str:
             small["bits_per_value"]["all_in"],
             large["bits_per_value"]["all_in"],
         ]
-        keys = "before their rotary embedding" if large["keys"].startswith("pre") else "after it"
+        keys = "before RoPE" if large["keys"].startswith("pre") else "after RoPE"
         cells = [f"[`{name}`](#{name})", keys, *map(_number, bits), _number(large["bytes_per_vector"])]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)

@@ -10,7 +10,6 @@ from kakeya_jax.typing import StreamName
 
 def encode(blocks: np.ndarray, config: Int8Config | Int4Config, stream: StreamName = "key") -> IntegerCode:
     """The code of ``blocks`` ``[..., n, d]``."""
-    del stream
     bits, group_size, affine = _format(config, blocks.shape[-1])
     groups = blocks.reshape(*blocks.shape[:-1], -1, group_size)
     minimum = None
@@ -19,17 +18,28 @@ def encode(blocks: np.ndarray, config: Int8Config | Int4Config, stream: StreamNa
         minimum = minimum[..., 0]
     else:
         codes, scale = quantize_symmetric(groups, bits, axis=-1)
-    packed = pack(codes.reshape(blocks.shape), bits)
+    rows = codes.reshape(blocks.shape)
+    if bits == 8:
+        rows = (rows.astype(np.int32) - 127) % 256  # two's complement
+    if stream == "value" and bits == 8 and group_size == blocks.shape[-1]:
+        rows = np.swapaxes(rows, -1, -2)
+    packed = pack(rows, bits)
     return IntegerCode(codes=packed, scale=scale[..., 0], minimum=minimum)  # pyright: ignore[reportArgumentType]
 
 
 def decode(code: IntegerCode, config: Int8Config | Int4Config, stream: StreamName = "key") -> np.ndarray:
     """The reconstruction ``[..., n, d]``."""
-    del stream
     scale = np.asarray(code.scale, np.float32)[..., None]
-    bits, group_size, affine = _format(config, 8 * code.codes.shape[-1] // (8 if config.name == "int8" else 4))
-    steps = unpack(np.asarray(code.codes), bits, scale.shape[-2] * group_size).astype(np.float32)
-    steps = steps.reshape(*scale.shape[:-1], group_size)
+    n, groups, packed = *scale.shape[-3:-1], np.asarray(code.codes)
+    bits = _format(config, 1)[0]
+    along_tokens = stream == "value" and groups == 1 and bits == 8
+    steps = unpack(packed, bits, n if along_tokens else 8 * packed.shape[-1] // bits)
+    if along_tokens:
+        steps = np.swapaxes(steps, -1, -2)
+    if bits == 8:
+        steps = (steps.astype(np.int32) + 127) % 256
+    _, group_size, affine = _format(config, steps.shape[-1])
+    steps = steps.astype(np.float32).reshape(*scale.shape[:-1], group_size)
     if affine:
         x = steps * scale + np.asarray(code.minimum, np.float32)[..., None]
     else:

@@ -45,10 +45,11 @@ class Int8Config(CodecConfig):
         tables: Mapping[str, Array] | None = None,
     ) -> "Integer":
         """See ``CodecConfig.build``."""
-        del layer, stream, tables
+        del layer, tables
         group_size = head_dim if self.group_size is None else self.group_size
         _check_divides(self.name, group_size, head_dim)
-        return Integer(config=self, bits=8, group_size=group_size, affine=False)
+        along_tokens = stream == "value" and group_size == head_dim
+        return Integer(config=self, bits=8, group_size=group_size, affine=False, along_tokens=along_tokens)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,13 +83,13 @@ class Int4Config(CodecConfig):
         """See ``CodecConfig.build``."""
         del layer, stream, tables
         _check_divides(self.name, self.group_size, head_dim)
-        return Integer(config=self, bits=4, group_size=self.group_size, affine=self.affine)
+        return Integer(config=self, bits=4, group_size=self.group_size, affine=self.affine, along_tokens=False)
 
 
 @pytree_dataclass
 class IntegerCode:
-    """Packed codes ``[n, d * bits / 8]`` with float16 ``scale`` and, if affine, ``minimum`` ``[n, d /
-    group]``."""
+    """Packed codes ``[n, d * bits / 8]``, or ``[d, n]`` along tokens, with float16 ``scale`` ``[n, d / group]`` and, if
+    affine, ``minimum``. Codes of 8 bits are two's complement."""
 
     codes: Array = payload_field()
     scale: Array = side_field()
@@ -97,12 +98,17 @@ class IntegerCode:
 
 @pytree_dataclass
 class Integer:
-    """The codec of ``Int8Config`` and ``Int4Config``."""
+    """The codec of ``Int8Config`` and ``Int4Config``.
+
+    Attributes:
+        along_tokens: whether codes lie channel after channel, as a kernel reads values.
+    """
 
     config: Int8Config | Int4Config = static_field()
     bits: int = static_field()
     group_size: int = static_field()
     affine: bool = static_field()
+    along_tokens: bool = static_field()
 
     def encode(self, block: Float[Array, "n d"], key: Array | None = None) -> IntegerCode:
         """Rounds to the nearest grid point; the grid uses the scale as stored (float16), so decode adds no
@@ -117,18 +123,26 @@ class Integer:
             codes, scale, minimum = quantize_affine(x, self.bits, axis=-1)
         else:
             (codes, scale), minimum = quantize_symmetric(x, self.bits, axis=-1), None
-        return IntegerCode(codes=bitpack.pack(codes.reshape(n, d), self.bits), scale=scale, minimum=minimum)
+        rows = codes.reshape(n, d) + self._first
+        packed = bitpack.pack(rows.T if self.along_tokens else rows, self.bits)
+        return IntegerCode(codes=packed, scale=scale, minimum=minimum)
 
     def decode(self, code: IntegerCode) -> Float[Array, "n d"]:
         """``scale * (code - qmax)``, or ``minimum + scale * code`` if affine."""
         n, groups = code.scale.shape
         d = groups * self.group_size
-        codes = bitpack.unpack(code.codes, self.bits, d).reshape(n, groups, self.group_size)
+        rows = bitpack.unpack(code.codes, self.bits, n if self.along_tokens else d) - self._first
+        codes = ((rows.T if self.along_tokens else rows) & (2**self.bits - 1)).reshape(n, groups, self.group_size)
         if code.minimum is None:
             x = dequantize_symmetric(codes, code.scale, self.bits, axis=-1)
         else:
             x = dequantize_affine(codes, code.scale, code.minimum, axis=-1)
         return x.reshape(n, d)
+
+    @property
+    def _first(self) -> int:
+        """What is added to codes so that those of 8 bits, from 0 for -127, become two's complement."""
+        return -127 if self.bits == 8 else 0
 
 
 def _check_group_size(codec: str, group_size: int) -> None:

@@ -7,6 +7,8 @@ from kakeya_jax.pallas_kernels.attention.coded_shape import Codes
 
 def decode_unit(ops: Any, unit: list[Any], codes: Codes) -> list[Any]:
     """16 codes as four registers of four signed bytes."""
+    if codes.bits == 8 and not codes.halfway:
+        return unit
     if codes.bits == 8:
         return [ops.differing(word, ops.integer(0x80808080)) for word in unit]
     if codes.bits == 4:

@@ -6,7 +6,7 @@ both products of attention the codes are the left operand, keys with tokens as r
 channels as rows and tokens as depth. The right operand has eight columns: queries (or their shares of the softmax) as
 numbers of 16 bits, two bytes each. Up to four queries are columns 0 to 3 with their high bytes and 4 to 7 with their
 low bytes; more take two products. Levels are ``unit (byte + 1/2)``: the half is added once for each query, not once
-for each code.
+for each code. (Integer codes of 8 bits are ``unit byte``.)
 
 Which token is which row is free, as long as both products agree: row ``r`` of half ``h`` of product ``i`` is token
 ``16 (r / 2) + 4 i + 2 (r % 2) + h`` of its tile, because then a lane's part of a value's tile is one unit of 16
@@ -78,15 +78,16 @@ def coded_program(
 
     query = _load_query(ops, shape, lane, query_ref, head)
     rows = ops.times(head, 4 * shape.query_rows)
-    starts = [
-        [ops.add(word, ops.integer(MAGIC_BITS)) for word in words]
-        for words in (
-            ops.load_words(
-                ops.offset(ops.address(start_ref), ops.add(rows, ops.times(lane.column, 8))), 2, 32 * block, once=False
-            )
-            for block in range(shape.query_rows // COLUMNS)
-        )
-    ]
+    starts = [[ops.integer(MAGIC_BITS)] * 2] * (shape.query_rows // COLUMNS)
+    if shape.key.halfway:
+        where = ops.offset(ops.address(start_ref), ops.add(rows, ops.times(lane.column, 8)))
+        starts = [
+            [
+                ops.add(word, start)
+                for word, start in zip(ops.load_words(where, 2, 32 * block, once=False), pair, strict=True)
+            ]
+            for block, pair in enumerate(starts)
+        ]
     column = ops.modulo(lane.column, 2) if shape.paired else lane.column
     factors = ops.load_reals(
         ops.offset(ops.address(factor_ref), ops.add(ops.times(head, 4 * COLUMNS), ops.times(column, 8))), 2

@@ -28,10 +28,12 @@ class Codes:
     Attributes:
         bits: of a code: 2, 3, 4 or 8.
         table: bytes of the levels, by index (``byte_levels``); empty for 8 bits.
+        halfway: whether a level is its byte and a half, in units, or just its byte.
     """
 
     bits: int
     table: tuple[int, ...]
+    halfway: bool = True
 
     @property
     def unit_words(self) -> int:

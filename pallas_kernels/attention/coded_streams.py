@@ -2,8 +2,12 @@
 
 import dataclasses
 import math
+from typing import Any
+
+import jax.numpy as jnp
 
 from kakeya_jax.byte_levels import byte_levels
+from kakeya_jax.codecs.integer import Integer
 from kakeya_jax.codecs.turboquant import TurboQuant, coordinate_levels
 from kakeya_jax.pallas_kernels.attention.coded_shape import Codes
 from kakeya_jax.pallas_kernels.attention.decode_step import CodedStream
@@ -20,13 +24,15 @@ class Limits:
         head_dims: dimensions of a head.
         group: most queries that share a key/value head.
         tokens: pages are whole multiples of so many.
-        bits: of an index.
+        bits: of an index of ``turboquant``.
+        int8: whether it takes ``int8``.
     """
 
     head_dims: tuple[int, ...]
     group: int
     tokens: int
     bits: tuple[int, ...]
+    int8: bool = False
 
 
 def unsupported(query: Array, key_stream: Stream, value_stream: Stream, limits: Limits) -> list[str]:
@@ -49,30 +55,42 @@ def unsupported(query: Array, key_stream: Stream, value_stream: Stream, limits: 
     if key_stream.tail.dtype != value_stream.tail.dtype:
         found.append("exact keys and values of different types")
     for stream in (key_stream, value_stream):
-        config = stream.codec.config
-        if not isinstance(stream.codec, TurboQuant):
-            found.append(config.name)
-        elif config.qjl or config.bits not in limits.bits or config.mix_heads:
-            found.append(f"turboquant(bits={config.bits}, qjl={config.qjl}, mix_heads={config.mix_heads})")
+        found += _unsupported_codec(stream.codec, limits)
     return list(dict.fromkeys(found))
+
+
+def _unsupported_codec(codec: Any, limits: Limits) -> list[str]:
+    if isinstance(codec, TurboQuant):
+        config = codec.config
+        if config.qjl or config.bits not in limits.bits or config.mix_heads:
+            return [f"turboquant(bits={config.bits}, qjl={config.qjl}, mix_heads={config.mix_heads})"]
+        return []
+    if isinstance(codec, Integer) and codec.bits == 8 and limits.int8:
+        group_size = codec.config.group_size
+        return [] if group_size is None and not codec.config.mix_heads else [f"int8(group_size={group_size})"]
+    return [codec.config.name]
 
 
 def coded_stream(stream: Stream) -> CodedStream:
     """The arrays of a stream that ``unsupported`` says nothing of; the pages of a head lie one behind the other."""
     heads, tokens = num_heads(stream), capacity(stream)
     dim = stream.tail.shape[-1]
-    bits = stream.codec.config.bits
-    table, unit = byte_levels(tuple(float(level) for level in coordinate_levels(bits)))
-    words = stream.blocks.indices
+    if isinstance(stream.codec, Integer):
+        codes, unit = Codes(bits=8, table=(), halfway=False), 1.0
+        words, rotation = stream.blocks.codes, jnp.eye(dim, dtype=jnp.float32)
+        along_tokens = stream.codec.along_tokens
+    else:
+        bits = stream.codec.config.bits
+        table, unit = byte_levels(tuple(float(level) for level in coordinate_levels(bits)))
+        codes, words, rotation = Codes(bits=bits, table=table), stream.blocks.indices, stream.codec.rotation
+        along_tokens = stream.codec.stream == "value"
     return CodedStream(
-        words=words.reshape(heads, tokens, -1)
-        if stream.codec.stream == "key"
-        else words.reshape(heads, -1, dim, words.shape[-1]),
+        words=words.reshape(heads, -1, dim, words.shape[-1]) if along_tokens else words.reshape(heads, tokens, -1),
         scales=stream.blocks.scale.reshape(heads, tokens),
         sinks=stream.sinks.reshape(heads, -1, dim),
         tail=stream.tail.reshape(heads, -1, dim),
-        rotation=stream.codec.rotation,
-        codes=Codes(bits=bits, table=table),
+        rotation=rotation,
+        codes=codes,
         unit=unit,
     )
 

@@ -23,7 +23,8 @@ def write_state(
     total, shift = ([over_rows(ops, each, ops.plus) for each in part] for part in (total, shift))
     if shape.paired:  # high and low parts lie two columns of lanes apart
         weighted = [ops.plus(each, ops.exchange(each, 2)) for each in weighted]
-    weighted = [ops.fused(shift[index % 2], ops.real(0.5), each) for index, each in enumerate(weighted)]
+    if shape.value.halfway:
+        weighted = [ops.fused(shift[index % 2], ops.real(0.5), each) for index, each in enumerate(weighted)]
     start = ops.shared_address(shared)
     rows, warps, dim = shape.rows, shape.warps, shape.dim
     writes = ops.less(lane.column, ops.integer(rows // 2))

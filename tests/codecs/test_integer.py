@@ -9,6 +9,7 @@ from kakeya_jax.codecs.integer import Int4Config, Int8Config
 from kakeya_jax.eval.numpy_codecs import identity as identity_oracle
 from kakeya_jax.eval.numpy_codecs import integer as oracle
 from kakeya_jax.testing import synthetic_kv
+from kakeya_jax.typing import StreamName
 
 encode = jax.jit(lambda codec, block: codec.encode(block))
 recode = jax.jit(round_trip)
@@ -19,13 +20,14 @@ recode = jax.jit(round_trip)
     [Int8Config(), Int8Config(group_size=32), Int4Config(), Int4Config(affine=True), Int4Config(group_size=64)],
     ids=str,
 )
-def test_codes_and_vectors_are_those_of_numpy(config: Int8Config | Int4Config) -> None:
-    x = synthetic_kv(3, 128, 64, "key")
-    codec = config.build(64)
-    code, expected = encode(codec, x), oracle.encode(np.asarray(x), config)
+@pytest.mark.parametrize("stream", ["key", "value"])
+def test_codes_and_vectors_are_those_of_numpy(config: Int8Config | Int4Config, stream: StreamName) -> None:
+    x = synthetic_kv(3, 96, 64, "key")
+    codec = config.build(64, stream=stream)
+    code, expected = encode(codec, x), oracle.encode(np.asarray(x), config, stream)
     for ours, theirs in zip(jax.tree.leaves(code), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    np.testing.assert_allclose(codec.decode(code), oracle.decode(code, config), rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(codec.decode(code), oracle.decode(code, config, stream), rtol=1e-6, atol=1e-5)
 
 
 def test_identity_is_bfloat16() -> None:

@@ -127,12 +127,25 @@ def test_kernels_lower_for_cuda(name: str, dim: int, group: int, bits: tuple[int
     assert {"triton": "triton", "mosaic_gpu": "mosaic_gpu"}[name] in lowered.as_text()
 
 
+@needs_mosaic
+@pytest.mark.parametrize(("recipe", "group"), [("both=turboquant(bits=4)", 8), ("both=int8", 4)])
+def test_whole_steps_lower_for_cuda(recipe: str, group: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    layer, query, positions = decode_step(recipe, group)
+    step = functools.partial(mosaic_gpu.attention_mosaic_gpu, rope=Rope(head_dim=64), scale=SCALE)
+    with for_an_h200():
+        traced = jax.jit(lambda q, k, v, p: step(q, k, v, positions=p)).trace(query, layer.key, layer.value, positions)
+        lowered = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert lowered.count("custom_call @mosaic_gpu") == 2
+
+
 @pytest.mark.parametrize(
     ("implementation", "recipe", "reason"),
     [
         ("triton", "both=turboquant(bits=4)", "no NVIDIA GPU"),
         ("mosaic_gpu", "both=turboquant(bits=4)", "no NVIDIA GPU"),
         ("triton", "both=int8", "int8"),
+        ("mosaic_gpu", "both=int8(group_size=32)", r"int8\(group_size=32\)"),
         ("triton", "both=turboquant(bits=3)", r"turboquant\(bits=3, qjl=False"),
         ("mosaic_gpu", "both=turboquant(bits=4,qjl=true)", "qjl=True"),
         ("mosaic_gpu", "both=turboquant(bits=4,static_mean=true)", "a static mean"),
@@ -168,6 +181,24 @@ def test_decode_step_through_the_interpreted_kernel(name: str, recipe: str, grou
     expected = compressed_attention(query, layer.key, layer.value, implementation="reference", **arguments)
     attend = {"triton": triton.attention_triton, "mosaic_gpu": mosaic_gpu.attention_mosaic_gpu}[name]
     found = attend(query, layer.key, layer.value, interpret=True, **arguments)
+    assert np.linalg.norm(found - expected) <= 1e-3 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "group"),
+    [
+        ("both=int8", 2),
+        ("both=int8(block_size=64),sinks=0,recent=1", 5),
+        ("key=int8,value=turboquant(bits=4)", 4),
+        ("key=turboquant(bits=3),value=int8", 1),
+    ],
+)
+def test_decode_step_over_bytes(recipe: str, group: int):
+    """Levels that are their bytes, alone and beside levels that are half a unit more."""
+    layer, query, positions = decode_step(recipe, group)
+    arguments = {"positions": positions, "rope": Rope(head_dim=64), "scale": SCALE}
+    expected = compressed_attention(query, layer.key, layer.value, implementation="reference", **arguments)
+    found = mosaic_gpu.attention_mosaic_gpu(query, layer.key, layer.value, interpret=True, **arguments)
     assert np.linalg.norm(found - expected) <= 1e-3 * np.linalg.norm(expected)
 
 
@@ -261,8 +292,12 @@ def test_gpu_kernels_at_extremes(name: str, code: int):
 @pytest.mark.filterwarnings("ignore:.*[Tt]riton.*:DeprecationWarning")
 @pytest.mark.parametrize("name", ["triton", pytest.param("mosaic_gpu", marks=needs_mosaic)])
 @pytest.mark.parametrize("group", [4, 8, 12])
-@pytest.mark.parametrize("recipe", ["both=turboquant(bits=4)", "key=turboquant(bits=4),value=turboquant(bits=2)"])
+@pytest.mark.parametrize(
+    "recipe", ["both=turboquant(bits=4)", "key=turboquant(bits=4),value=turboquant(bits=2)", "both=int8"]
+)
 def test_gpu_decode_step_is_the_reference(name: str, recipe: str, group: int):
+    if name == "triton" and "int8" in recipe:
+        pytest.skip("the Triton kernel does not take it")
     layer, query, positions = decode_step(recipe, group)
     arguments = {"positions": positions, "rope": Rope(head_dim=64), "scale": SCALE}
     step = jax.jit(compressed_attention, static_argnames=("rope", "scale", "implementation"))
