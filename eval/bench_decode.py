@@ -37,7 +37,7 @@ class DecodeSpeed:
         how: a key of ``HOW``.
         milliseconds: of one step, the median.
         quartiles: of the same.
-        times_as_fast: as the dense row of the same run.
+        times_as_fast: as dense steps that were timed in turn with this row's, the median.
         cache_nbytes: that the cache holds; exact tokens counted as they are held.
         bytes_per_token: of the whole cache, exact tokens counted as bfloat16.
         step_nbytes: that a step allocates besides its arguments and results.
@@ -91,6 +91,7 @@ def bench_decode(
         raise ValueError(f"text has {len(tokens)} tokens, fewer than context={context}; use a longer text")
     text = jnp.broadcast_to(jnp.asarray(tokens[:context]), (batch_size, context))
     rows: list[DecodeSpeed] = []
+    dense: Callable[[], float] | None = None
     for name in (DENSE, *recipes):
         recipe = Recipe.parse(f"both=identity,sinks=0,recent={context}" if name == DENSE else name)
         fitted = None if name == DENSE else tables(recipe)
@@ -101,16 +102,17 @@ def bench_decode(
         filled = _prefill(model, params, empty, text[:, :-STEPS])
         for how in [DENSE] if name == DENSE else ["decoded first", "packed"]:
             decoder = model.clone(implementation=HOW[how])
-            seconds, compile_seconds = _time(decoder, params, filled, text[:, -STEPS:], repeats)
-            milliseconds = [1e3 * each / STEPS for each in seconds]
+            run, compile_seconds = _timed_loop(decoder, params, filled, text[:, -STEPS:])
+            dense = dense or run
+            pairs = [(dense(), run()) for _ in range(repeats)]  # in turn: other work on the machine slows both
+            milliseconds = [1e3 * mine / STEPS for _, mine in pairs]
             low, _, high = statistics.quantiles(milliseconds, n=4)
-            median = statistics.median(milliseconds)
             row = DecodeSpeed(
                 recipe=name,
                 how=how,
-                milliseconds=median,
+                milliseconds=statistics.median(milliseconds),
                 quartiles=(low, high),
-                times_as_fast=(rows[0].milliseconds if rows else median) / median,
+                times_as_fast=1.0 if how == DENSE else statistics.median(its / mine for its, mine in pairs),
                 cache_nbytes=sum(leaf.nbytes for leaf in jax.tree.leaves(filled)) - report.table_nbytes,
                 bytes_per_token=report.bytes_per_token,
                 step_nbytes=_step_nbytes(decoder, params, filled, text[:, -1:]),
@@ -131,10 +133,11 @@ def _prefill(model: Any, params: Any, cache: CompressedCache, tokens: Int[Array,
     return jax.block_until_ready(cache)
 
 
-def _time(
-    model: Any, params: Any, cache: CompressedCache, tokens: Int[Array, "B n"], repeats: int
-) -> tuple[list[float], float]:
-    """Seconds of each loop over all ``tokens``, one step each, from the same cache; and of compiling it."""
+def _timed_loop(
+    model: Any, params: Any, cache: CompressedCache, tokens: Int[Array, "B n"]
+) -> tuple[Callable[[], float], float]:
+    """What takes the seconds of one loop over all ``tokens``, a step each, always from the same cache; and how long it
+    took to compile."""
 
     @jax.jit
     def loop(params: Any, cache: CompressedCache, tokens: Array) -> Array:
@@ -147,13 +150,14 @@ def _time(
     start = time.perf_counter()
     compiled = loop.lower(params, cache, tokens).compile()
     compile_seconds = time.perf_counter() - start
-    jax.block_until_ready(compiled(params, cache, tokens))
-    seconds = []
-    for _ in range(repeats):
+
+    def run() -> float:
         start = time.perf_counter()
         jax.block_until_ready(compiled(params, cache, tokens))
-        seconds.append(time.perf_counter() - start)
-    return seconds, compile_seconds
+        return time.perf_counter() - start
+
+    run()
+    return run, compile_seconds
 
 
 def _step_nbytes(model: Any, params: Any, cache: CompressedCache, token: Int[Array, "B 1"]) -> int | None:
