@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import rich.box
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from kakeya_jax.calibration.artifact import load_calibration
 from kakeya_jax.eval.bench_decode import STEPS, DecodeSpeed, bench_decode
@@ -23,6 +24,11 @@ from kakeya_jax.recipe import Recipe
 
 RECIPES = ("int8", "int4", "kivi-2", "turboquant-4", "turboquant-2", "klt-2")
 """Measured unless others are named."""
+
+NOTE = (
+    "dense: this library's cache with every token exact, whose ring XLA may copy in a step: no yardstick of the best "
+    "dense attention, which `kakeya bench attention` has"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,7 +131,7 @@ def tables(request: Request, rows: Sequence[DecodeSpeed]) -> Group:
         low, high = row.quartiles
         numbers = f"{row.milliseconds:.3f}", f"{low:.3f}-{high:.3f}", f"{row.times_as_fast:.2f}"
         speed.add_row(row.recipe, row.how, *numbers)
-    return Group(memory, speed)
+    return Group(memory, speed, Text(NOTE))
 
 
 def _held(row: DecodeSpeed) -> int:
