@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from kakeya_jax.cache import CacheShape, CompressedCache, LayerCache
+from kakeya_jax.eval.random_cache import random_stream
 from kakeya_jax.eval.torch_attention import torch_baselines
 from kakeya_jax.pallas_kernels.attention import compressed_attention
 from kakeya_jax.pallas_kernels.attention.arg_specs import ArgSpec
 from kakeya_jax.recipe import Recipe
 from kakeya_jax.rope import Rope
-from kakeya_jax.stream import Stream
 from kakeya_jax.typing import Array
 
 ROTATED_NBYTES = 4 * 60 * 10**6
@@ -223,27 +223,9 @@ def _random_layers(spec: ArgSpec, recipe: Recipe) -> list[LayerCache]:
     layer = CompressedCache.init(shape, recipe, batch_size=spec.batch, max_length=length, dtype=jnp.bfloat16).layers[0]
     assert isinstance(layer, LayerCache)
     nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves((layer.key.blocks, layer.value.blocks)))
-    fill = jax.jit(_filled, static_argnames="length")
+    fill = jax.jit(random_stream, static_argnames="length")
     return [
         LayerCache(key=fill(layer.key, jax.random.key(2 * n), length=length),
                    value=fill(layer.value, jax.random.key(2 * n + 1), length=length))
         for n in range(copies(nbytes))
     ]  # fmt: skip
-
-
-def _filled(stream: Stream, key: Array, *, length: int) -> Stream:
-    """Random bits in integer leaves, numbers between 0.05 and 0.3 in others, normal exact tokens."""
-    keys = iter(jax.random.split(key, 64))
-
-    def draw(leaf: Array) -> Array:
-        if jnp.issubdtype(leaf.dtype, jnp.integer):
-            return jax.random.bits(next(keys), leaf.shape, leaf.dtype)
-        return jax.random.uniform(next(keys), leaf.shape, jnp.float32, 0.05, 0.3).astype(leaf.dtype)
-
-    return dataclasses.replace(
-        stream,
-        blocks=jax.tree.map(draw, stream.blocks),
-        sinks=jax.random.normal(next(keys), stream.sinks.shape, stream.sinks.dtype),
-        tail=jax.random.normal(next(keys), stream.tail.shape, stream.tail.dtype),
-        length=jnp.full_like(stream.length, length),
-    )

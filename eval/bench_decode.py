@@ -9,7 +9,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 
 from kakeya_jax import accounting
 from kakeya_jax.cache import CompressedCache, Tables
+from kakeya_jax.eval.random_cache import random_cache
 from kakeya_jax.recipe import Recipe
 from kakeya_jax.typing import Array, Int
 
@@ -41,6 +42,8 @@ class DecodeSpeed:
         cache_nbytes: that the cache holds; exact tokens counted as they are held.
         bytes_per_token: of the whole cache, exact tokens counted as bfloat16.
         step_nbytes: that a step allocates besides its arguments and results.
+        largest_batch: rows of such a cache for which a step fits the device beside the parameters, by XLA's analysis of
+            steps of one and two rows; None where the device does not say how much memory it has.
         compile_seconds: of the timed loop.
     """
 
@@ -52,13 +55,14 @@ class DecodeSpeed:
     cache_nbytes: int
     bytes_per_token: float
     step_nbytes: int | None
+    largest_batch: int | None
     compile_seconds: float
 
 
 def bench_decode(
     model: Any,
     params: Any,
-    tokens: Int[np.ndarray, " n"],
+    tokens: Int[np.ndarray, " n"] | None,
     recipes: Sequence[str],
     *,
     context: int,
@@ -66,6 +70,7 @@ def bench_decode(
     repeats: int = 7,
     dtype: Any = jnp.bfloat16,
     tables: Callable[[Recipe], Tables | None] = lambda recipe: None,
+    device_nbytes: int | None = None,
     on_row: Callable[[DecodeSpeed], None] = lambda row: None,
 ) -> list[DecodeSpeed]:
     """Times decode steps at the end of a context; every row decodes the same tokens.
@@ -73,13 +78,15 @@ def bench_decode(
     Args:
         model: the decoder.
         params: its parameters.
-        tokens: a text of at least ``context`` tokens; every row of the batch reads it.
+        tokens: a text of at least ``context`` tokens; every row of the batch reads it. None: caches are filled with
+            random codes instead, which takes no prefill.
         recipes: each gives two rows, "decoded first" and "packed".
         context: tokens of the cache when the last step is done.
         batch_size: rows of the cache.
         repeats: loops of ``STEPS`` steps that are timed.
         dtype: of exact tokens.
         tables: calibrated tables of a recipe.
+        device_nbytes: memory of the device; None for what it says itself.
         on_row: told about each row when it is measured.
 
     Raises:
@@ -87,19 +94,28 @@ def bench_decode(
     """
     if context <= STEPS:
         raise ValueError(f"context={context} must be more than the {STEPS} steps that are timed")
-    if len(tokens) < context:
+    if tokens is not None and len(tokens) < context:
         raise ValueError(f"text has {len(tokens)} tokens, fewer than context={context}; use a longer text")
-    text = jnp.broadcast_to(jnp.asarray(tokens[:context]), (batch_size, context))
+    read = np.zeros(context, np.int32) if tokens is None else tokens[:context]
+    text = jnp.broadcast_to(jnp.asarray(read), (batch_size, context))
+    device_nbytes = device_nbytes or (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
     rows: list[DecodeSpeed] = []
     dense: Callable[[], float] | None = None
     for name in (DENSE, *recipes):
         recipe = Recipe.parse(f"both=identity,sinks=0,recent={context}" if name == DENSE else name)
         fitted = None if name == DENSE else tables(recipe)
-        empty = CompressedCache.init(
-            model.config, recipe, batch_size=batch_size, max_length=context, dtype=dtype, tables=fitted
-        )
+
+        def cache_of(rows: int, recipe: Recipe = recipe, fitted: Tables | None = fitted) -> CompressedCache:
+            return CompressedCache.init(
+                model.config, recipe, batch_size=rows, max_length=context, dtype=dtype, tables=fitted
+            )
+
         report = accounting.cache_report(model.config, recipe, max_length=context, tables=fitted)
-        filled = _prefill(model, params, empty, text[:, :-STEPS])
+        if tokens is None:
+            fill = jax.jit(random_cache, static_argnames="length", donate_argnums=0)
+            filled = fill(cache_of(batch_size), jax.random.key(0), length=context - STEPS)
+        else:
+            filled = _prefill(model, params, cache_of(batch_size), text[:, :-STEPS])
         for how in [DENSE] if name == DENSE else ["decoded first", "packed"]:
             decoder = model.clone(implementation=HOW[how])
             run, compile_seconds = _timed_loop(decoder, params, filled, text[:, -STEPS:])
@@ -115,7 +131,8 @@ def bench_decode(
                 times_as_fast=1.0 if how == DENSE else statistics.median(its / mine for its, mine in pairs),
                 cache_nbytes=sum(leaf.nbytes for leaf in jax.tree.leaves(filled)) - report.table_nbytes,
                 bytes_per_token=report.bytes_per_token,
-                step_nbytes=_step_nbytes(decoder, params, filled, text[:, -1:]),
+                step_nbytes=_step_memory(decoder, params, filled).besides,
+                largest_batch=_largest_batch(decoder, params, cache_of, device_nbytes),
                 compile_seconds=compile_seconds,
             )
             rows.append(row)
@@ -160,12 +177,38 @@ def _timed_loop(
     return run, compile_seconds
 
 
-def _step_nbytes(model: Any, params: Any, cache: CompressedCache, token: Int[Array, "B 1"]) -> int | None:
-    """What XLA allocates for a single step whose cache is donated; None where it does not say."""
+class _StepMemory(NamedTuple):
+    """Bytes of a compiled step: ``besides`` arguments and results, and ``peak`` of all; None where XLA does not say."""
+
+    besides: int | None
+    peak: int | None
+
+
+def _step_memory(model: Any, params: Any, cache: CompressedCache) -> _StepMemory:
+    """What a single step takes whose cache is donated; shapes are enough."""
 
     @functools.partial(jax.jit, donate_argnums=1)
     def step(params: Any, cache: CompressedCache, token: Array) -> tuple[Array, CompressedCache]:
         return model.apply({"params": params}, token, cache=cache)
 
+    token = jax.ShapeDtypeStruct((cache.batch_size, 1), jnp.int32)
     analysis = step.lower(params, cache, token).compile().memory_analysis()
-    return None if analysis is None else int(analysis.temp_size_in_bytes)
+    if analysis is None:
+        return _StepMemory(None, None)
+    besides = int(analysis.temp_size_in_bytes)
+    shared = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return _StepMemory(besides, besides + int(shared))
+
+
+def _largest_batch(
+    model: Any, params: Any, cache_of: Callable[[int], CompressedCache], device_nbytes: int | None
+) -> int | None:
+    """Rows that fit, if every row takes what the second one does."""
+    if device_nbytes is None:
+        return None
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    caches = [jax.eval_shape(functools.partial(cache_of, rows)) for rows in (1, 2)]
+    one, two = (_step_memory(model, shapes, cache).peak for cache in caches)
+    if one is None or two is None or two <= one:
+        return None
+    return max(0, 1 + (device_nbytes - one) // (two - one))

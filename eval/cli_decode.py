@@ -16,6 +16,10 @@ def add_command(app: typer.Typer) -> None:
 def decode(
     model: Annotated[str, typer.Option("--model", help="Folder, hub id, or 'demo'.", metavar="MODEL")] = "demo",
     recipe: Annotated[list[str] | None, typer.Option("--recipe", help="Repeat it.", metavar="RECIPE")] = None,
+    config_json: Annotated[
+        Path | None,
+        typer.Option(help="Instead of a model: random weights of this config.json, random codes.", metavar="FILE"),
+    ] = None,
     tokens: Annotated[Path | None, typer.Option(help="Token ids to decode, for other models.", metavar="FILE")] = None,
     calibration: Annotated[Path | None, typer.Option(help="Of MODEL, for calibrated recipes.", metavar="FILE")] = None,
     context: Annotated[int, typer.Option(min=2, help="Tokens of the cache.")] = 4096,
@@ -34,6 +38,7 @@ def decode(
         model=model,
         recipes=tuple(recipe or work.RECIPES),
         tokens=tokens,
+        config_json=config_json,
         calibration=calibration,
         context=context,
         batch_size=batch_size,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import rich.box
 from rich.console import Group
@@ -18,6 +19,8 @@ from kakeya_jax.eval.environment import environment, one_blas_thread
 from kakeya_jax.eval.progress import show_progress
 from kakeya_jax.eval.text import check_vocabulary, encode_text, load_tokens
 from kakeya_jax.models import checkpoint
+from kakeya_jax.models.config import ModelConfig
+from kakeya_jax.models.decoder import Decoder
 from kakeya_jax.models.locate import DEMO
 from kakeya_jax.models.tokenizer import load_tokenizer
 from kakeya_jax.recipe import Recipe
@@ -38,6 +41,7 @@ class Request:
     model: str = DEMO
     recipes: tuple[str, ...] = RECIPES
     tokens: Path | None = None
+    config_json: Path | None = None
     calibration: Path | None = None
     context: int = 4096
     batch_size: int = 1
@@ -46,6 +50,10 @@ class Request:
     offline: bool = False
 
     def __post_init__(self) -> None:
+        if self.config_json is not None and (self.model != DEMO or self.tokens or self.calibration):
+            raise ValueError(
+                "--config-json stands for a model of random weights and a random cache; leave out the rest"
+            )
         if self.tokens is None and self.model != DEMO:
             raise ValueError("nothing to decode; give --tokens FILE")
         for name in ("batch_size", "repeats"):
@@ -59,18 +67,27 @@ def measure(request: Request, *, quiet: bool = False) -> list[DecodeSpeed]:
     Raises:
         ValueError, OSError: wrong input; the message is one line.
     """
-    model, params = checkpoint.load(request.model, dtype=jnp.dtype(request.dtype), offline=request.offline)
-    if request.tokens is not None:
-        tokens = load_tokens(request.tokens)
+    dtype = jnp.dtype(request.dtype)
+    if request.config_json is not None:
+        model = Decoder(ModelConfig.from_file(request.config_json), dtype=dtype, param_dtype=dtype)
+        params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+        tokens = None
     else:
-        tokens = encode_text(bundled_text(), load_tokenizer(DEMO))
-    check_vocabulary(tokens, model.config.vocab_size)
-    path = request.calibration or (bundled_calibration() if request.model == DEMO else None)
+        model, params = checkpoint.load(request.model, dtype=dtype, offline=request.offline)
+        if request.tokens is not None:
+            tokens = load_tokens(request.tokens)
+        else:
+            tokens = encode_text(bundled_text(), load_tokenizer(DEMO))
+        check_vocabulary(tokens, model.config.vocab_size)
+    bundled = request.model == DEMO and request.config_json is None
+    path = request.calibration or (bundled_calibration() if bundled else None)
 
     def tables(recipe: Recipe) -> Any:
         if not recipe.needs_calibration:
             return None
         if path is None:
+            if request.config_json is not None:
+                raise ValueError(f"recipe {str(recipe)!r} needs a calibration, which random weights have none of")
             raise ValueError(f"recipe {str(recipe)!r} needs --calibration FILE, from kakeya calibrate {request.model}")
         with one_blas_thread():
             return load_calibration(path, model.config, params).tables_for(recipe)
@@ -100,7 +117,7 @@ def measure(request: Request, *, quiet: bool = False) -> list[DecodeSpeed]:
 def to_dict(request: Request, rows: Sequence[DecodeSpeed]) -> dict[str, Any]:
     """Plain data for JSON."""
     return {
-        "model": Path(request.model).name if Path(request.model).is_dir() else request.model,
+        "model": _display_name(request),
         "context": request.context,
         "batch_size": request.batch_size,
         "steps": STEPS,
@@ -111,6 +128,12 @@ def to_dict(request: Request, rows: Sequence[DecodeSpeed]) -> dict[str, Any]:
     }
 
 
+def _display_name(request: Request) -> str:
+    if request.config_json is not None:
+        return f"random weights, {request.config_json.name}"
+    return Path(request.model).name if Path(request.model).is_dir() else request.model
+
+
 def tables(request: Request, rows: Sequence[DecodeSpeed]) -> Group:
     """Memory and speed, apart."""
     memory = _table(f"memory at {request.context} tokens, batch {request.batch_size}")
@@ -118,10 +141,12 @@ def tables(request: Request, rows: Sequence[DecodeSpeed]) -> Group:
     memory.add_column("cache MiB", justify="right")
     memory.add_column("a step besides, MiB", justify="right")
     memory.add_column("together, of dense", justify="right")
+    memory.add_column("largest batch", justify="right")
     dense = _held(rows[0])
     for row in rows:
         besides = "-" if row.step_nbytes is None else f"{row.step_nbytes / 2**20:.2f}"
         shares = f"{row.bytes_per_token:,.0f}", f"{row.cache_nbytes / 2**20:.2f}", besides, f"{_held(row) / dense:.2f}"
+        shares = (*shares, "-" if row.largest_batch is None else f"{row.largest_batch:,}")
         memory.add_row(row.recipe, row.how, *shares)
     speed = _table("speed of a decode step, the whole model")
     speed.add_column("ms", justify="right")

@@ -163,17 +163,25 @@ class ModelConfig:
             ModelError: no such file, not JSON, or what ``from_huggingface`` refuses; the message names the
                 file.
         """
-        path = Path(folder) / "config.json"
-        raw = _read_json(path)
-        try:
-            config = cls.from_huggingface(raw)
-        except ValueError as error:
-            raise ModelError(f"{path}: {error}") from None
+        config = cls.from_file(Path(folder) / "config.json")
         generation_path = Path(folder) / "generation_config.json"
         if not generation_path.is_file():
             return config
         more = _token_ids(_read_json(generation_path).get("eos_token_id"))
         return dataclasses.replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + more)))
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "ModelConfig":
+        """Reads a ``config.json``, whatever its name.
+
+        Raises:
+            ModelError: as ``from_folder``.
+        """
+        raw = _read_json(Path(path))
+        try:
+            return cls.from_huggingface(raw)
+        except ValueError as error:
+            raise ModelError(f"{path}: {error}") from None
 
     def to_huggingface(self) -> dict[str, Any]:
         """A ``config.json`` that transformers 4 and 5 both read; ``from_huggingface`` inverts it."""

@@ -1,6 +1,7 @@
 """Decode steps dense, decoded first and packed: rows, bytes, and that all three read the same cache."""
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ import pytest
 from kakeya_jax.cache import CompressedCache
 from kakeya_jax.eval.bench_decode import DENSE, HOW, bench_decode
 from kakeya_jax.eval.cli import run
+from kakeya_jax.eval.random_cache import random_cache
+from kakeya_jax.models.locate import DEMO, find_folder
 from kakeya_jax.recipe import Recipe
 
 RECIPE = "both=int4(block_size=16),sinks=2,recent=8"
@@ -63,6 +66,43 @@ def test_a_copy_of_a_long_cache_is_what_decoding_first_allocates(tiny_model, tin
     assert decoded.step_nbytes is not None
     assert packed.step_nbytes is not None
     assert decoded.step_nbytes > copy > packed.step_nbytes
+
+
+def test_the_largest_batch_is_what_fits_beside_the_parameters(tiny_model):
+    """A device that holds nothing but the parameters and 100 rows of a dense cache."""
+    model, params = tiny_model
+    config = model.config
+    row = 2 * 2 * 4096 * config.num_layers * config.num_kv_heads * config.head_dim
+    memory = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) + 100 * row
+    recipe = "both=int4(block_size=128),sinks=0,recent=1"
+    dense, _, packed = bench_decode(model, params, None, [recipe], context=4096, repeats=2, device_nbytes=memory)
+    assert dense.largest_batch is not None
+    assert packed.largest_batch is not None
+    assert 10 < dense.largest_batch < 100 < packed.largest_batch
+
+
+def test_random_weights_and_codes_of_a_config(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]):
+    """What a model too large to have here is measured with."""
+    raw = json.loads((find_folder(DEMO) / "config.json").read_text())
+    config = tmp_path / "small.json"
+    config.write_text(json.dumps({**raw, "num_hidden_layers": 2, "vocab_size": 128}))
+    words = ["bench", "decode", "--config-json", str(config), "--context", "512", "--batch-size", "2", "--quiet"]
+    assert run([*words, "--recipe", "turboquant-2", "--recipe", "kivi-4", "--dtype", "bfloat16", "--repeats", "2"]) == 0
+    assert "turboquant-2" in capsys.readouterr().out
+    assert run([*words, "--recipe", "klt-2"]) == 2
+    assert "needs a calibration, which random weights have none of" in capsys.readouterr().err
+    assert run([*words, "--model", "elsewhere"]) == 2
+
+
+def test_random_caches_are_full(tiny_model):
+    model, params = tiny_model
+    cache = CompressedCache.init(model.config, Recipe.parse(RECIPE), batch_size=2, max_length=96)
+    full = random_cache(cache, jax.random.key(0), length=90)
+    assert full.length.tolist() == [90, 90]
+    assert jax.tree.structure(full) == jax.tree.structure(cache)
+    assert full.layers[0].key.blocks.codes.any()
+    logits = model.apply({"params": params}, jnp.zeros((2, 1), jnp.int32), cache=full).logits
+    assert np.isfinite(logits).all()
 
 
 def test_wrong_sizes(tiny_model, tiny_tokens, capsys: pytest.CaptureFixture[str]):

@@ -1,0 +1,45 @@
+"""Caches full of random codes: what a kernel reads does not depend on what the codes say."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kakeya_jax.cache import CompressedCache
+from kakeya_jax.stream import Stream
+from kakeya_jax.typing import Array
+
+
+def random_cache(cache: CompressedCache, key: Array, *, length: int) -> CompressedCache:
+    """The cache with ``length`` random tokens in every row."""
+
+    def fill(layer: Any, key: Array) -> Any:
+        streams = {field.name: getattr(layer, field.name) for field in dataclasses.fields(layer)}
+        keys = jax.random.split(key, len(streams))
+        filled = {
+            name: random_stream(each, key, length=length)
+            for (name, each), key in zip(streams.items(), keys, strict=True)
+        }
+        return dataclasses.replace(layer, **filled)
+
+    keys = jax.random.split(key, len(cache.layers))
+    return cache.replace_layers(tuple(fill(layer, each) for layer, each in zip(cache.layers, keys, strict=True)))
+
+
+def random_stream(stream: Stream, key: Array, *, length: int) -> Stream:
+    """Random bits in integer leaves, numbers between 0.05 and 0.3 in others, normal exact tokens."""
+    keys = iter(jax.random.split(key, 64))
+
+    def draw(leaf: Array) -> Array:
+        if jnp.issubdtype(leaf.dtype, jnp.integer):
+            return jax.random.bits(next(keys), leaf.shape, f"uint{8 * leaf.dtype.itemsize}").astype(leaf.dtype)
+        return jax.random.uniform(next(keys), leaf.shape, jnp.float32, 0.05, 0.3).astype(leaf.dtype)
+
+    return dataclasses.replace(
+        stream,
+        blocks=jax.tree.map(draw, stream.blocks),
+        sinks=jax.random.normal(next(keys), stream.sinks.shape, stream.sinks.dtype),
+        tail=jax.random.normal(next(keys), stream.tail.shape, stream.tail.dtype),
+        length=jnp.full_like(stream.length, length),
+    )
