@@ -12,16 +12,16 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from kakeya_jax.calibration.artifact import load_calibration
 from kakeya_jax.eval.bench_decode import STEPS, DecodeSpeed, bench_decode
-from kakeya_jax.eval.demo import bundled_calibration, bundled_text
-from kakeya_jax.eval.environment import environment, one_blas_thread
+from kakeya_jax.eval.demo import bundled_text
+from kakeya_jax.eval.environment import environment
 from kakeya_jax.eval.progress import show_progress
+from kakeya_jax.eval.recipe_tables import recipe_tables
 from kakeya_jax.eval.text import check_vocabulary, encode_text, load_tokens
 from kakeya_jax.models import checkpoint
 from kakeya_jax.models.config import ModelConfig
 from kakeya_jax.models.decoder import Decoder
-from kakeya_jax.models.locate import DEMO
+from kakeya_jax.models.locate import DEMO, display_name
 from kakeya_jax.models.tokenizer import load_tokenizer
 from kakeya_jax.recipe import Recipe
 
@@ -79,18 +79,11 @@ def measure(request: Request, *, quiet: bool = False) -> list[DecodeSpeed]:
         else:
             tokens = encode_text(bundled_text(), load_tokenizer(DEMO))
         check_vocabulary(tokens, model.config.vocab_size)
-    bundled = request.model == DEMO and request.config_json is None
-    path = request.calibration or (bundled_calibration() if bundled else None)
 
     def tables(recipe: Recipe) -> Any:
-        if not recipe.needs_calibration:
-            return None
-        if path is None:
-            if request.config_json is not None:
-                raise ValueError(f"recipe {str(recipe)!r} needs a calibration, which random weights have none of")
-            raise ValueError(f"recipe {str(recipe)!r} needs --calibration FILE, from kakeya calibrate {request.model}")
-        with one_blas_thread():
-            return load_calibration(path, model.config, params).tables_for(recipe)
+        if recipe.needs_calibration and request.config_json is not None:
+            raise ValueError(f"recipe {str(recipe)!r} needs a calibration, which random weights have none of")
+        return recipe_tables(recipe, request.model, request.calibration, model, params)
 
     total = 1 + 2 * len(request.recipes)
     with show_progress(quiet=quiet) as progress:
@@ -131,7 +124,7 @@ def to_dict(request: Request, rows: Sequence[DecodeSpeed]) -> dict[str, Any]:
 def _display_name(request: Request) -> str:
     if request.config_json is not None:
         return f"random weights, {request.config_json.name}"
-    return Path(request.model).name if Path(request.model).is_dir() else request.model
+    return display_name(request.model)
 
 
 def tables(request: Request, rows: Sequence[DecodeSpeed]) -> Group:

@@ -16,7 +16,7 @@ from kakeya_jax.eval.outputs import check_output_file, check_output_folder
 from kakeya_jax.eval.progress import show_progress
 from kakeya_jax.eval.text import check_vocabulary, cut_passages, encode_text, load_tokens
 from kakeya_jax.models import checkpoint
-from kakeya_jax.models.locate import ModelError, find_folder
+from kakeya_jax.models.locate import ModelError, display_name, find_folder
 from kakeya_jax.models.stress import stress, stressed_name
 from kakeya_jax.models.tokenizer import load_tokenizer
 from kakeya_jax.recipe import Recipe
@@ -164,8 +164,7 @@ def parse_window(text: str) -> ExactTokens:
 
 def _about(request: Request) -> dict[str, Any]:
     """What the header says besides what was measured; no paths, for files travel."""
-    folder = Path(request.model).expanduser()
-    name = folder.resolve().name if folder.is_dir() else request.model
+    name = display_name(request.model)
     return {
         "text": request.source.name,
         "model": name if request.stress is None else stressed_name(name, request.stress),

@@ -18,7 +18,7 @@ from kakeya_jax.eval.results import EvalResult
 from kakeya_jax.eval.table import make_console, markdown_table, result_table
 from kakeya_jax.eval.text import encode_text, load_tokens
 from kakeya_jax.models import checkpoint
-from kakeya_jax.models.locate import DEMO
+from kakeya_jax.models.locate import DEMO, display_name
 from kakeya_jax.models.stress import stress, stressed_name
 from kakeya_jax.models.tokenizer import load_tokenizer
 from kakeya_jax.recipe import Recipe
@@ -176,9 +176,7 @@ def measure(request: Request, inputs: Inputs, progress: Progress) -> EvalResult:
 
 
 def _display_name(model: str, factor: float | None) -> str:
-    """A hub id as it is, of a folder its own name: where it lies concerns nobody who reads the results."""
-    folder = Path(model).expanduser()
-    name = folder.resolve().name if folder.is_dir() else model
+    name = display_name(model)
     return name if factor is None else stressed_name(name, factor)
 
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kakeya_jax.calibration.artifact import load_calibration
-from kakeya_jax.eval.demo import bundled_calibration
-from kakeya_jax.eval.environment import environment, one_blas_thread
+from kakeya_jax.eval.environment import environment
+from kakeya_jax.eval.recipe_tables import recipe_tables
 from kakeya_jax.models import checkpoint
-from kakeya_jax.models.locate import DEMO
+from kakeya_jax.models.locate import display_name
 from kakeya_jax.models.tokenizer import load_tokenizer
 from kakeya_jax.recipe import Recipe
 
@@ -78,7 +77,7 @@ def run_request(request: Request) -> dict[str, Any]:
             params,
             tokenizer,
             recipe,
-            tables=_tables(request, recipe, model, params),
+            tables=recipe_tables(recipe, request.model, request.calibration, model, params),
             max_length=request.max_length,
             batch_size=request.batch_size,
         )
@@ -97,7 +96,7 @@ def run_request(request: Request) -> dict[str, Any]:
         max_length = scorer.max_length
     return {
         "schema_version": SCHEMA_VERSION,
-        "model": Path(request.model).name if Path(request.model).is_dir() else request.model,
+        "model": display_name(request.model),
         "tasks": list(request.tasks),
         "limit": request.limit,
         "num_fewshot": request.fewshot,
@@ -134,16 +133,6 @@ def _cell(metrics: dict[str, float], metric: str) -> str:
 
 def _numbers(results: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in results.items() if isinstance(value, int | float)}
-
-
-def _tables(request: Request, recipe: Recipe, model: Any, params: Any) -> Any:
-    if not recipe.needs_calibration:
-        return None
-    path = request.calibration or (bundled_calibration() if request.model == DEMO else None)
-    if path is None:
-        raise ValueError(f"recipe {str(recipe)!r} needs --calibration FILE, from kakeya calibrate {request.model}")
-    with one_blas_thread():
-        return load_calibration(path, model.config, params).tables_for(recipe)
 
 
 def _harness_version() -> str:

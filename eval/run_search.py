@@ -20,6 +20,7 @@ from kakeya_jax.eval.results import EvalResult
 from kakeya_jax.eval.run_calibrate import parse_window
 from kakeya_jax.eval.text import encode_text, load_tokens
 from kakeya_jax.models import checkpoint
+from kakeya_jax.models.locate import display_name
 from kakeya_jax.models.tokenizer import load_tokenizer
 from kakeya_jax.whole_file import whole_file
 
@@ -162,7 +163,6 @@ def run_search(request: Request, *, quiet: bool = False) -> SearchReport:
 
 def _about(report: SearchReport, request: Request, calibration: Calibration) -> dict[str, Any]:
     """Where the recipe comes from, what was expected of it and what was measured; no paths, for files travel."""
-    folder = Path(request.model).expanduser()
     measured = None
     if report.measured is not None:
         result = report.measured.to_dict()
@@ -174,7 +174,7 @@ def _about(report: SearchReport, request: Request, calibration: Calibration) -> 
         "command": "kakeya search",
         "date": environment()["date"],
         "packages": package_versions(),
-        "model": folder.resolve().name if folder.is_dir() else request.model,
+        "model": display_name(request.model),
         "model_fingerprint": calibration.model,
         "calibration_text": calibration.about.get("text"),
         "budget": {

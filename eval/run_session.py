@@ -22,7 +22,7 @@ from kakeya_jax.eval.progress import show_progress
 from kakeya_jax.eval.text import check_vocabulary, encode_text, load_tokens
 from kakeya_jax.models import checkpoint
 from kakeya_jax.models.decoder import Decoder
-from kakeya_jax.models.locate import DEMO, ModelError
+from kakeya_jax.models.locate import DEMO, ModelError, display_name
 from kakeya_jax.models.sampling import sample
 from kakeya_jax.models.tokenizer import load_tokenizer
 from kakeya_jax.recipe import Recipe
@@ -306,9 +306,8 @@ def _check_model(info: SessionInfo, request: ContinueRequest, calibration: Calib
 
 def _about(model: str, calibration: Calibration, dtype: str) -> dict[str, Any]:
     """What a session says besides its cache; no paths, for files travel."""
-    folder = Path(model).expanduser()
     return {
-        "model": folder.resolve().name if folder.is_dir() else model,
+        "model": display_name(model),
         "model_fingerprint": calibration.model,
         "dtype": dtype,
         "date": environment()["date"],

@@ -16,7 +16,7 @@ from kakeya_jax.eval.demo import bundled_calibration, bundled_text
 from kakeya_jax.eval.environment import environment
 from kakeya_jax.eval.text import encode_text, load_tokens
 from kakeya_jax.models import checkpoint
-from kakeya_jax.models.locate import DEMO
+from kakeya_jax.models.locate import DEMO, display_name
 from kakeya_jax.models.tokenizer import load_tokenizer
 from kakeya_jax.recipe import Recipe
 
@@ -50,8 +50,7 @@ class Request:
     @property
     def name(self) -> str:
         """Of the model, for display: a hub id as it is, of a folder its own name."""
-        folder = Path(self.model).expanduser()
-        return folder.resolve().name if folder.is_dir() else self.model
+        return display_name(self.model)
 
 
 def measure(request: Request, *, quiet: bool = False) -> list[StorageSpeed]:

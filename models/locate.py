@@ -46,6 +46,12 @@ def find_folder(model: str | Path, *, offline: bool = False, revision: str | Non
     return _fetch(str(model), offline=offline, revision=revision)
 
 
+def display_name(model: str) -> str:
+    """A hub id as it is, of a folder its own name: where it lies concerns nobody who reads the results."""
+    folder = Path(model).expanduser()
+    return folder.resolve().name if folder.is_dir() else model
+
+
 def _looks_like_hub_id(name: str) -> bool:
     owner, _, repository = name.partition("/")
     return bool(owner and repository) and "/" not in repository and owner not in (".", "..", "~")

@@ -9,12 +9,11 @@ import jax.numpy as jnp
 from kakeya_jax import accounting
 from kakeya_jax.cache import CompressedCache
 from kakeya_jax.eval.ablations.ablation import Ablation, Column, Row, Setup
-from kakeya_jax.eval.ablations.recipe_cells import coded_bits, number
+from kakeya_jax.eval.ablations.recipe_cells import LabelledRecipe, coded_bits, number
 from kakeya_jax.eval.ablations.step_rows import STEP_COLUMNS, passing, step_row
 from kakeya_jax.eval.decode_steps import measure_steps, step_passages
 from kakeya_jax.models.altered import StepInputs
 from kakeya_jax.models.config import ModelConfig
-from kakeya_jax.recipe import Recipe
 from kakeya_jax.rope import apply_rope
 from kakeya_jax.stream import read
 from kakeya_jax.typing import Array, Float
@@ -35,16 +34,8 @@ _RECIPES = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CodedPastCell:
+class CodedPastCell(LabelledRecipe):
     """A recipe that codes the first half of every passage, which the steps of the second half read."""
-
-    label: str
-    text: str
-
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe."""
-        return Recipe.parse(self.text)
 
     def request(self) -> dict[str, Any]:
         """See ``Cell``."""
@@ -55,9 +46,7 @@ class CodedPastCell:
         steps = setup.context // 2
         passages = step_passages(setup.tokens, setup.context, setup.passages, steps)
         config, length = setup.model.config, setup.context - steps
-        tables = None
-        if self.recipe.needs_calibration and setup.calibration is not None:
-            tables = setup.calibration.tables_for(self.recipe)
+        tables = self.tables(setup)
         cache = CompressedCache.init(
             config, self.recipe, batch_size=1, max_length=length, dtype=jnp.float32, tables=tables
         )

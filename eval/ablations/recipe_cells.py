@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kakeya_jax import accounting
+from kakeya_jax.cache import Tables
 from kakeya_jax.eval import statistics
 from kakeya_jax.eval.ablations.ablation import Column, Row, Setup
 from kakeya_jax.eval.perplexity import evaluate
@@ -17,8 +18,8 @@ from kakeya_jax.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RecipeCell:
-    """One recipe, in any form that ``Recipe.parse`` reads."""
+class LabelledRecipe:
+    """What cells of one recipe share; ``text`` is any form that ``Recipe.parse`` reads."""
 
     label: str
     text: str
@@ -27,6 +28,17 @@ class RecipeCell:
     def recipe(self) -> Recipe:
         """The recipe."""
         return Recipe.parse(self.text)
+
+    def tables(self, setup: Setup) -> Tables | None:
+        """Calibrated tables of the recipe, if it needs any."""
+        if setup.calibration is None or not self.recipe.needs_calibration:
+            return None
+        return setup.calibration.tables_for(self.recipe)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecipeCell(LabelledRecipe):
+    """One recipe, measured by ``evaluate``."""
 
     def request(self) -> dict[str, Any]:
         """See ``Cell``."""
@@ -45,7 +57,7 @@ class RecipeCell:
             encode_time=False,
             **self.sizes(setup),
         )
-        tables = None if calibration is None else calibration.tables_for(self.recipe)
+        tables = self.tables(setup)
         report = accounting.cache_report(setup.model.config, self.recipe, max_length=result.context, tables=tables)
         return _row(result) | {"coded_bits": coded_bits(report)}
 

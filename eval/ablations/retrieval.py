@@ -13,11 +13,10 @@ from kakeya_jax import accounting
 from kakeya_jax.cache import CompressedCache
 from kakeya_jax.eval import statistics
 from kakeya_jax.eval.ablations.ablation import Ablation, Column, Row, Setup, Size
-from kakeya_jax.eval.ablations.recipe_cells import coded_bits, interval, number
+from kakeya_jax.eval.ablations.recipe_cells import LabelledRecipe, coded_bits, interval, number
 from kakeya_jax.eval.protocols import default_chunk, prefill
 from kakeya_jax.eval.text import cut_passages
 from kakeya_jax.models.config import ModelConfig
-from kakeya_jax.recipe import Recipe
 from kakeya_jax.typing import Array, Float, Int
 
 DEPTHS = (0.1, 0.3, 0.5, 0.7)
@@ -44,16 +43,8 @@ _RECIPES = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RetrievalCell:
+class RetrievalCell(LabelledRecipe):
     """A recipe, asked for facts at every depth."""
-
-    label: str
-    text: str
-
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe."""
-        return Recipe.parse(self.text)
 
     def request(self) -> dict[str, Any]:
         """See ``Cell``."""
@@ -66,9 +57,7 @@ class RetrievalCell:
             ValueError: a fact would be planted where the recipe keeps tokens exact.
         """
         config = setup.model.config
-        tables = None
-        if self.recipe.needs_calibration and setup.calibration is not None:
-            tables = setup.calibration.tables_for(self.recipe)
+        tables = self.tables(setup)
         report = accounting.cache_report(config, self.recipe, max_length=setup.context, tables=tables)
         _check_depths(setup.context, report.exact_tokens[1], report.sinks)
         cache = CompressedCache.init(

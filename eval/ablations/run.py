@@ -23,7 +23,7 @@ from kakeya_jax.eval.perplexity import Progress
 from kakeya_jax.eval.progress import show_progress
 from kakeya_jax.eval.text import check_vocabulary, encode_text, load_tokens
 from kakeya_jax.models import checkpoint
-from kakeya_jax.models.locate import DEMO
+from kakeya_jax.models.locate import DEMO, display_name
 from kakeya_jax.models.tokenizer import load_tokenizer
 from kakeya_jax.typing import Int
 
@@ -68,7 +68,7 @@ class Request:
 
     def command(self) -> str:
         """The command that repeats it; files and folders by their names alone."""
-        words = ["kakeya", "ablate", self.name, _display_name(self.model)]
+        words = ["kakeya", "ablate", self.name, display_name(self.model)]
         for option in ("text", "tokens", "calibration", "train", "context", "passages"):
             value = getattr(self, option)
             if value is not None:
@@ -124,7 +124,7 @@ def run_request(request: Request, *, quiet: bool = False) -> AblationResult | No
         ablation,
         rows,
         setup,
-        model=_display_name(request.model),
+        model=display_name(request.model),
         text=text,
         command=request.command(),
         calibration=tables.about_all(cells),
@@ -249,12 +249,6 @@ def _size(ablation: Ablation, request: Request) -> Size:
         context=own.context if request.context is None else request.context,
         passages=own.passages if request.passages is None else request.passages,
     )
-
-
-def _display_name(model: str) -> str:
-    """A hub id as it is, of a folder its own name."""
-    folder = Path(model).expanduser()
-    return folder.resolve().name if folder.is_dir() else model
 
 
 def _plain(value: Any) -> Any:

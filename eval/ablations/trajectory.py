@@ -13,7 +13,7 @@ from kakeya_jax import accounting
 from kakeya_jax.cache import CompressedCache, dense_recipe
 from kakeya_jax.eval import statistics
 from kakeya_jax.eval.ablations.ablation import Ablation, Column, Row, Setup, Size
-from kakeya_jax.eval.ablations.recipe_cells import coded_bits, interval, number
+from kakeya_jax.eval.ablations.recipe_cells import LabelledRecipe, coded_bits, interval, number
 from kakeya_jax.eval.text import cut_passages
 from kakeya_jax.models.config import ModelConfig
 from kakeya_jax.models.generate import generate
@@ -37,16 +37,8 @@ _RECIPES = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrajectoryCell:
+class TrajectoryCell(LabelledRecipe):
     """A recipe that decodes greedily, beside the dense model."""
-
-    label: str
-    text: str
-
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe."""
-        return Recipe.parse(self.text)
 
     def request(self) -> dict[str, Any]:
         """See ``Cell``."""
@@ -61,9 +53,7 @@ class TrajectoryCell:
         if setup.context <= STEPS:
             raise ValueError(f"context={setup.context} must be more than the {STEPS} tokens that are decoded")
         config = setup.model.config
-        tables = None
-        if self.recipe.needs_calibration and setup.calibration is not None:
-            tables = setup.calibration.tables_for(self.recipe)
+        tables = self.tables(setup)
         prompts = jnp.asarray(cut_passages(setup.tokens, setup.context, setup.passages or 16)[:, : -STEPS or None])
 
         def cache_of(recipe: Recipe, tables: Any = None) -> CompressedCache:
