@@ -11,18 +11,29 @@ import itertools
 from collections.abc import Iterable
 
 import numpy as np
+import scipy.optimize
 import scipy.stats
 
+from kakeya_jax.byte_levels import byte_levels
 from kakeya_jax.lloyd_max import gaussian_levels, midpoints
 
-FAST_WIDTHS = (2, 4, 8)
-"""Widths that a decode kernel unpacks without shifting across bytes."""
+FAST_WIDTHS = (2, 4, 6, 8)
+"""Widths that a decode kernel unpacks in whole words."""
 
 QUALITY_WIDTHS = (1, 2, 3, 4, 5, 6, 8)
 """Widths of the form that is reconstructed before attention."""
 
 UNIFORM_RANGE = 4.4
 """Eight-bit channels are uniform over plus and minus so many deviations."""
+
+_SIX_BIT_BYTES = (
+    *(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30),
+    *(32, 34, 37, 40, 43, 46, 49, 52, 55, 59, 63, 68, 74, 81, 90, 104),
+)
+"""Bytes of the levels above 0: no other byte in the place of one has a smaller error for a Gaussian.
+
+That error is 2.9 % above the one of Lloyd-Max levels; those rounded would have 6.2 %.
+"""
 
 
 def channels_per_group(head_dim: int) -> int:
@@ -95,11 +106,23 @@ class Layout:
 
 
 @functools.cache
-def quantizer_levels(width: int) -> np.ndarray:
-    """Levels for a unit Gaussian: Lloyd-Max up to 6 bits, uniform for 8. Float32 ``[2**width]``, ascending."""
+def quantizer_bytes(width: int) -> tuple[tuple[int, ...], float]:
+    """The levels of a quantiser for a unit Gaussian as bytes and their unit: ``level = unit (byte + 1/2)``.
+
+    Lloyd-Max up to 6 bits, of the levels that ``byte_levels`` can say; uniform for 8.
+    """
     if width == 8:
-        return ((np.arange(256) - 127.5) * (2 * UNIFORM_RANGE / 255)).astype(np.float32)
-    return gaussian_levels(width)
+        return tuple(range(-128, 128)), 2 * UNIFORM_RANGE / 255
+    if width == 6:
+        return (*(-1 - byte for byte in reversed(_SIX_BIT_BYTES)), *_SIX_BIT_BYTES), _best_unit(_SIX_BIT_BYTES)
+    return byte_levels(tuple(float(level) for level in gaussian_levels(width)))
+
+
+@functools.cache
+def quantizer_levels(width: int) -> np.ndarray:
+    """The levels of ``quantizer_bytes``: float32 ``[2**width]``, ascending."""
+    found, unit = quantizer_bytes(width)
+    return (unit * (np.asarray(found, np.float64) + 0.5)).astype(np.float32)
 
 
 @functools.cache
@@ -107,7 +130,11 @@ def distortion(width: int) -> float:
     """Mean squared error of a unit Gaussian at ``width`` bits; 1 at none."""
     if width == 0:
         return 1.0
-    levels = quantizer_levels(width).astype(np.float64)
+    return gaussian_error(quantizer_levels(width).astype(np.float64))
+
+
+def gaussian_error(levels: np.ndarray) -> float:
+    """Mean squared error of a unit Gaussian rounded to the nearest of ascending levels."""
     edges = np.concatenate([[-np.inf], midpoints(levels), [np.inf]])
     density = scipy.stats.norm.pdf(edges)
     mass = np.diff(scipy.stats.norm.cdf(edges))
@@ -197,3 +224,16 @@ def _hull(coherence: float, widths: tuple[int, ...]) -> tuple[int, ...]:
 
 def _slope(low: int, high: int, coherence: float) -> float:
     return (loss(high, coherence) - loss(low, coherence)) / (high - low)
+
+
+def _best_unit(magnitudes: tuple[int, ...]) -> float:
+    """Of the symmetric levels ``unit (byte + 1/2)``: the one of the least error for a unit Gaussian."""
+    levels = np.asarray(magnitudes, np.float64) + 0.5
+    both = np.concatenate([-levels[::-1], levels])
+    found = scipy.optimize.minimize_scalar(
+        lambda unit: gaussian_error(unit * both),
+        bounds=(2.5 / levels[-1], 5.0 / levels[-1]),
+        method="bounded",
+        options={"xatol": 1e-9},
+    )
+    return float(found.x)

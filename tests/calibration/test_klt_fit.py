@@ -198,7 +198,7 @@ def test_more_bits_are_never_worse_and_are_spent():
     for bits in np.arange(0, 385, 2) / 48:
         found = klt_layout.allocate(variances, coherences, bits, klt_layout.FAST_WIDTHS)
         left = bits * 48 - sum(int(each.sum()) for each in found)
-        assert 0 <= left < (2 if bits <= 6 else 4)  # only where no group can take two bits more
+        assert 0 <= left < 2  # every step is of two bits
         losses.append(sum(loss_of(each, v, c) for each, v, c in zip(found, variances, coherences, strict=True)))
     assert all(later <= earlier for earlier, later in itertools.pairwise(losses))
     with pytest.raises(ValueError, match="between 0 and 8"):

@@ -11,7 +11,7 @@ from kakeya_jax.byte_levels import byte_levels, rounded
 from kakeya_jax.lloyd_max import gaussian_levels
 
 
-@given(st.sampled_from([1, 2, 3, 4, 5, 8]), st.sampled_from([5, 16, 24, 48]), st.integers(0, 2**32 - 1))
+@given(st.sampled_from([1, 2, 3, 4, 5, 6, 8]), st.sampled_from([5, 16, 24, 48]), st.integers(0, 2**32 - 1))
 def test_packing_is_undone_and_takes_as_many_bytes_as_any(bits: int, count: int, seed: int) -> None:
     codes = np.random.default_rng(seed).integers(0, 1 << bits, (3, count))
     packed = code_words.pack(jnp.asarray(codes), bits)
@@ -45,11 +45,23 @@ def test_four_bits_are_sign_and_magnitude() -> None:
     assert nibbles == [7, 6, 5, 4, 3, 2, 1, 0, *range(8, 16)]
 
 
+def test_six_bits_are_signs_with_places_in_a_table_and_then_tables() -> None:
+    packed = np.asarray(code_words.pack(jnp.asarray([0, 5, 24, 31, 32, 39, 40, 63] * 4), 6))
+    assert packed.shape == (24,)
+    np.testing.assert_array_equal(packed[:12], packed[12:])  # unit after unit
+    nibbles = [int(byte) >> shift & 15 for byte in packed[:8] for shift in (0, 4)]
+    assert nibbles == [7, 2, 7, 0, 8, 15, 8, 15] * 2
+    tables = [3, 3, 0, 0, 0, 0, 1, 3] * 2
+    np.testing.assert_array_equal(packed[8:12], code_words.pack(jnp.asarray(tables), 2))
+
+
 def test_a_wrong_number_of_bytes_is_refused() -> None:
     with pytest.raises(ValueError, match="need"):
         code_words.unpack(jnp.zeros(5, jnp.uint8), 2, 16)
     with pytest.raises(ValueError, match="need"):
         code_words.unpack(jnp.zeros(7, jnp.uint8), 3, 16)
+    with pytest.raises(ValueError, match="need"):
+        code_words.unpack(jnp.zeros(11, jnp.uint8), 6, 16)
 
 
 @pytest.mark.parametrize(("bits", "most"), [(2, 1.00001), (3, 1.0001), (4, 1.0006)])

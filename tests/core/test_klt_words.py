@@ -10,7 +10,7 @@ from kakeya_jax.klt_layout import Layout
 from kakeya_jax.klt_words import PageWords
 from kakeya_jax.typing import StreamName
 
-LAYOUT = Layout.of(np.array([[8, 4, 2, 0], [4, 2, 4, 2], [0, 0, 0, 0]]))  # widths need not fall
+LAYOUT = Layout.of(np.array([[8, 4, 2, 0], [4, 2, 6, 2], [0, 0, 0, 0]]))  # widths need not fall
 
 
 def random_classes(order: PageWords, seed: int = 0) -> list[np.ndarray]:
