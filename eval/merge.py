@@ -45,6 +45,32 @@ def merge(results: Sequence[EvalResult]) -> EvalResult:
     """The rows of all results in one; see ``merge_files``."""
     if not results:
         raise ValueError("nothing to merge; name at least one results file")
+    _check_same(results)
+    rows = tuple(row for result in results for row in result.rows)
+    names = [row.recipe for row in rows]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"recipe {', '.join(twice)} is in several results")
+    return _with_rows(results, rows)
+
+
+def replace_rows(old: EvalResult, new: EvalResult) -> EvalResult:
+    """``old`` with its rows of the recipes that were measured anew: for a codec that has changed.
+
+    Everything but the rows, the commands and the warnings stays that of ``old``, its environment too.
+
+    Raises:
+        ValueError: they measured different things, or ``new`` has a recipe that ``old`` has not.
+    """
+    _check_same([old, new])
+    found = {row.recipe: row for row in new.rows}
+    unknown = sorted(found.keys() - {row.recipe for row in old.rows})
+    if unknown:
+        raise ValueError(f"recipe {', '.join(unknown)} has no row to replace")
+    return _with_rows([old, new], tuple(found.get(row.recipe, row) for row in old.rows))
+
+
+def _check_same(results: Sequence[EvalResult]) -> None:
     first, *others = results
     for other in others:
         for name in SAME:
@@ -60,15 +86,13 @@ def merge(results: Sequence[EvalResult]) -> EvalResult:
                 f"results have different dense perplexities ({first.reference_ppl} and {other.reference_ppl}): "
                 "other weights, or another device"
             )
-    rows = tuple(row for result in results for row in result.rows)
-    names = [row.recipe for row in rows]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"recipe {', '.join(twice)} is in several results")
+
+
+def _with_rows(results: Sequence[EvalResult], rows: tuple[Row, ...]) -> EvalResult:
     kept = (text for result in results for text in result.warnings if not text.startswith("rows keep"))
     warned = [*dict.fromkeys(kept), window_warning(rows)]
     commands = "\n".join(dict.fromkeys(result.command for result in results if result.command))
-    return dataclasses.replace(first, rows=rows, warnings=tuple(text for text in warned if text), command=commands)
+    return dataclasses.replace(results[0], rows=rows, warnings=tuple(text for text in warned if text), command=commands)
 
 
 def load_result(path: str | pathlib.Path) -> EvalResult:

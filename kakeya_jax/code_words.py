@@ -1,7 +1,7 @@
 """Small codes packed so that a GPU turns them into bytes with few instructions: the order of codes inside words.
 
-Codes of 2, 3, 4, 6 and 8 bits whose number is a multiple of 16 are packed in *units* of 16, four *quads* of four. A byte
-permutation (``prmt``) looks four codes up in a table at once if they stand in the four lowest nibbles of a word, so
+Codes of 2, 3, 4, 6 and 8 bits whose number is a multiple of 16 are packed in *units* of 16, four *quads* of four. A
+byte permutation (``prmt``) looks four codes up in a table at once if they stand in the four lowest nibbles of a word, so
 
 * 4 bits: natural order, but as sign and magnitude: an index below 8 has its three lower bits inverted. Levels that are
   symmetric about zero then need a table of half of them;
@@ -9,9 +9,9 @@ permutation (``prmt``) looks four codes up in a table at once if they stand in t
   quads 0 and 1: a mask, or a shift and a mask, leaves quads in nibbles;
 * 3 bits: first the lower two bits of all codes, as codes of 2 bits; then the highest bits, 16 to a half word: that of
   code ``4 i + k`` is bit ``4 k + (i + 2) % 4``, one shift away from bit 2 of nibble ``k``;
-* 6 bits: as sign and magnitude too, an index below 32 with its five lower bits inverted. In each unit first the signs and
-  lower three bits of all codes, as codes of 4 bits; then the upper two bits, as codes of 2 bits: which of four tables
-  of eight levels a code means;
+* 6 bits: as sign and magnitude too, an index below 32 with its five lower bits inverted. In each unit first the signs
+  and lower three bits of all codes, as codes of 4 bits; then the upper two bits, as codes of 2 bits: which of four
+  tables of eight levels a code means;
 * 8 bits: bytes.
 
 Everything else is packed by ``bitpack``. The bytes are the same in number.
@@ -72,7 +72,10 @@ def unpack(packed: UInt8[Array, "*batch packed"], bits: int, count: int) -> Int[
         raise ValueError(f"{count} values of {bits} bits need {needed} bytes, got {packed.shape[-1]}")
     if bits == 6:
         units = packed.reshape(*packed.shape[:-1], -1, UNIT * 6 // 8)
-        fields, tables = bitpack.unpack(units[..., :8], 4, UNIT), _of_words(units[..., 8:], _CRUMB_SHIFTS, jnp.uint32, 3)
+        fields, tables = (
+            bitpack.unpack(units[..., :8], 4, UNIT),
+            _of_words(units[..., 8:], _CRUMB_SHIFTS, jnp.uint32, 3),
+        )
         return _signed((fields & 8) << 2 | tables << 3 | fields & 7, 6).reshape(*packed.shape[:-1], -1)
     crumbs = _of_words(packed[..., : count // 4], _CRUMB_SHIFTS, jnp.uint32, 3)
     if bits == 2:

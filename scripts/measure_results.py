@@ -1,10 +1,14 @@
 """Measures every row of docs/results.md for one model: calibrates, evaluates in several processes, merges.
 
-python scripts/measure_results.py MODEL_FOLDER DATA_FOLDER TRAIN.npy OUT [--processes N] [--dry-run]
+python scripts/measure_results.py MODEL_FOLDER DATA_FOLDER TRAIN.npy OUT [--processes N] [--rows PATTERN] [--dry-run]
+python scripts/measure_results.py --replace OUT docs/results
 
 DATA_FOLDER holds eval_book_dev.npy and eval_wikitext2_valid.npy, TRAIN.npy the tokens that calibration reads. OUT gets
 MODEL.TEXT.json for either text, and stress/MODEL.xFACTOR.json, which is what docs/results/ holds; the calibrations and
 the parts of each measurement beside them. What is there already is not made again: an interrupted run goes on.
+
+``--rows`` measures only the recipes that a regular expression finds something in, after a codec has changed;
+``--replace`` then puts these rows into the files of another folder.
 """
 
 import argparse
@@ -12,12 +16,13 @@ import concurrent.futures
 import dataclasses
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
 
 from kakeya_jax.calibration.fitted_streams import fitted_streams
-from kakeya_jax.eval.merge import merge_files
+from kakeya_jax.eval.merge import load_result, merge_files, replace_rows
 from kakeya_jax.recipe import Recipe
 
 TEXTS = ("eval_book_dev", "eval_wikitext2_valid")
@@ -67,8 +72,11 @@ class Table:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs or prints all commands; 0 if all went well, 1 if one failed, 2 for wrong arguments."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["--replace"]:
+        return replace(*map(pathlib.Path, arguments[1:]))
     options = _parse(arguments)
-    calibrations, tables = commands(options.model, options.data, options.train, options.out)
+    calibrations, tables = commands(options.model, options.data, options.train, options.out, options.rows)
     parts = [part for table in tables for part in table.parts]
     if options.dry_run:
         for command in (*calibrations, *parts):
@@ -92,23 +100,33 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def replace(measured: pathlib.Path, results: pathlib.Path) -> int:
+    """Puts the rows of every measurement in one folder into the file of the same name in the other; 0."""
+    for found in sorted([*measured.glob("*.json"), *measured.glob("stress/*.json")]):
+        target = results / found.relative_to(measured)
+        replace_rows(load_result(target), load_result(found)).save(target)
+        print(f"written: {target}")
+    return 0
+
+
 def commands(
-    model: pathlib.Path, data: pathlib.Path, train: pathlib.Path, out: pathlib.Path
+    model: pathlib.Path, data: pathlib.Path, train: pathlib.Path, out: pathlib.Path, pattern: str = ""
 ) -> tuple[list[Command], list[Table]]:
-    """The calibrations, and the measurements that need them."""
-    calibrations = [
-        _calibrate(model, train, out / "klt.safetensors", *WINDOWS),
-        _calibrate(model, train, out / "fitted.safetensors", "--window", "4:128", "--recipe", "all"),
-    ]
+    """The calibrations, and the measurements of the recipes that ``pattern`` is found in."""
+    rows_of_text, rows_of_stress = (tuple(row for row in rows if re.search(pattern, row)) for rows in (ROWS, STRESS))
+    calibrations = [_calibrate(model, train, out / "klt.safetensors", *WINDOWS)]
+    if any(map(_is_fitted, rows_of_text)):
+        fitted = _calibrate(model, train, out / "fitted.safetensors", "--window", "4:128", "--recipe", "all")
+        calibrations.append(fitted)
     tables = []
     for text in TEXTS:
         table, name = data / f"{text}.npy", f"{model.name}.{text}"
         parts = [
             _evaluate(model, table, out / "parts" / f"{name}.{index:02}.json", rows, calibration=_file_for(rows, out))
-            for index, rows in enumerate(_split(ROWS))
+            for index, rows in enumerate(_split(rows_of_text))
         ]
         tables.append(Table(parts=tuple(parts), writes=out / f"{name}.json"))
-    fitted = [word for recipe in STRESS if _is_fitted(recipe) for word in ("--recipe", recipe)]
+    fitted = [word for recipe in rows_of_stress if _is_fitted(recipe) for word in ("--recipe", recipe)]
     for factor in FACTORS:
         stress, name = ("--stress", str(factor)), f"{model.name}.x{factor}"
         calibration = out / "stress" / f"{name}.safetensors"
@@ -122,10 +140,10 @@ def commands(
                 *stress,
                 calibration=calibration,
             )
-            for index, rows in enumerate(_split(STRESS))
+            for index, rows in enumerate(_split(rows_of_stress))
         ]
         tables.append(Table(parts=tuple(parts), writes=out / "stress" / f"{name}.json"))
-    return calibrations, tables
+    return calibrations, [table for table in tables if table.parts]
 
 
 def _calibrate(model: pathlib.Path, train: pathlib.Path, out: pathlib.Path, *options: str) -> Command:
@@ -178,8 +196,15 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("train", type=pathlib.Path, metavar="TRAIN.npy")
     parser.add_argument("out", type=pathlib.Path, metavar="OUT")
     parser.add_argument("--processes", type=int, default=2, help="commands at a time [2]")
+    parser.add_argument("--rows", default="", metavar="PATTERN", help="only recipes in which this is found [all]")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and do nothing")
     options = parser.parse_args(arguments)
+    try:
+        found = [row for row in (*ROWS, *STRESS) if re.search(options.rows, row)]
+    except re.error as error:
+        parser.error(f"--rows {options.rows!r} is no regular expression: {error}")
+    if not found:
+        parser.error(f"--rows {options.rows!r} is found in no recipe")
     if options.processes < 1:
         parser.error(f"--processes {options.processes} must be at least 1")
     for path in (options.model / "config.json", options.train, *(options.data / f"{text}.npy" for text in TEXTS)):

@@ -10,8 +10,8 @@ transforms the query once per page, accumulates in code space and transforms bac
 
 Two forms. ``fast``: what is coded of keys is ``R_d (k - mu)``, rotated by their position ``d`` *within the page*, so
 that logits need no trigonometry per token, only a query rotated back by the page's start; channels take 0, 2, 4, 6
-or 8 bits. ``quality``: keys before their rotary embedding, where their spectrum is steepest; channels take 0 to 6 or 8 bits,
-and K is reconstructed.
+or 8 bits. ``quality``: keys before their rotary embedding, where their spectrum is steepest; channels take 0 to 6 or 8
+bits, and K is reconstructed.
 
 The mean of rotated keys, ``R_d mu``, turns with the position. It is known: a kernel makes the constant ``[page, D]``
 from ``mu`` once, the same for all pages, and adds ``q' . R_d mu`` to the logit of position ``d``, with ``q'`` the query

@@ -27,16 +27,14 @@ def test_levels_are_a_unit_times_bytes_and_a_half(width: int) -> None:
     table, unit = quantizer_bytes(width)
     assert list(table) == sorted(set(table))
     assert len(table) == 2**width
-    assert -128 <= table[0]
+    assert table[0] >= -128
     assert table[-1] <= 127
     assert all(low == ~high for low, high in zip(table, reversed(table), strict=True))
     np.testing.assert_allclose(quantizer_levels(width), unit * (np.array(table) + 0.5), rtol=1e-6)
     assert error_of(quantizer_levels(width)) == pytest.approx(distortion(width), rel=0.04)
 
 
-@pytest.mark.parametrize(
-    ("width", "most"), [(1, 1.0001), (2, 1.0001), (3, 1.0001), (4, 1.0006), (5, 1.007), (6, 1.03)]
-)
+@pytest.mark.parametrize(("width", "most"), [(1, 1.0001), (2, 1.0001), (3, 1.0001), (4, 1.0006), (5, 1.007), (6, 1.03)])
 def test_bytes_cost_little_beside_the_best_levels(width: int, most: float) -> None:
     best = gaussian_error(gaussian_levels(width))
     assert best * 0.9999 < distortion(width) < most * best

@@ -92,3 +92,37 @@ def test_missing_files_are_one_line_each(
         script.main(arguments)
     assert stop.value.code == 2
     assert f"{value}" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_rows_of_one_codec_are_measured_alone(script: ModuleType, arguments: list[str], capsys: Any) -> None:
+    assert script.main([*arguments, "--dry-run", "--rows", r"^(both=)?turboquant"]) == 0
+    printed = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    recipes = [recipe for words in printed for recipe in values_of(words, "--recipe")]
+    assert recipes
+    assert all("turboquant" in recipe for recipe in recipes)
+    assert len([words for words in printed if words[:2] == ["kakeya", "calibrate"]]) == 4  # nothing fitted to a codec
+    for pattern, says in (("no such codec", "found in no recipe"), ("(", "no regular expression")):
+        with pytest.raises(SystemExit):
+            script.main([*arguments, "--rows", pattern])
+        assert says in capsys.readouterr().err
+
+
+def test_new_rows_take_the_place_of_old_ones(script: ModuleType, tmp_path: Path) -> None:
+    """And nothing else in the file changes."""
+    name = "house-qwen2-30m.eval_wikitext2_valid.json"
+    before = json.loads((RESULTS / name).read_text())
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder in (old, new):
+        folder.mkdir()
+    (old / name).write_text(json.dumps(before))
+    changed = before | {"rows": [row | {"kl_mean": 0.125} for row in before["rows"] if row["recipe"] == "klt-2"]}
+    (new / name).write_text(json.dumps(changed))
+    assert script.main(["--replace", str(new), str(old)]) == 0
+    after = json.loads((old / name).read_text())
+    for was, now in zip(before["rows"], after["rows"], strict=True):
+        assert now == (was | {"kl_mean": 0.125} if was["recipe"] == "klt-2" else was)
+    assert {**after, "rows": []} == {**before, "rows": []}
+    changed["rows"][0]["recipe"] = "unknown"
+    (new / name).write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="unknown has no row to replace"):
+        script.main(["--replace", str(new), str(old)])
