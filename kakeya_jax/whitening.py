@@ -2,7 +2,9 @@
 
 A key's error ``e`` changes the logit of a query ``q`` by ``q . e``; over queries the mean square of that is
 ``e S e^T`` with ``S`` the second moment of the queries. With ``S = L L^T`` it is ``|e L|^2``: keys are coded as ``k L``
-(row vectors) and come back through ``L^-1``. Queries and keys are taken before their rotary embedding.
+(row vectors) and come back through ``L^-1``. Queries and keys are taken before their rotary embedding, so that this
+is the error for a query at the key's own position. The embedding turns all others, into directions where the map puts
+errors: the notebook ``whitening`` shows what that costs.
 
 Everything here is done once, on the host, in float64.
 """

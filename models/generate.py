@@ -63,7 +63,7 @@ def generate(
         top_p: sample among the most probable tokens that hold this much of the probability, in ``(0, 1]``.
         stop_tokens: tokens after which a row is finished, such as ``model.config.eos_token_ids``.
         pad_token: what follows in ``tokens`` after a row is finished.
-        seed: seed of the draws, or a PRNG key.
+        seed: seed of the draws, or a PRNG key; step ``i`` draws with the ``i``-th of as many keys split from it.
         mask: which prompt tokens are valid where prompts differ in length, padded on either side.
 
     Raises:

@@ -78,9 +78,117 @@ for name, plain, whitened in zip(arms, rows[::2], rows[1::2], strict=True):
     )
 
 # %% [markdown]
-# Whitening stretches the direction that most queries share, and the keys' mean along it: that mean then takes the whole range of the
-# quantiser. How much of the damage the mean explains is the difference between the pairs. What is left after it is the error
-# that the map moves from directions that are looked along to all others, where it is amplified on the way back.
+# Why? Let $S$ be the second moment of keys and $M$ that of queries, both before their rotary embedding, $M = L L^T$, $D$ the head dimension. A
+# quantiser that rotates at random errs alike along all directions, in proportion to the energy of what it codes:
+#
+# * plain keys have the energy $\mathrm{tr}(S)$; their error costs $c\, \mathrm{tr}(S)\, \mathrm{tr}(M) / D$ in logits ($c$ depends on the bits alone);
+# * whitened keys $kL$ have the energy $\mathrm{tr}(MS)$, and the error of their code *is* that of logits: $c\, \mathrm{tr}(MS)$;
+# * but that is for a query at the key's own position. The embedding turns a query that stands further on, and with it $M$. Over all distances of
+#   a passage the moment is another one, $\bar M$, with the same trace; the error comes back through $L^{-1}$ and costs
+#   $c\, \mathrm{tr}(MS)\, \mathrm{tr}(\bar M M^{-1}) / D$.
+#
+# So whitening multiplies the squared error of logits by
+#
+# $$\underbrace{\frac{D\, \mathrm{tr}(MS)}{\mathrm{tr}(M)\, \mathrm{tr}(S)}}_{\text{do keys lie where queries look?}}\;
+# \underbrace{\frac{\mathrm{tr}(\bar M M^{-1})}{D}}_{\text{1 without the embedding}}.$$
+#
+# Moments alone predict it; beside it, what TurboQuant does to keys of the scored text with the same map as above.
+
+# %%
+import jax.numpy as jnp
+
+from kakeya_jax.codec import round_trip
+from kakeya_jax.codecs.turboquant import TurboQuantConfig
+from kakeya_jax.eval.ablations.ablation import Setup
+from kakeya_jax.eval.ablations.real_vectors import real_blocks
+from kakeya_jax.recipe import Recipe
+from kakeya_jax.rope import rotate_by
+
+setup = Setup(model=model, params=params, tokens=tokens, context=1024, passages=5)
+blocks = real_blocks(setup, "key").vectors  # [layers, heads, blocks, tokens, D]
+keys = blocks.reshape(*blocks.shape[:2], -1, blocks.shape[-1]).astype(np.float64)
+layers, tables = range(len(keys)), calibration.tables_for(Recipe.parse(recipes[-1]))
+here = np.stack([np.asarray(calibration.statistics[layer, "key"]["query"], np.float64) for layer in layers])
+mean, there, back = (
+    np.stack([np.asarray(tables[layer, "key"][name], np.float64) for layer in layers])
+    for name in ("static_mean", "whitening", "unwhitening")
+)
+
+
+def over_distances(moment, tokens):
+    """A query moment turned by every distance, weighted by how many pairs of a passage have it."""
+    distances = np.arange(tokens)
+    angle = distances[:, None, None, None] * np.asarray(tables[0, "key"]["rope_frequencies"])
+    turned = rotate_by(jnp.float32(moment)[None], angle)
+    turned = rotate_by(turned.swapaxes(-1, -2), angle)
+    return np.average(np.asarray(turned, np.float64), axis=0, weights=tokens - distances)
+
+
+def energy(vectors, moment):
+    """Mean of ``v moment v^T`` over the vectors of each head."""
+    return np.einsum("lknd,lkde,lkne->lk", vectors, moment, vectors, optimize=True) / vectors.shape[2]
+
+
+def coded(vectors):
+    """Vectors after two bits of TurboQuant."""
+    codecs = (TurboQuantConfig(bits=2).build(vectors.shape[-1], layer=layer) for layer in layers)
+    return np.stack([round_trip(codec, jnp.float32(each)) for codec, each in zip(codecs, vectors, strict=True)])
+
+
+def measured(keys, moment):
+    """Logit error of whitened keys over that of plain ones, for each layer and head."""
+    return energy(coded(keys @ there) @ back - keys, moment) / energy(coded(keys) - keys, moment)
+
+
+def predicted(keys, moment):
+    """The same of the moments alone."""
+    plain = energy(keys, np.broadcast_to(np.eye(keys.shape[-1]), here.shape)) * np.trace(here, axis1=-2, axis2=-1)
+    return energy(keys, here) / plain * np.trace(moment @ np.linalg.inv(here), axis1=-2, axis2=-1)
+
+
+turned = np.stack([over_distances(moment, setup.context) for moment in here])
+centred = keys - mean[:, :, None]
+moments = {"queries at the key's position": here, "queries at all distances": turned}
+ratios = {name: (predicted(centred, moment), measured(centred, moment)) for name, moment in moments.items()}
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(7, 3.6), sharex=True, sharey=True, layout="constrained")
+for axis, (name, (theory, found)) in zip(axes, ratios.items(), strict=True):
+    for layer in layers:
+        axis.loglog(theory[layer], found[layer], "o", color=plt.cm.viridis(layer / len(layers)), label=layer)
+    axis.plot([0.4, 12], [0.4, 12], color="gray", linewidth=0.8)
+    axis.set(title=name, xlabel="predicted from moments")
+    print(
+        f"{name:29} error of logits grows in {np.sum(found > 1)} of {found.size} heads, from x {found.min():.2f} to "
+        f"x {found.max():.2f}; furthest from the prediction: x {np.exp(np.abs(np.log(found / theory)).max()):.2f}"
+    )
+axes[0].set_ylabel("logit error, whitened / plain, mean out")
+axes[0].legend(title="layer, one dot a head", fontsize=7, ncols=2)
+
+theory, found = (np.concatenate(each) for each in zip(*ratios.values(), strict=True))
+assert np.abs(np.log(found / theory)).max() < np.log(1.3)  # each head, and their ratios are far wider apart:
+assert theory.max() / theory.min() > 10
+assert ratios["queries at all distances"][1].min() > 1.5
+
+# %% [markdown]
+# The prediction holds head by head, and explains the loss: at real distances whitening makes the error of logits larger in **every head**. It
+# puts errors along directions that no query looks along, and the rotary embedding turns queries into them. Even at the key's own position most
+# heads do not gain, since attention puts keys where queries look: a whitened key is a longer one. Would a map made for all distances help, of
+# $\bar M$ instead of $M$? Its ratio is $D\, \mathrm{tr}(\bar M S) / (\mathrm{tr}(M)\, \mathrm{tr}(S))$. And what does the mean do, which is out so far?
+
+# %%
+trace = np.trace(here, axis1=-2, axis2=-1) / here.shape[-1]
+for name, each in {"mean in": keys, "mean out": centred}.items():
+    errors = measured(each, turned)
+    best = energy(each, turned) / energy(each, np.broadcast_to(np.eye(here.shape[-1]), here.shape)) / trace
+    print(
+        f"{name:8} measured, layers (geometric mean): {' '.join(f'{x:.1f}' for x in np.exp(np.log(errors).mean(axis=1)))}; "
+        f"predicted for a map of all distances: x {best.min():.2f} to x {best.max():.2f}"
+    )
+
+# %% [markdown]
+# No: with the mean out it would change little in some heads and lose in the others. The mean, which lies along the direction that most queries
+# share, is what makes layer 0 by far the worst; in the other layers it changes less than a factor of two, either way.
 #
 # And KakeyaTurbo, for which whitening was proposed, from the committed ablation of this model (`kakeya ablate whitening`,
 # blocks of 512 tokens with a basis of their own, which adapts to the keys but not to the queries):

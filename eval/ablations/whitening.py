@@ -49,6 +49,7 @@ ABLATION = Ablation(
     findings=_findings,
     notes=(
         "Keys only, blocks of 512 tokens, each head its own. The map comes from training text; a bound on its "
-        "condition number changes nothing where the map is below it anyway.",
+        "condition number changes nothing where the map is below it anyway. The map is that of queries at a key's own "
+        "position; the notebook `whitening` shows what the rotary embedding makes of it at others.",
     ),
 )

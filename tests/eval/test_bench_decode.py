@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from kakeya_jax.cache import CompressedCache
-from kakeya_jax.eval.bench_decode import DENSE, HOW, bench_decode
+from kakeya_jax.eval.bench_decode import DENSE, HOW, DecodeSpeed, bench_decode
 from kakeya_jax.eval.cli import run
 from kakeya_jax.eval.random_cache import random_cache
+from kakeya_jax.models.config import ModelConfig
 from kakeya_jax.models.locate import DEMO, find_folder
 from kakeya_jax.recipe import Recipe
 
@@ -54,28 +55,31 @@ def test_rows(tiny_model, tiny_tokens):
     assert all(row.quartiles[0] <= row.milliseconds <= row.quartiles[1] for row in rows)
 
 
-def test_a_copy_of_a_long_cache_is_what_decoding_first_allocates(tiny_model, tiny_tokens):
-    """More tokens than a tile of the reference: only the copy grows with them."""
-    text = np.tile(tiny_tokens, 3)
+@pytest.fixture(scope="module")
+def long_rows(tiny_model, tiny_tokens) -> list[DecodeSpeed]:
+    """More tokens than a tile of the reference, on a device that holds the parameters and 100 rows of a dense cache."""
     model, params = tiny_model
-    config = model.config
-    _, decoded, packed = bench_decode(
-        model, params, text, ["both=int8(block_size=128),sinks=0,recent=1"], context=4096, repeats=2
-    )
-    copy = 2 * 4 * 4096 * config.num_kv_heads * config.head_dim
+    memory = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) + 100 * 2 * 2 * 4096 * _values(model.config)
+    recipe = "both=int4(block_size=128),sinks=0,recent=1"
+    text = np.tile(tiny_tokens, 3)
+    return bench_decode(model, params, text, [recipe], context=4096, repeats=2, device_nbytes=memory)
+
+
+def _values(config: ModelConfig) -> int:
+    return config.num_layers * config.num_kv_heads * config.head_dim
+
+
+def test_a_copy_of_a_long_cache_is_what_decoding_first_allocates(long_rows, tiny_config):
+    """Only the copy grows with the tokens."""
+    _, decoded, packed = long_rows
+    copy = 2 * 4 * 4096 * tiny_config.num_kv_heads * tiny_config.head_dim
     assert decoded.step_nbytes is not None
     assert packed.step_nbytes is not None
     assert decoded.step_nbytes > copy > packed.step_nbytes
 
 
-def test_the_largest_batch_is_what_fits_beside_the_parameters(tiny_model):
-    """A device that holds nothing but the parameters and 100 rows of a dense cache."""
-    model, params = tiny_model
-    config = model.config
-    row = 2 * 2 * 4096 * config.num_layers * config.num_kv_heads * config.head_dim
-    memory = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) + 100 * row
-    recipe = "both=int4(block_size=128),sinks=0,recent=1"
-    dense, _, packed = bench_decode(model, params, None, [recipe], context=4096, repeats=2, device_nbytes=memory)
+def test_the_largest_batch_is_what_fits_beside_the_parameters(long_rows):
+    dense, _, packed = long_rows
     assert dense.largest_batch is not None
     assert packed.largest_batch is not None
     assert 10 < dense.largest_batch < 100 < packed.largest_batch
@@ -85,7 +89,7 @@ def test_random_weights_and_codes_of_a_config(tmp_path: pathlib.Path, capsys: py
     """What a model too large to have here is measured with."""
     raw = json.loads((find_folder(DEMO) / "config.json").read_text())
     config = tmp_path / "small.json"
-    config.write_text(json.dumps({**raw, "num_hidden_layers": 2, "vocab_size": 128}))
+    config.write_text(json.dumps({**raw, "num_hidden_layers": 1, "vocab_size": 128}))
     words = ["bench", "decode", "--config-json", str(config), "--context", "512", "--batch-size", "2", "--quiet"]
     assert run([*words, "--recipe", "turboquant-2", "--recipe", "kivi-4", "--dtype", "bfloat16", "--repeats", "2"]) == 0
     assert "turboquant-2" in capsys.readouterr().out

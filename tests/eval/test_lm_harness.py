@@ -1,7 +1,9 @@
 """Tasks of lm-evaluation-harness through a compressed cache, from local files."""
 
+import dataclasses
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ from kakeya_jax.eval import run_lm_eval
 from kakeya_jax.eval.cli import run
 from kakeya_jax.eval.demo import bundled_text
 from kakeya_jax.models import checkpoint
-from kakeya_jax.models.locate import DEMO
+from kakeya_jax.models.locate import DEMO, find_folder
 from kakeya_jax.models.tokenizer import load_tokenizer
 from kakeya_jax.recipe import Recipe
 
@@ -60,8 +62,22 @@ metric_list: [{{metric: exact_match}}]
 
 
 @pytest.fixture(scope="module")
-def demo() -> tuple[Any, Any, Any]:
-    return *checkpoint.load(DEMO), load_tokenizer(DEMO)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Two of the bundled model's eight layers, which is what compiling takes, and its tokenizer."""
+    folder = tmp_path_factory.mktemp("shallow")
+    model, params = checkpoint.load(DEMO)
+    checkpoint.save(folder, dataclasses.replace(model.config, num_layers=2), _shallow(params))
+    shutil.copy(find_folder(DEMO) / "tokenizer.json", folder)
+    return folder
+
+
+def _shallow(params: Any) -> dict[str, Any]:
+    return {name: params[name] for name in ("embed_tokens", "layers_0", "layers_1", "final_norm")}
+
+
+@pytest.fixture(scope="module")
+def shallow(folder) -> tuple[Any, Any, Any]:
+    return *checkpoint.load(folder), load_tokenizer(folder)
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +86,8 @@ def sentences() -> list[str]:
     return [each.strip() + "." for each in text.split(".") if 60 < len(each) < 240][:6]
 
 
-def scorer(demo: tuple[Any, Any, Any], recipe: str = TIGHT, **options: Any) -> CompressedLM:
-    model, params, tokenizer = demo
+def scorer(shallow: tuple[Any, Any, Any], recipe: str = TIGHT, **options: Any) -> CompressedLM:
+    model, params, tokenizer = shallow
     return CompressedLM(model, params, tokenizer, Recipe.parse(recipe), **options)
 
 
@@ -79,48 +95,49 @@ def tokens_of(lm: CompressedLM, *pairs: tuple[str, str]) -> list[tuple[float, bo
     return lm._loglikelihood_tokens([(pair, lm.tok_encode(pair[0]), lm.tok_encode(pair[1])) for pair in pairs])
 
 
-def dense_likelihood(demo: tuple[Any, Any, Any], context: list[int], continuation: list[int]) -> tuple[float, bool]:
-    model, params, _ = demo
-    tokens = jnp.asarray([context + continuation])
-    logits = model.apply({"params": params}, tokens).logits[0, len(context) - 1 : -1]
+def dense_likelihood(shallow: tuple[Any, Any, Any], context: list[int], continuation: list[int]) -> tuple[float, bool]:
+    model, params, _ = shallow
+    tokens = np.zeros((1, 128), np.int32)  # what follows is not seen, and one length is one program
+    tokens[0, : len(context + continuation)] = context + continuation
+    logits = jax.jit(model.apply)({"params": params}, tokens).logits[0, len(context) - 1 :][: len(continuation)]
     likely = jax.nn.log_softmax(logits)[jnp.arange(len(continuation)), jnp.asarray(continuation)]
     return float(likely.sum()), bool(jnp.all(jnp.argmax(logits, -1) == jnp.asarray(continuation)))
 
 
-def test_an_exact_cache_gives_the_dense_models_likelihoods(demo, sentences):
-    lm = scorer(demo, "identity")
+def test_an_exact_cache_gives_the_dense_models_likelihoods(shallow, sentences):
+    lm = scorer(shallow, "identity")
     pairs = [(each[:30], each[30:]) for each in sentences]
     found = tokens_of(lm, *pairs)
     for (context, continuation), (likelihood, greedy) in zip(pairs, found, strict=True):
-        expected = dense_likelihood(demo, lm.tok_encode(context), lm.tok_encode(continuation))
+        expected = dense_likelihood(shallow, lm.tok_encode(context), lm.tok_encode(continuation))
         assert likelihood == pytest.approx(expected[0], abs=1e-3)
         assert greedy == expected[1]
     greedy_text = lm._generate(sentences[0][:40], {"max_gen_toks": 4})
     assert tokens_of(lm, (sentences[0][:40], greedy_text))[0][0] < 0
 
 
-def test_the_compressed_cache_is_read(demo, sentences):
+def test_the_compressed_cache_is_read(shallow, sentences):
     """A request of a page and more: coarse codes move its likelihood, and batching does not."""
     text = " ".join(sentences)
     pair = (text[:-80], text[-80:])
     exact, coarse = (
-        tokens_of(scorer(demo, recipe), pair)[0][0]
+        tokens_of(scorer(shallow, recipe), pair)[0][0]
         for recipe in ("identity", "both=turboquant(block_size=32,bits=1),sinks=0,recent=1")
     )
     assert abs(exact - coarse) > 0.5
-    together = tokens_of(scorer(demo), pair, (text[:50], text[50:90]))
-    assert together[0][0] == pytest.approx(tokens_of(scorer(demo, batch_size=1), pair)[0][0], abs=1e-3)
+    together = tokens_of(scorer(shallow), pair, (text[:50], text[50:90]))
+    assert together[0][0] == pytest.approx(tokens_of(scorer(shallow, batch_size=1), pair)[0][0], abs=1e-3)
 
 
-def test_long_requests_lose_their_beginning(demo, sentences):
-    lm = scorer(demo, "identity", max_length=48)
+def test_long_requests_lose_their_beginning(shallow, sentences):
+    lm = scorer(shallow, "identity", max_length=48)
     tokens = lm.tok_encode(" ".join(sentences))[:80]
     found = lm._loglikelihood_tokens([(("", ""), tokens[:70], tokens[70:])])[0][0]
-    assert found == pytest.approx(dense_likelihood(demo, tokens[32:70], tokens[70:])[0], abs=1e-3)
+    assert found == pytest.approx(dense_likelihood(shallow, tokens[32:70], tokens[70:])[0], abs=1e-3)
 
 
-def test_requests_of_many_lengths_compile_few_programs(demo, monkeypatch):
-    lm = scorer(demo)
+def test_requests_of_many_lengths_compile_few_programs(shallow, monkeypatch):
+    lm = scorer(shallow)
     random = np.random.default_rng(0)
     requests = [(("", ""), random.integers(0, 6000, n).tolist(), [1, 2, 3]) for n in range(1, 120, 3)]
     compiled = set()
@@ -136,7 +153,7 @@ def test_requests_of_many_lengths_compile_few_programs(demo, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")  # the harness's own, and those of what it imports
-def test_tasks_from_local_files(tmp_path: pathlib.Path, sentences, monkeypatch, capsys):
+def test_tasks_from_local_files(tmp_path: pathlib.Path, folder, sentences, monkeypatch, capsys):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     documents = [{"text": each[:60], "choices": [each[60:], " zqx vvk jjq"]} for each in sentences]
@@ -147,7 +164,7 @@ def test_tasks_from_local_files(tmp_path: pathlib.Path, sentences, monkeypatch, 
     for name, task in (("choice", CHOICE), ("text", ROLLING), ("until", UNTIL)):
         (tmp_path / f"{name}.yaml").write_text(task.format(folder=tmp_path))
     out = tmp_path / "out.json"
-    words = ["lm-eval", "demo", "--task", "kakeya_choice,kakeya_text", "--task", "kakeya_until", "--limit", "4"]
+    words = ["lm-eval", str(folder), "--task", "kakeya_choice,kakeya_text", "--task", "kakeya_until", "--limit", "4"]
     words += ["--include", str(tmp_path), "--recipe", "identity", "--recipe", TIGHT, "--json", str(out), "--offline"]
     assert run(words) == 0
     results = json.loads(out.read_text())
@@ -159,7 +176,7 @@ def test_tasks_from_local_files(tmp_path: pathlib.Path, sentences, monkeypatch, 
     exact, coded = (row["results"]["kakeya_text"]["word_perplexity,none"] for row in results["rows"])
     assert exact != coded
     assert "kakeya_choice" in capsys.readouterr().out
-    assert run(["lm-eval", "demo", "--task", "nothing", "--recipe", "int4"]) == 2
+    assert run(["lm-eval", str(folder), "--task", "nothing", "--recipe", "int4"]) == 2
     assert "unknown task nothing" in capsys.readouterr().err
 
 

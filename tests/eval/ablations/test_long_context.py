@@ -1,16 +1,22 @@
 """Contexts, planted facts and greedy trajectories, on a model so small that every cell takes seconds."""
 
 import dataclasses
+import functools
 import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kakeya_jax.cache import CompressedCache, dense_recipe
 from kakeya_jax.eval.ablations import context, retrieval, trajectory
 from kakeya_jax.eval.ablations.ablation import Setup
 from kakeya_jax.eval.ablations.context import ContextCell, contexts_of, ends_of_passages
 from kakeya_jax.eval.ablations.retrieval import ANSWER, CUE, DEPTHS, ControlCell, RetrievalCell, end_only, planted
-from kakeya_jax.eval.ablations.trajectory import TrajectoryCell, agreed_steps
+from kakeya_jax.eval.ablations.trajectory import TrajectoryCell, agreed_steps, distinct_share
+from kakeya_jax.models.generate import generate
+from kakeya_jax.recipe import Recipe
 
 TIGHT = "(block_size=16),sinks=0,recent=1"
 
@@ -106,6 +112,34 @@ def test_agreed_steps():
     np.testing.assert_array_equal(agreed_steps(first, np.array([[1, 2, 3], [0, 2, 3], [1, 2, 0]])), [3, 0, 2])
 
 
+def test_distinct_share():
+    assert distinct_share(np.array([[7, 7, 7, 7], [1, 2, 3, 4]])) == (0.25 + 1) / 2
+
+
+@pytest.mark.parametrize(
+    "recipe", [dense_recipe(64), Recipe.parse("both=turboquant(block_size=16,bits=1),sinks=0,recent=1")]
+)
+def test_what_is_said_when_fed_is_what_is_generated_until_the_first_difference(tiny_setup: Setup, recipe: Recipe):
+    """So what ``choices`` draws is what ``generate`` draws, with the same random numbers."""
+    model, params, steps = tiny_setup.model, tiny_setup.params, 24
+    prompts = np.asarray(tiny_setup.tokens[:80]).reshape(2, 40)
+
+    def cache(recipe: Recipe) -> CompressedCache:
+        return CompressedCache.init(model.config, recipe, batch_size=2, max_length=64, dtype=jnp.float32)
+
+    def said(recipe: Recipe, temperature: float) -> np.ndarray:
+        options = {"max_new_tokens": steps, "temperature": temperature, "seed": trajectory.SEED}
+        return np.asarray(generate(model, params, prompts, cache=cache(recipe), **options).tokens)
+
+    texts = np.stack([said(dense_recipe(64), 0.0), said(dense_recipe(64), 1.0)])
+    taken = np.asarray(jax.jit(functools.partial(trajectory.choices, model))(params, cache(recipe), prompts, texts))
+    for index, temperature in enumerate((0.0, 1.0)):
+        until = agreed_steps(texts[index], said(recipe, temperature))
+        np.testing.assert_array_equal(agreed_steps(texts[index], taken[index, index]), until)
+        assert ((until == steps) == (recipe == dense_recipe(64))).all()
+    assert np.mean(taken[0, 1] == texts[0]) < 0.5  # a draw is not the likeliest token
+
+
 def test_trajectories(tiny_setup: Setup, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(trajectory, "STEPS", 32)
     good = TrajectoryCell(label="", text="both=int8" + TIGHT).measure(tiny_setup)
@@ -114,5 +148,9 @@ def test_trajectories(tiny_setup: Setup, monkeypatch: pytest.MonkeyPatch):
     assert good["agreed_steps"] == np.mean(good["agreed_steps_of"])
     assert good["fed_agreement"] > 0.9 > bad["fed_agreement"]
     assert bad["agreed_steps"] < 32
+    assert good["drawn"]["fed_agreement"] > 0.9 > bad["drawn"]["fed_agreement"]
+    assert good["drawn"]["agreed_steps"] > bad["drawn"]["agreed_steps"]
+    assert good["distinct_share"].items() - bad["distinct_share"].items() == {("own", good["distinct_share"]["own"])}
+    assert trajectory.ABLATION.columns[2].text({"distinct_share": {"dense": 0.5, "own": 0.125}}) == "50.0 / 12.5"
     with pytest.raises(ValueError, match="context=32 must be more than the 32 tokens"):
         TrajectoryCell(label="", text="both=int8").measure(dataclasses.replace(tiny_setup, context=32))
