@@ -98,7 +98,7 @@ def test_newer_or_altered_files_are_refused(cache: CompressedCache, tmp_path):
         CompressedCache.load(path)
     cache.save(path)
     rewrite(path, lambda metadata, arrays: metadata.update(version="2"))  # which had no checksum
-    with pytest.raises(ValueError, match="cache format 2; this kakeya-jax reads 5: save it anew"):
+    with pytest.raises(ValueError, match="cache format 2; this kakeya-jax reads 6: save it anew"):
         CompressedCache.load(path)
     cache.save(path)
     rewrite(path, lambda metadata, arrays: arrays.pop("layers.1.value.tail"))

@@ -121,7 +121,7 @@ def test_new_rows_take_the_place_of_old_ones(script: ModuleType, tmp_path: Path)
     after = json.loads((old / name).read_text())
     for was, now in zip(before["rows"], after["rows"], strict=True):
         assert now == (was | {"kl_mean": 0.125} if was["recipe"] == "klt-2" else was)
-    assert {**after, "rows": []} == {**before, "rows": []}
+    assert all(after[field] == value for field, value in before.items() if field != "rows")
     changed["rows"][0]["recipe"] = "unknown"
     (new / name).write_text(json.dumps(changed))
     with pytest.raises(ValueError, match="unknown has no row to replace"):
