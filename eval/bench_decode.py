@@ -1,7 +1,8 @@
 """Whole decode steps of a model: dense, through codes that are decoded first, and through codes as they are.
 
 Storage and execution are two scorecards. A cache that is decoded before every step saves bytes between steps and
-nothing else; what a step takes at its peak is what XLA's own analysis of the compiled step says.
+nothing else; what a step takes at its peak is what XLA's own analysis of the compiled step says. Dense is not our own
+cache with everything exact, but two buffers a layer and the fastest dense attention (``models.dense_cache``).
 """
 
 import dataclasses
@@ -17,7 +18,8 @@ import numpy as np
 
 from kakeya_jax import accounting
 from kakeya_jax.cache import CompressedCache, Tables
-from kakeya_jax.eval.random_cache import random_cache
+from kakeya_jax.eval.random_cache import random_cache, random_dense_cache
+from kakeya_jax.models.dense_cache import DenseCache
 from kakeya_jax.recipe import Recipe
 from kakeya_jax.typing import Array, Int
 
@@ -27,6 +29,8 @@ HOW = {DENSE: None, "decoded first": "dense_copy", "packed": None}
 
 STEPS = 16
 """Decode steps that are timed at once."""
+
+AnyCache = CompressedCache | DenseCache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,20 +109,26 @@ def bench_decode(
         recipe = Recipe.parse(f"both=identity,sinks=0,recent={context}" if name == DENSE else name)
         fitted = None if name == DENSE else tables(recipe)
 
-        def cache_of(rows: int, recipe: Recipe = recipe, fitted: Tables | None = fitted) -> CompressedCache:
+        def cache_of(rows: int, name: str = name, recipe: Recipe = recipe, fitted: Tables | None = fitted) -> AnyCache:
+            if name == DENSE:
+                return DenseCache.init(model.config, batch_size=rows, max_length=context, dtype=dtype)
             return CompressedCache.init(
                 model.config, recipe, batch_size=rows, max_length=context, dtype=dtype, tables=fitted
             )
 
         report = accounting.cache_report(model.config, recipe, max_length=context, tables=fitted)
         if tokens is None:
-            fill = jax.jit(random_cache, static_argnames="length", donate_argnums=0)
+            fill = random_dense_cache if name == DENSE else random_cache
+            fill = jax.jit(fill, static_argnames="length", donate_argnums=0)
             filled = fill(cache_of(batch_size), jax.random.key(0), length=context - STEPS)
         else:
             filled = _prefill(model, params, cache_of(batch_size), text[:, :-STEPS])
+        cache_nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(filled)) - report.table_nbytes
+        held = _Held(filled)
+        del filled  # its arrays are those of whoever steps last
         for how in [DENSE] if name == DENSE else ["decoded first", "packed"]:
             decoder = model.clone(implementation=HOW[how])
-            run, compile_seconds = _timed_loop(decoder, params, filled, text[:, -STEPS:])
+            run, compile_seconds = _timed_loop(decoder, params, held, text[:, -STEPS:])
             dense = dense or run
             pairs = [(dense(), run()) for _ in range(repeats)]  # in turn: other work on the machine slows both
             milliseconds = [1e3 * mine / STEPS for _, mine in pairs]
@@ -129,9 +139,9 @@ def bench_decode(
                 milliseconds=statistics.median(milliseconds),
                 quartiles=(low, high),
                 times_as_fast=1.0 if how == DENSE else statistics.median(its / mine for its, mine in pairs),
-                cache_nbytes=sum(leaf.nbytes for leaf in jax.tree.leaves(filled)) - report.table_nbytes,
+                cache_nbytes=cache_nbytes,
                 bytes_per_token=report.bytes_per_token,
-                step_nbytes=_step_memory(decoder, params, filled).besides,
+                step_nbytes=_step_memory(decoder, params, held.cache).besides,
                 largest_batch=_largest_batch(decoder, params, cache_of, device_nbytes),
                 compile_seconds=compile_seconds,
             )
@@ -140,38 +150,60 @@ def bench_decode(
     return rows
 
 
-def _prefill(model: Any, params: Any, cache: CompressedCache, tokens: Int[Array, "B T"]) -> CompressedCache:
-    def fill(params: Any, cache: CompressedCache, tokens: Array) -> CompressedCache:
+class _Held:
+    """A cache that loops of steps take and give back, so that it is never copied: each goes on at the same length.
+
+    From the second loop on, the exact window holds tokens of the loop before; what a step reads and does is the same.
+    """
+
+    def __init__(self, cache: AnyCache) -> None:
+        self.cache = cache
+        self._lengths = [np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(cache) if _is_length(path)]
+
+    def rewind(self, cache: AnyCache) -> None:
+        """Keeps what a loop gave back, with the first lengths."""
+        lengths = iter(self._lengths)
+        self.cache = jax.tree.map_with_path(
+            lambda path, leaf: jnp.asarray(next(lengths)) if _is_length(path) else leaf, cache
+        )
+
+
+def _is_length(path: tuple[Any, ...]) -> bool:
+    return getattr(path[-1], "name", None) == "length"
+
+
+def _prefill(model: Any, params: Any, cache: AnyCache, tokens: Int[Array, "B T"]) -> AnyCache:
+    def fill(params: Any, cache: AnyCache, tokens: Array) -> AnyCache:
         return model.apply({"params": params}, tokens, cache=cache, last_only=True).cache
 
-    fill = jax.jit(fill)
+    fill = jax.jit(fill, donate_argnums=1)
     for first in range(0, tokens.shape[1], 512):
         cache = fill(params, cache, tokens[:, first : first + 512])
     return jax.block_until_ready(cache)
 
 
-def _timed_loop(
-    model: Any, params: Any, cache: CompressedCache, tokens: Int[Array, "B n"]
-) -> tuple[Callable[[], float], float]:
-    """What takes the seconds of one loop over all ``tokens``, a step each, always from the same cache; and how long it
-    took to compile."""
+def _timed_loop(model: Any, params: Any, held: _Held, tokens: Int[Array, "B n"]) -> tuple[Callable[[], float], float]:
+    """What takes the seconds of one loop over all ``tokens``, a step each; and how long it took to compile."""
 
-    @jax.jit
-    def loop(params: Any, cache: CompressedCache, tokens: Array) -> Array:
-        def step(cache: CompressedCache, token: Array) -> tuple[CompressedCache, Array]:
+    @functools.partial(jax.jit, donate_argnums=1)
+    def loop(params: Any, cache: AnyCache, tokens: Array) -> tuple[AnyCache, Array]:
+        def step(cache: AnyCache, token: Array) -> tuple[AnyCache, Array]:
             logits, cache = model.apply({"params": params}, token[:, None], cache=cache)
             return cache, jnp.argmax(logits[:, 0], axis=-1)
 
-        return jax.lax.scan(step, cache, tokens.T)[1]
+        return jax.lax.scan(step, cache, tokens.T)
 
     start = time.perf_counter()
-    compiled = loop.lower(params, cache, tokens).compile()
+    compiled = loop.lower(params, held.cache, tokens).compile()
     compile_seconds = time.perf_counter() - start
 
     def run() -> float:
         start = time.perf_counter()
-        jax.block_until_ready(compiled(params, cache, tokens))
-        return time.perf_counter() - start
+        cache, likeliest = jax.block_until_ready(compiled(params, held.cache, tokens))
+        seconds = time.perf_counter() - start
+        del likeliest
+        held.rewind(cache)
+        return seconds
 
     run()
     return run, compile_seconds
@@ -184,11 +216,11 @@ class _StepMemory(NamedTuple):
     peak: int | None
 
 
-def _step_memory(model: Any, params: Any, cache: CompressedCache) -> _StepMemory:
+def _step_memory(model: Any, params: Any, cache: AnyCache) -> _StepMemory:
     """What a single step takes whose cache is donated; shapes are enough."""
 
     @functools.partial(jax.jit, donate_argnums=1)
-    def step(params: Any, cache: CompressedCache, token: Array) -> tuple[Array, CompressedCache]:
+    def step(params: Any, cache: AnyCache, token: Array) -> tuple[Array, AnyCache]:
         return model.apply({"params": params}, token, cache=cache)
 
     token = jax.ShapeDtypeStruct((cache.batch_size, 1), jnp.int32)
@@ -201,7 +233,7 @@ def _step_memory(model: Any, params: Any, cache: CompressedCache) -> _StepMemory
 
 
 def _largest_batch(
-    model: Any, params: Any, cache_of: Callable[[int], CompressedCache], device_nbytes: int | None
+    model: Any, params: Any, cache_of: Callable[[int], AnyCache], device_nbytes: int | None
 ) -> int | None:
     """Rows that fit, if every row takes what the second one does."""
     if device_nbytes is None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kakeya_jax.cache import CompressedCache
+from kakeya_jax.models.dense_cache import DenseCache, DenseLayer
 from kakeya_jax.stream import Stream
 from kakeya_jax.typing import Array
 
@@ -22,6 +23,20 @@ def random_cache(cache: CompressedCache, key: Array, *, length: int) -> Compress
             for (name, each), key in zip(streams.items(), keys, strict=True)
         }
         return dataclasses.replace(layer, **filled)
+
+    keys = jax.random.split(key, len(cache.layers))
+    return cache.replace_layers(tuple(fill(layer, each) for layer, each in zip(cache.layers, keys, strict=True)))
+
+
+def random_dense_cache(cache: DenseCache, key: Array, *, length: int) -> DenseCache:
+    """The cache with ``length`` normal keys and values in every row."""
+
+    def fill(layer: DenseLayer, key: Array) -> DenseLayer:
+        keys, values = (
+            jax.random.normal(each, leaf.shape, leaf.dtype)
+            for each, leaf in zip(jax.random.split(key), (layer.key, layer.value), strict=True)
+        )
+        return DenseLayer(key=keys, value=values, length=jnp.full_like(layer.length, length))
 
     keys = jax.random.split(key, len(cache.layers))
     return cache.replace_layers(tuple(fill(layer, each) for layer, each in zip(cache.layers, keys, strict=True)))

@@ -1,7 +1,7 @@
 """Small codes packed so that a GPU turns them into bytes with few instructions: the order of codes inside words.
 
 Codes of 2, 3, 4, 6 and 8 bits whose number is a multiple of 16 are packed in *units* of 16, four *quads* of four. A
-byte permutation (``prmt``) looks four codes up in a table at once if they stand in the four lowest nibbles of a word, so
+byte permutation (``prmt``) looks four codes up in a table at once if they are the four lowest nibbles of a word, so
 
 * 4 bits: natural order, but as sign and magnitude: an index below 8 has its three lower bits inverted. Levels that are
   symmetric about zero then need a table of half of them;

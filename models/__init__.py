@@ -10,6 +10,7 @@ from kakeya_jax.models.checkpoint import save as save
 from kakeya_jax.models.config import ModelConfig as ModelConfig
 from kakeya_jax.models.decoder import Decoder as Decoder
 from kakeya_jax.models.decoder import DecoderOutput as DecoderOutput
+from kakeya_jax.models.dense_cache import DenseCache as DenseCache
 from kakeya_jax.models.generate import Generation as Generation
 from kakeya_jax.models.generate import generate as generate
 from kakeya_jax.models.locate import ModelError as ModelError

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from kakeya_jax.cache import LayerCache
 from kakeya_jax.models.altered import AlteredLayer
+from kakeya_jax.models.dense_cache import DenseLayer
 from kakeya_jax.models.probe import PerturbedLayer
 from kakeya_jax.pallas_kernels.attention import compressed_attention
 from kakeya_jax.rope import Rope, apply_rope
@@ -15,14 +16,14 @@ def attend(
     query: Float[Array, "B T H D"],
     key: Float[Array, "B T K D"],
     value: Float[Array, "B T K D"],
-    layer_cache: LayerCache | PerturbedLayer | AlteredLayer | None,
+    layer_cache: LayerCache | PerturbedLayer | AlteredLayer | DenseLayer | None,
     *,
     positions: Int[Array, "B T"],
     valid: Bool[Array, "B T"] | None,
     rope: Rope,
     scale: float,
     implementation: str | None = None,
-) -> tuple[Float[Array, "B T H D"], LayerCache | PerturbedLayer | AlteredLayer | None]:
+) -> tuple[Float[Array, "B T H D"], LayerCache | PerturbedLayer | AlteredLayer | DenseLayer | None]:
     """Causal attention of a chunk over everything cached before it and over itself.
 
     Args:
@@ -31,7 +32,7 @@ def attend(
         value: values.
         layer_cache: what came before; ``None`` attends to the chunk alone, dense. A ``PerturbedLayer`` does that too,
             with its perturbation added to what would be read from codes; an ``AlteredLayer`` too, but for its last
-            queries.
+            queries. A ``DenseLayer`` keeps everything as it is.
         positions: absolute position of every token; padding may hold anything.
         valid: which tokens are real; ``None`` means all.
         rope: the rotary embedding.
@@ -48,9 +49,9 @@ def attend(
             rotated_query, rotated_key, value, valid=valid, scale=scale, implementation=implementation
         )
         return out, None
-    if isinstance(layer_cache, AlteredLayer):
+    if isinstance(layer_cache, AlteredLayer | DenseLayer):
         if valid is not None:
-            raise NotImplementedError("altered attention takes whole texts without padding")
+            raise NotImplementedError(f"{type(layer_cache).__name__} takes texts without padding")
         return layer_cache.run(rotated_query, key, value, positions=positions, rope=rope, scale=scale)
     if isinstance(layer_cache, PerturbedLayer):
         if valid is not None:

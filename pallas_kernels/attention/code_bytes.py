@@ -13,23 +13,56 @@ def decode_unit(ops: Any, unit: list[Any], codes: Codes) -> list[Any]:
         return [ops.differing(word, ops.integer(0x80808080)) for word in unit]
     if codes.bits == 4:
         table = [ops.integer(word) for word in table_words(codes.table[7::-1])]
-        found = []
-        for word in unit:
-            magnitude, shifted = ops.both(word, ops.integer(0x77777777)), ops.left(word, 4)
-            for half, signs in ((magnitude, 0xD9C8), (ops.right(magnitude, 16), 0xFBEA)):
-                level = ops.permute_bytes(*table, half)
-                found.append(ops.differing(level, ops.permute_bytes(shifted, word, ops.integer(signs))))
-        return found
-    mask = ops.integer(0x33333333)
-    crumbs = []
-    for each in (ops.both(unit[0], mask), ops.both(ops.right(unit[0], 2), mask)):
-        crumbs += [each, ops.right(each, 16)]
+        return [
+            ops.differing(ops.permute_bytes(*table, magnitude), sign) for magnitude, sign in _signed_quads(ops, unit)
+        ]
+    if codes.bits == 6:
+        return _of_four_tables(ops, unit, codes.table[31::-1])
+    crumbs = _crumbs(ops, unit[0])
     if codes.bits == 3:
         high, mask = unit[1], ops.integer(0x4444)
         shifted = (high, ops.right(high, 1), ops.left(high, 2), ops.left(high, 1))
         crumbs = [ops.either(ops.both(bit, mask), crumb) for bit, crumb in zip(shifted, crumbs, strict=True)]
     table = [ops.integer(word) for word in table_words(codes.table)]
     return [ops.permute_bytes(table[0], table[-1], each) for each in crumbs]
+
+
+def _of_four_tables(ops: Any, unit: list[Any], negative: tuple[int, ...]) -> list[Any]:
+    """Levels below 0, nearest first, in four tables of eight; the one that is meant is chosen byte by byte."""
+    words = [ops.integer(word) for word in table_words(negative)]
+    tables = [words[first : first + 2] for first in range(0, 8, 2)]
+    odd, upper = (ops.integer(mask) for mask in (0xFF00FF00, 0xFFFF0000))
+
+    def chosen(first: Any, second: Any, mask: Any) -> Any:
+        return ops.differing(first, ops.both(ops.differing(first, second), mask))
+
+    found = []
+    for (place, sign), crumb in zip(_signed_quads(ops, unit[:2]), _crumbs(ops, unit[2]), strict=True):
+        levels = [ops.permute_bytes(*table, place) for table in tables]
+        is_odd, is_upper = (ops.permute_bytes(mask, mask, crumb) for mask in (odd, upper))
+        low, high = chosen(levels[0], levels[1], is_odd), chosen(levels[2], levels[3], is_odd)
+        found.append(ops.differing(chosen(low, high, is_upper), sign))
+    return found
+
+
+def _signed_quads(ops: Any, words: list[Any]) -> list[tuple[Any, Any]]:
+    """Of signs and magnitudes of four bits: magnitudes in the lowest nibbles, and bytes of ones where levels are above
+    0; a quad each."""
+    found = []
+    for word in words:
+        magnitude, shifted = ops.both(word, ops.integer(0x77777777)), ops.left(word, 4)
+        for half, signs in ((magnitude, 0xD9C8), (ops.right(magnitude, 16), 0xFBEA)):
+            found.append((half, ops.permute_bytes(shifted, word, ops.integer(signs))))
+    return found
+
+
+def _crumbs(ops: Any, word: Any) -> list[Any]:
+    """Two bits of each code in the lowest nibbles, a quad each."""
+    mask = ops.integer(0x33333333)
+    found = []
+    for each in (ops.both(word, mask), ops.both(ops.right(word, 2), mask)):
+        found += [each, ops.right(each, 16)]
+    return found
 
 
 def table_words(table: tuple[int, ...]) -> list[int]:

@@ -26,7 +26,7 @@ class Codes:
     """How the codes of a stream are packed (``code_words``).
 
     Attributes:
-        bits: of a code: 2, 3, 4 or 8.
+        bits: of a code: 2, 3, 4, 6 or 8.
         table: bytes of the levels, by index (``byte_levels``); empty for 8 bits.
         halfway: whether a level is its byte and a half, in units, or just its byte.
     """
@@ -38,7 +38,7 @@ class Codes:
     @property
     def unit_words(self) -> int:
         """Whole words of a unit of 16 codes; 3 bits have half a word besides."""
-        return {2: 1, 3: 1, 4: 2, 8: 4}[self.bits]
+        return {2: 1, 3: 1, 4: 2, 6: 3, 8: 4}[self.bits]
 
     @property
     def registers(self) -> int:
