@@ -142,13 +142,13 @@ print("continues identically:", bool((logits == again).all()))
 
 # %% [markdown]
 # Calibrating another model is one call. It wants training text, which is not bundled, and it must not see the text that is
-# evaluated. **Only to show the call**, this model writes its own text here; 2,400 tokens of it are far too few for tables to use.
+# evaluated. **Only to show the call**, this model writes its own text here; 1,200 tokens of it are far too few for tables to use.
 
 # %%
 from kakeya_jax.calibration.fit import fit
 from kakeya_jax.models.generate import generate
 
-start = np.full((8, 1), model.config.bos_token_id)
+start = np.full((4, 1), model.config.bos_token_id)
 written = generate(model, params, start, max_new_tokens=300, temperature=1.0, seed=0).tokens
 own = fit(model, params, np.asarray(written))
 own.check_text(text)  # none of it is in the evaluated text
