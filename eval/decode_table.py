@@ -94,17 +94,26 @@ def measure(request: Request, *, quiet: bool = False) -> list[DecodeSpeed]:
             progress(len(done), total, f"{row.recipe}, {row.how}: {row.milliseconds:.3f} ms a step")
 
         progress(0, total, "dense")
-        return bench_decode(
-            model,
-            params,
-            tokens,
-            request.recipes,
-            context=request.context,
-            batch_size=request.batch_size,
-            repeats=request.repeats,
-            tables=tables,
-            on_row=on_row,
-        )
+        try:
+            return bench_decode(
+                model,
+                params,
+                tokens,
+                request.recipes,
+                context=request.context,
+                batch_size=request.batch_size,
+                repeats=request.repeats,
+                tables=tables,
+                on_row=on_row,
+            )
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            after = f"after {done[-1].recipe}, {done[-1].how}" if done else "for the dense cache"
+            raise ValueError(
+                f"too little device memory for {request.batch_size} rows of {request.context} tokens ({after}); "
+                "give a smaller --batch-size or --context"
+            ) from None
 
 
 def to_dict(request: Request, rows: Sequence[DecodeSpeed]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kakeya_jax.cache import CompressedCache
-from kakeya_jax.eval.bench_decode import DENSE, HOW, DecodeSpeed, bench_decode
+from kakeya_jax.eval.bench_decode import DENSE, HOW, DecodeSpeed, _Held, _is_length, _timed_loop, bench_decode
 from kakeya_jax.eval.cli import run
 from kakeya_jax.eval.random_cache import random_cache
 from kakeya_jax.models.config import ModelConfig
@@ -125,3 +125,31 @@ def test_command(capsys: pytest.CaptureFixture[str]):
     found = json.loads(capsys.readouterr().out)
     assert found["model"] == "demo"
     assert [row["how"] for row in found["rows"]] == list(HOW)
+
+
+def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def exhausted(*_: object, **__: object) -> list[DecodeSpeed]:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 512.00MiB")
+
+    monkeypatch.setattr("kakeya_jax.eval.decode_table.bench_decode", exhausted)
+    assert run(["bench", "decode", "--context", "192", "--batch-size", "3", "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "too little device memory for 3 rows of 192 tokens (for the dense cache); give a smaller --batch-size" in said
+    )
+
+
+def test_loops_start_at_the_same_length(tiny_model, tiny_tokens):
+    """And copy nothing: what a loop gives back is what the next one takes."""
+    model, params = tiny_model
+    cache = CompressedCache.init(model.config, Recipe.parse(RECIPE), batch_size=1, max_length=96)
+    cache = model.apply({"params": params}, jnp.asarray(tiny_tokens[:60])[None], cache=cache).cache
+    held = _Held(cache)
+    run_loop, _ = _timed_loop(model, params, held, jnp.asarray(tiny_tokens[60:64])[None])
+    assert held.cache.length.tolist() == [60]
+    assert all(
+        np.asarray(leaf).tolist() == [60] for path, leaf in jax.tree.leaves_with_path(held.cache) if _is_length(path)
+    )
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(cache.layers[0].key.blocks))
+    assert run_loop() > 0
+    assert held.cache.length.tolist() == [60]
