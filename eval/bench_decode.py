@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kakeya_jax import accounting
-from kakeya_jax.cache import CompressedCache, Tables
-from kakeya_jax.eval.random_cache import random_cache, random_dense_cache
+from kakeya_jax.cache import CompressedCache, Tables, dense_recipe
+from kakeya_jax.eval.random_cache import random_cache
 from kakeya_jax.models.dense_cache import DenseCache
 from kakeya_jax.recipe import Recipe
 from kakeya_jax.typing import Array, Int
@@ -106,7 +106,7 @@ def bench_decode(
     rows: list[DecodeSpeed] = []
     dense: Callable[[], float] | None = None
     for name in (DENSE, *recipes):
-        recipe = Recipe.parse(f"both=identity,sinks=0,recent={context}" if name == DENSE else name)
+        recipe = dense_recipe(context) if name == DENSE else Recipe.parse(name)
         fitted = None if name == DENSE else tables(recipe)
 
         def cache_of(rows: int, name: str = name, recipe: Recipe = recipe, fitted: Tables | None = fitted) -> AnyCache:
@@ -118,8 +118,7 @@ def bench_decode(
 
         report = accounting.cache_report(model.config, recipe, max_length=context, tables=fitted)
         if tokens is None:
-            fill = random_dense_cache if name == DENSE else random_cache
-            fill = jax.jit(fill, static_argnames="length", donate_argnums=0)
+            fill = jax.jit(random_cache, static_argnames="length", donate_argnums=0)
             filled = fill(cache_of(batch_size), jax.random.key(0), length=context - STEPS)
         else:
             filled = _prefill(model, params, cache_of(batch_size), text[:, :-STEPS])

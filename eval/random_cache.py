@@ -1,7 +1,7 @@
 """Caches full of random codes: what a kernel reads does not depend on what the codes say."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,15 @@ from kakeya_jax.models.dense_cache import DenseCache, DenseLayer
 from kakeya_jax.stream import Stream
 from kakeya_jax.typing import Array
 
+AnyCache = TypeVar("AnyCache", CompressedCache, DenseCache)
 
-def random_cache(cache: CompressedCache, key: Array, *, length: int) -> CompressedCache:
+
+def random_cache(cache: AnyCache, key: Array, *, length: int) -> AnyCache:
     """The cache with ``length`` random tokens in every row."""
 
     def fill(layer: Any, key: Array) -> Any:
+        if isinstance(layer, DenseLayer):
+            return random_dense_layer(layer, key, length=length)
         streams = {field.name: getattr(layer, field.name) for field in dataclasses.fields(layer)}
         keys = jax.random.split(key, len(streams))
         filled = {
@@ -28,18 +32,13 @@ def random_cache(cache: CompressedCache, key: Array, *, length: int) -> Compress
     return cache.replace_layers(tuple(fill(layer, each) for layer, each in zip(cache.layers, keys, strict=True)))
 
 
-def random_dense_cache(cache: DenseCache, key: Array, *, length: int) -> DenseCache:
-    """The cache with ``length`` normal keys and values in every row."""
-
-    def fill(layer: DenseLayer, key: Array) -> DenseLayer:
-        keys, values = (
-            jax.random.normal(each, leaf.shape, leaf.dtype)
-            for each, leaf in zip(jax.random.split(key), (layer.key, layer.value), strict=True)
-        )
-        return DenseLayer(key=keys, value=values, length=jnp.full_like(layer.length, length))
-
-    keys = jax.random.split(key, len(cache.layers))
-    return cache.replace_layers(tuple(fill(layer, each) for layer, each in zip(cache.layers, keys, strict=True)))
+def random_dense_layer(layer: DenseLayer, key: Array, *, length: int) -> DenseLayer:
+    """Normal keys and values."""
+    keys, values = (
+        jax.random.normal(each, leaf.shape, leaf.dtype)
+        for each, leaf in zip(jax.random.split(key), (layer.key, layer.value), strict=True)
+    )
+    return DenseLayer(key=keys, value=values, length=jnp.full_like(layer.length, length))
 
 
 def random_stream(stream: Stream, key: Array, *, length: int) -> Stream:

@@ -23,7 +23,7 @@ FAST_WIDTHS = (2, 4, 6, 8)
 QUALITY_WIDTHS = (1, 2, 3, 4, 5, 6, 8)
 """Widths of the form that is reconstructed before attention."""
 
-UNIFORM_RANGE = 4.4
+_UNIFORM_RANGE = 4.4
 """Eight-bit channels are uniform over plus and minus so many deviations."""
 
 _SIX_BIT_BYTES = (
@@ -112,7 +112,7 @@ def quantizer_bytes(width: int) -> tuple[tuple[int, ...], float]:
     Lloyd-Max up to 6 bits, of the levels that ``byte_levels`` can say; uniform for 8.
     """
     if width == 8:
-        return tuple(range(-128, 128)), 2 * UNIFORM_RANGE / 255
+        return tuple(range(-128, 128)), 2 * _UNIFORM_RANGE / 255
     if width == 6:
         return (*(-1 - byte for byte in reversed(_SIX_BIT_BYTES)), *_SIX_BIT_BYTES), _best_unit(_SIX_BIT_BYTES)
     return byte_levels(tuple(float(level) for level in gaussian_levels(width)))

@@ -74,7 +74,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs or prints all commands; 0 if all went well, 1 if one failed, 2 for wrong arguments."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["--replace"]:
-        return replace(*map(pathlib.Path, arguments[1:]))
+        folders = [pathlib.Path(each) for each in arguments[1:]]
+        if len(folders) != 2 or not all(folder.is_dir() for folder in folders):
+            print(
+                "measure_results.py: --replace takes two folders, the measured one and the one to change",
+                file=sys.stderr,
+            )
+            return 2
+        return replace(*folders)
     options = _parse(arguments)
     calibrations, tables = commands(options.model, options.data, options.train, options.out, options.rows)
     parts = [part for table in tables for part in table.parts]

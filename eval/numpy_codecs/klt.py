@@ -4,11 +4,11 @@ import numpy as np
 
 from kakeya_jax.codecs.klt import SCALE_STEPS, SCALE_ZERO, KltConfig
 from kakeya_jax.eval.numpy_codecs.packing import pack
-from kakeya_jax.klt_layout import UNIFORM_RANGE, quantizer_levels
+from kakeya_jax.klt_layout import quantizer_bytes, quantizer_levels
 from kakeya_jax.numeric import LIMIT
 from kakeya_jax.typing import StreamName
 
-_STEP = 2 * UNIFORM_RANGE / 255
+_, _STEP = quantizer_bytes(8)
 
 
 def encode(

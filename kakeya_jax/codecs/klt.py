@@ -33,11 +33,11 @@ from kakeya_jax.fitted_tables import fitted_table
 from kakeya_jax.klt_layout import (
     FAST_WIDTHS,
     QUALITY_WIDTHS,
-    UNIFORM_RANGE,
     Layout,
     allocate,
     channels_per_group,
     decoder_gain,
+    quantizer_bytes,
     quantizer_levels,
 )
 from kakeya_jax.klt_words import PageWords
@@ -62,7 +62,7 @@ SCALE_ZERO = 128
 _FARTHEST = 64.0
 """Deviations from the mean that are told apart: farther, one broken value would move the mean of its whole page."""
 
-_UNIFORM_STEP = 2 * UNIFORM_RANGE / 255
+_, _UNIFORM_STEP = quantizer_bytes(8)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

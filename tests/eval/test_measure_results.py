@@ -126,3 +126,4 @@ def test_new_rows_take_the_place_of_old_ones(script: ModuleType, tmp_path: Path)
     (new / name).write_text(json.dumps(changed))
     with pytest.raises(ValueError, match="unknown has no row to replace"):
         script.main(["--replace", str(new), str(old)])
+    assert script.main(["--replace", str(new)]) == script.main(["--replace", str(new), str(tmp_path / "none")]) == 2
