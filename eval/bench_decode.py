@@ -45,9 +45,9 @@ class DecodeSpeed:
         times_as_fast: as dense steps that were timed in turn with this row's, the median.
         cache_nbytes: that the cache holds; exact tokens counted as they are held.
         bytes_per_token: of the whole cache, exact tokens counted as bfloat16.
-        step_nbytes: that a step allocates besides its arguments and results.
-        largest_batch: rows of such a cache for which a step fits the device beside the parameters, by XLA's analysis of
-            steps of one and two rows; None where the device does not say how much memory it has.
+        step_nbytes: that steps allocate besides their arguments and results.
+        largest_batch: rows of such a cache for which steps fit the device beside the parameters, by XLA's analysis of
+            these; None where the device does not say how much memory it has.
         compile_seconds: of the timed loop.
     """
 
@@ -108,26 +108,25 @@ def bench_decode(
     for name in (DENSE, *recipes):
         recipe = dense_recipe(context) if name == DENSE else Recipe.parse(name)
         fitted = None if name == DENSE else tables(recipe)
-
-        def cache_of(rows: int, name: str = name, recipe: Recipe = recipe, fitted: Tables | None = fitted) -> AnyCache:
-            if name == DENSE:
-                return DenseCache.init(model.config, batch_size=rows, max_length=context, dtype=dtype)
-            return CompressedCache.init(
-                model.config, recipe, batch_size=rows, max_length=context, dtype=dtype, tables=fitted
+        empty: Any
+        if name == DENSE:
+            empty = DenseCache.init(model.config, batch_size=batch_size, max_length=context, dtype=dtype)
+        else:
+            empty = CompressedCache.init(
+                model.config, recipe, batch_size=batch_size, max_length=context, dtype=dtype, tables=fitted
             )
-
         report = accounting.cache_report(model.config, recipe, max_length=context, tables=fitted)
         if tokens is None:
-            fill = jax.jit(random_cache, static_argnames="length", donate_argnums=0)
-            filled = fill(cache_of(batch_size), jax.random.key(0), length=context - STEPS)
+            filled = random_cache(empty, jax.random.key(0), length=context - STEPS)
         else:
-            filled = _prefill(model, params, cache_of(batch_size), text[:, :-STEPS])
+            filled = _prefill(model, params, empty, text[:, :-STEPS])
+        del empty
         cache_nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(filled)) - report.table_nbytes
         held = _Held(filled)
         del filled  # its arrays are those of whoever steps last
         for how in [DENSE] if name == DENSE else ["decoded first", "packed"]:
             decoder = model.clone(implementation=HOW[how])
-            run, compile_seconds = _timed_loop(decoder, params, held, text[:, -STEPS:])
+            run, memory, compile_seconds = _timed_loop(decoder, params, held, text[:, -STEPS:])
             dense = dense or run
             pairs = [(dense(), run()) for _ in range(repeats)]  # in turn: other work on the machine slows both
             milliseconds = [1e3 * mine / STEPS for _, mine in pairs]
@@ -140,8 +139,8 @@ def bench_decode(
                 times_as_fast=1.0 if how == DENSE else statistics.median(its / mine for its, mine in pairs),
                 cache_nbytes=cache_nbytes,
                 bytes_per_token=report.bytes_per_token,
-                step_nbytes=_step_memory(decoder, params, held.cache).besides,
-                largest_batch=_largest_batch(decoder, params, cache_of, device_nbytes),
+                step_nbytes=memory.besides,
+                largest_batch=_largest_batch(params, batch_size, memory.peak, device_nbytes),
                 compile_seconds=compile_seconds,
             )
             rows.append(row)
@@ -181,8 +180,10 @@ def _prefill(model: Any, params: Any, cache: AnyCache, tokens: Int[Array, "B T"]
     return jax.block_until_ready(cache)
 
 
-def _timed_loop(model: Any, params: Any, held: _Held, tokens: Int[Array, "B n"]) -> tuple[Callable[[], float], float]:
-    """What takes the seconds of one loop over all ``tokens``, a step each; and how long it took to compile."""
+def _timed_loop(
+    model: Any, params: Any, held: _Held, tokens: Int[Array, "B n"]
+) -> tuple[Callable[[], float], "_LoopMemory", float]:
+    """What takes the seconds of one loop over all ``tokens``, a step each; its memory; how long it took to compile."""
 
     @functools.partial(jax.jit, donate_argnums=1)
     def loop(params: Any, cache: AnyCache, tokens: Array) -> tuple[AnyCache, Array]:
@@ -205,41 +206,29 @@ def _timed_loop(model: Any, params: Any, held: _Held, tokens: Int[Array, "B n"])
         return seconds
 
     run()
-    return run, compile_seconds
+    return run, _LoopMemory.of(compiled), compile_seconds
 
 
-class _StepMemory(NamedTuple):
-    """Bytes of a compiled step: ``besides`` arguments and results, and ``peak`` of all; None where XLA does not say."""
+class _LoopMemory(NamedTuple):
+    """Bytes of a compiled loop: ``besides`` arguments and results, and ``peak`` of all; None where XLA does not say."""
 
     besides: int | None
     peak: int | None
 
-
-def _step_memory(model: Any, params: Any, cache: AnyCache) -> _StepMemory:
-    """What a single step takes whose cache is donated; shapes are enough."""
-
-    @functools.partial(jax.jit, donate_argnums=1)
-    def step(params: Any, cache: AnyCache, token: Array) -> tuple[Array, AnyCache]:
-        return model.apply({"params": params}, token, cache=cache)
-
-    token = jax.ShapeDtypeStruct((cache.batch_size, 1), jnp.int32)
-    analysis = step.lower(params, cache, token).compile().memory_analysis()
-    if analysis is None:
-        return _StepMemory(None, None)
-    besides = int(analysis.temp_size_in_bytes)
-    shared = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return _StepMemory(besides, besides + int(shared))
+    @classmethod
+    def of(cls, compiled: jax.stages.Compiled) -> "_LoopMemory":
+        """By XLA's analysis."""
+        analysis = compiled.memory_analysis()
+        if analysis is None:
+            return cls(None, None)
+        besides = int(analysis.temp_size_in_bytes)
+        shared = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+        return cls(besides, besides + int(shared))
 
 
-def _largest_batch(
-    model: Any, params: Any, cache_of: Callable[[int], AnyCache], device_nbytes: int | None
-) -> int | None:
-    """Rows that fit, if every row takes what the second one does."""
-    if device_nbytes is None:
+def _largest_batch(params: Any, batch_size: int, peak: int | None, device_nbytes: int | None) -> int | None:
+    """Rows that fit, if all that these rows take beside the parameters grows with them: no more may be promised."""
+    if device_nbytes is None or peak is None:
         return None
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
-    caches = [jax.eval_shape(functools.partial(cache_of, rows)) for rows in (1, 2)]
-    one, two = (_step_memory(model, shapes, cache).peak for cache in caches)
-    if one is None or two is None or two <= one:
-        return None
-    return max(0, 1 + (device_nbytes - one) // (two - one))
+    parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    return max(0, (device_nbytes - parameters) * batch_size // (peak - parameters))

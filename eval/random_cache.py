@@ -1,6 +1,7 @@
 """Caches full of random codes: what a kernel reads does not depend on what the codes say."""
 
 import dataclasses
+import functools
 from typing import Any, TypeVar
 
 import jax
@@ -15,21 +16,25 @@ AnyCache = TypeVar("AnyCache", CompressedCache, DenseCache)
 
 
 def random_cache(cache: AnyCache, key: Array, *, length: int) -> AnyCache:
-    """The cache with ``length`` random tokens in every row."""
-
-    def fill(layer: Any, key: Array) -> Any:
-        if isinstance(layer, DenseLayer):
-            return random_dense_layer(layer, key, length=length)
-        streams = {field.name: getattr(layer, field.name) for field in dataclasses.fields(layer)}
-        keys = jax.random.split(key, len(streams))
-        filled = {
-            name: random_stream(each, key, length=length)
-            for (name, each), key in zip(streams.items(), keys, strict=True)
-        }
-        return dataclasses.replace(layer, **filled)
-
+    """The cache with ``length`` random tokens in every row. Its arrays are reused: outside ``jit`` the old are gone."""
     keys = jax.random.split(key, len(cache.layers))
-    return cache.replace_layers(tuple(fill(layer, each) for layer, each in zip(cache.layers, keys, strict=True)))
+    layers: tuple[Any, ...] = cache.layers
+    return cache.replace_layers(
+        tuple(_random_layer(layer, each, length=length) for layer, each in zip(layers, keys, strict=True))
+    )
+
+
+@functools.partial(jax.jit, static_argnames="length", donate_argnums=0)
+def _random_layer(layer: Any, key: Array, *, length: int) -> Any:
+    """Layers that are alike are compiled once; one at a time, they take no more memory than the cache has."""
+    if isinstance(layer, DenseLayer):
+        return random_dense_layer(layer, key, length=length)
+    streams = {field.name: getattr(layer, field.name) for field in dataclasses.fields(layer)}
+    keys = jax.random.split(key, len(streams))
+    filled = {
+        name: random_stream(each, key, length=length) for (name, each), key in zip(streams.items(), keys, strict=True)
+    }
+    return dataclasses.replace(layer, **filled)
 
 
 def random_dense_layer(layer: DenseLayer, key: Array, *, length: int) -> DenseLayer:

@@ -101,9 +101,10 @@ def test_random_weights_and_codes_of_a_config(tmp_path: pathlib.Path, capsys: py
 def test_random_caches_are_full(tiny_model):
     model, params = tiny_model
     cache = CompressedCache.init(model.config, Recipe.parse(RECIPE), batch_size=2, max_length=96)
+    structure = jax.tree.structure(cache)
     full = random_cache(cache, jax.random.key(0), length=90)
     assert full.length.tolist() == [90, 90]
-    assert jax.tree.structure(full) == jax.tree.structure(cache)
+    assert jax.tree.structure(full) == structure
     assert full.layers[0].key.blocks.codes.any()
     logits = model.apply({"params": params}, jnp.zeros((2, 1), jnp.int32), cache=full).logits
     assert np.isfinite(logits).all()
@@ -145,7 +146,7 @@ def test_loops_start_at_the_same_length(tiny_model, tiny_tokens):
     cache = CompressedCache.init(model.config, Recipe.parse(RECIPE), batch_size=1, max_length=96)
     cache = model.apply({"params": params}, jnp.asarray(tiny_tokens[:60])[None], cache=cache).cache
     held = _Held(cache)
-    run_loop, _ = _timed_loop(model, params, held, jnp.asarray(tiny_tokens[60:64])[None])
+    run_loop, _, _ = _timed_loop(model, params, held, jnp.asarray(tiny_tokens[60:64])[None])
     assert held.cache.length.tolist() == [60]
     assert all(
         np.asarray(leaf).tolist() == [60] for path, leaf in jax.tree.leaves_with_path(held.cache) if _is_length(path)
