@@ -73,6 +73,7 @@ def bench_decode(
     batch_size: int = 1,
     repeats: int = 7,
     dtype: Any = jnp.bfloat16,
+    decoded_first: bool = True,
     tables: Callable[[Recipe], Tables | None] = lambda recipe: None,
     device_nbytes: int | None = None,
     on_row: Callable[[DecodeSpeed], None] = lambda row: None,
@@ -89,6 +90,7 @@ def bench_decode(
         batch_size: rows of the cache.
         repeats: loops of ``STEPS`` steps that are timed.
         dtype: of exact tokens.
+        decoded_first: False leaves out the rows of that name, which need room for a dense copy.
         tables: calibrated tables of a recipe.
         device_nbytes: memory of the device; None for what it says itself.
         on_row: told about each row when it is measured.
@@ -124,7 +126,7 @@ def bench_decode(
         cache_nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(filled)) - report.table_nbytes
         held = _Held(filled)
         del filled  # its arrays are those of whoever steps last
-        for how in [DENSE] if name == DENSE else ["decoded first", "packed"]:
+        for how in [DENSE] if name == DENSE else ["decoded first", "packed"][0 if decoded_first else 1 :]:
             decoder = model.clone(implementation=HOW[how])
             run, memory, compile_seconds = _timed_loop(decoder, params, held, text[:, -STEPS:])
             dense = dense or run

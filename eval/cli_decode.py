@@ -26,6 +26,7 @@ def decode(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of the cache.")] = 1,
     repeats: Annotated[int, typer.Option(min=2, help="Loops that are timed.")] = 7,
     dtype: Annotated[str, typer.Option(help="Of weights and activations.")] = "float32",
+    decoded_first: Annotated[bool, typer.Option(help="Also caches that are decoded before every step.")] = True,
     as_json: JsonFlag = False,
     offline: OfflineFlag = False,
     quiet: QuietFlag = False,
@@ -44,6 +45,7 @@ def decode(
         batch_size=batch_size,
         repeats=repeats,
         dtype=dtype,
+        decoded_first=decoded_first,
         offline=offline,
     )
     rows = work.measure(request, quiet=quiet)

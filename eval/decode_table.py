@@ -47,6 +47,7 @@ class Request:
     batch_size: int = 1
     repeats: int = 7
     dtype: str = "float32"
+    decoded_first: bool = True
     offline: bool = False
 
     def __post_init__(self) -> None:
@@ -85,7 +86,7 @@ def measure(request: Request, *, quiet: bool = False) -> list[DecodeSpeed]:
             raise ValueError(f"recipe {str(recipe)!r} needs a calibration, which random weights have none of")
         return recipe_tables(recipe, request.model, request.calibration, model, params)
 
-    total = 1 + 2 * len(request.recipes)
+    total = 1 + (2 if request.decoded_first else 1) * len(request.recipes)
     with show_progress(quiet=quiet) as progress:
         done: list[DecodeSpeed] = []
 
@@ -103,6 +104,7 @@ def measure(request: Request, *, quiet: bool = False) -> list[DecodeSpeed]:
                 context=request.context,
                 batch_size=request.batch_size,
                 repeats=request.repeats,
+                decoded_first=request.decoded_first,
                 tables=tables,
                 on_row=on_row,
             )

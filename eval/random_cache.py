@@ -24,9 +24,9 @@ def random_cache(cache: AnyCache, key: Array, *, length: int) -> AnyCache:
     )
 
 
-@functools.partial(jax.jit, static_argnames="length", donate_argnums=0)
+@functools.partial(jax.jit, static_argnames="length", donate_argnums=0, keep_unused=True)
 def _random_layer(layer: Any, key: Array, *, length: int) -> Any:
-    """Layers that are alike are compiled once; one at a time, they take no more memory than the cache has."""
+    """Layers that are alike are compiled once; each takes the place of the one it is given, used or not."""
     if isinstance(layer, DenseLayer):
         return random_dense_layer(layer, key, length=length)
     streams = {field.name: getattr(layer, field.name) for field in dataclasses.fields(layer)}

@@ -81,6 +81,7 @@ class LayerCache:
         rope: Rope,
         valid: Bool[Array, "B T"] | None = None,
         check_finite: bool = False,
+        pages_closed: bool = False,
     ) -> "LayerUpdate":
         """Appends a chunk; keys come before their rotary embedding.
 
@@ -91,6 +92,7 @@ class LayerCache:
             valid: which tokens are real; ``None`` means all.
             check_finite: refuse NaN and infinities (only outside ``jit``). Without it codecs count NaN as 0 and clip
                 huge values, so that one broken number costs itself and not its block.
+            pages_closed: the pages that this chunk of one token closes are coded already (``page_closing``).
 
         Raises:
             ValueError: outside ``jit``, if a row would hold more than ``max_length`` tokens, or, with ``check_finite``,
@@ -101,8 +103,8 @@ class LayerCache:
         if self.key.rope == "post":
             key = apply_rope(key, chunk_positions(self.key.length, key.shape[1], valid)[..., None], rope)
         row_fits = fits(self.key, key.shape[1], valid)
-        key_stream, key_window = append(self.key, key, valid)
-        value_stream, value_window = append(self.value, value, valid)
+        key_stream, key_window = append(self.key, key, valid, pages_closed=pages_closed)
+        value_stream, value_window = append(self.value, value, valid, pages_closed=pages_closed)
         chunk = None
         if key_window is not None and value_window is not None:
             chunk = ChunkWindow(key=key_window, value=value_window)

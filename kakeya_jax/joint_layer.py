@@ -112,6 +112,7 @@ class JointLayerCache:
         rope: Rope,
         valid: Bool[Array, "B T"] | None = None,
         check_finite: bool = False,
+        pages_closed: bool = False,
     ) -> LayerUpdate:
         """See ``LayerCache.append``; ``rope`` is not used."""
         del rope
@@ -119,7 +120,7 @@ class JointLayerCache:
             numeric.check_finite({"key": key, "value": value}, "chunk")
         both = jnp.concatenate([key, value], axis=2)
         row_fits = fits(self.both, key.shape[1], valid)
-        stream, window = append(self.both, both, valid)
+        stream, window = append(self.both, both, valid, pages_closed=pages_closed)
         chunk = None
         if window is not None:
             heads = self._num_kv_heads

@@ -165,7 +165,11 @@ class Stream:
 
 
 def append(
-    stream: Stream, new: Float[Array, "B T K D"], valid: Bool[Array, "B T"] | None = None
+    stream: Stream,
+    new: Float[Array, "B T K D"],
+    valid: Bool[Array, "B T"] | None = None,
+    *,
+    pages_closed: bool = False,
 ) -> tuple[Stream, ExactWindow | None]:
     """Appends a chunk to every row, encoding the pages that close.
 
@@ -173,6 +177,7 @@ def append(
         stream: what is held so far.
         new: the chunk, in the stream's own coordinates (keys already rotated if ``rope == "post"``).
         valid: which of the chunk's tokens are real; ``None`` means all. Padding is dropped, wherever it stands.
+        pages_closed: the pages that this chunk of one token closes are coded already (``page_closing``).
 
     Returns:
         The stream, and the exact window that the chunk's queries see: the tail as it was before, then the chunk. For a
@@ -184,19 +189,20 @@ def append(
     """
     geometry = stream.geometry
     chunk_length = new.shape[1]
+    if pages_closed and chunk_length != 1:
+        raise ValueError(f"pages are closed ahead of one token, not of a chunk of {chunk_length}")
     _check_capacity(stream, chunk_length, valid)
-    row_fits = fits(stream, chunk_length, valid)
-    count = jnp.where(row_fits, _count(stream, chunk_length, valid), 0)
+    new_length = appended_length(stream, chunk_length, valid)
+    count = new_length - stream.length
     new = jnp.swapaxes(new.astype(stream.tail.dtype), 1, 2)
     if valid is not None:
         order = jnp.argsort(~valid, axis=1, stable=True)
         new = jnp.take_along_axis(new, order[:, None, :, None], axis=2)
-    new_length = stream.length + count
     offset = jnp.arange(chunk_length, dtype=jnp.int32)
     position = stream.length[:, None] + offset
     real = offset < count[:, None]
 
-    blocks = _close_pages(stream, new, new_length)
+    blocks = stream.blocks if pages_closed else _close_pages(stream, new, new_length)
     sink_slot = jnp.where(real & (position < geometry.sinks), position, stream.sinks.shape[2] + offset)
     index = position - geometry.sinks
     capacity = stream.tail.shape[2]
@@ -222,6 +228,11 @@ def append(
 def fits(stream: Stream, chunk_length: int, valid: Bool[Array, "B T"] | None = None) -> Bool[Array, " B"]:
     """Which rows have room for a chunk."""
     return stream.length + _count(stream, chunk_length, valid) <= stream.geometry.max_length
+
+
+def appended_length(stream: Stream, chunk_length: int, valid: Bool[Array, "B T"] | None = None) -> Int[Array, " B"]:
+    """Tokens of each row once a chunk is appended; a row that has no room for its part of it takes nothing."""
+    return stream.length + jnp.where(fits(stream, chunk_length, valid), _count(stream, chunk_length, valid), 0)
 
 
 def read(stream: Stream) -> Float[Array, "B K max_length D"]:
@@ -288,7 +299,38 @@ def _traced_code_shapes(structure: Any, leaves: tuple[tuple[Any, Any], ...], blo
     return jax.eval_shape(lambda codec, x: codec.encode(x), codec, jax.ShapeDtypeStruct(block, jnp.float32))
 
 
-def _close_pages(stream: Stream, new: Array, new_length: Array) -> object:
+def oldest_page(stream: Stream) -> Float[Array, "B K page D"]:
+    """Each row's oldest page that is still exact, as it is coded: what one more token closes, if it closes one."""
+    geometry = stream.geometry
+    first = geometry.closed_pages(stream.length)
+    index = first[:, None] * geometry.page + jnp.arange(geometry.page, dtype=jnp.int32)
+    return _enter(stream, _read(stream.tail, index % stream.tail.shape[2]), index)
+
+
+def encode_pages(codec: Any, pages: Float[Array, "B K tokens D"]) -> Any:
+    """The codes of whole pages: leaves ``[B, K, blocks, ...]``."""
+    batch, heads, _, dim = pages.shape
+    return encode_blocks(codec, pages.reshape(batch, heads, -1, codec.config.block_size, dim))
+
+
+def write_codes(stream: Stream, blocks: Any, codes: Any, new_length: Int[Array, " B"]) -> Any:
+    """``blocks`` with the pages in their slots that close as a row comes to hold ``new_length`` tokens.
+
+    Args:
+        stream: as it is before.
+        blocks: its codes.
+        codes: of the first pages from the oldest exact one on; those that do not close are dropped.
+        new_length: tokens of each row then.
+    """
+    geometry, ratio = stream.geometry, stream.blocks_per_page
+    first, last = geometry.closed_pages(stream.length), geometry.closed_pages(new_length)
+    block = jnp.arange(jax.tree.leaves(codes)[0].shape[2], dtype=jnp.int32)
+    slot = first[:, None] * ratio + block
+    slot = jnp.where(slot < last[:, None] * ratio, slot, geometry.num_pages * ratio + block)
+    return jax.tree.map(lambda held, code: _write(held, slot, code), blocks, codes)
+
+
+def _close_pages(stream: Stream, new: Array, new_length: Array) -> Any:
     """Encodes the pages that end up outside the exact window and writes them into their slots."""
     geometry = stream.geometry
     chunk_length = new.shape[2]
@@ -297,17 +339,13 @@ def _close_pages(stream: Stream, new: Array, new_length: Array) -> object:
         return stream.blocks
     first, last = geometry.closed_pages(stream.length), geometry.closed_pages(new_length)
 
-    def encode() -> object:
+    def encode() -> Any:
         index = first[:, None] * geometry.page + jnp.arange(most * geometry.page, dtype=jnp.int32)
         position = index + geometry.sinks
         from_tail = _read(stream.tail, index % stream.tail.shape[2])
         from_new = _read(new, jnp.clip(position - stream.length[:, None], 0, chunk_length - 1))
         held = (position < stream.length[:, None])[:, None, :, None]
-        pages = jnp.where(held, from_tail, from_new).astype(jnp.float32)
-        if stream.frame is not None:
-            pages = stream.frame.enter(pages, position)
-        batch, heads, _, dim = pages.shape
-        return encode_blocks(stream.codec, pages.reshape(batch, heads, -1, stream.block_size, dim))
+        return encode_pages(stream.codec, _enter(stream, jnp.where(held, from_tail, from_new), index))
 
     if chunk_length < geometry.page:
         # Most short chunks close no page: then nothing is encoded, and the write below drops every row.
@@ -319,11 +357,13 @@ def _close_pages(stream: Stream, new: Array, new_length: Array) -> object:
         )
     else:
         codes = encode()
-    ratio = stream.blocks_per_page
-    block = jnp.arange(most * ratio, dtype=jnp.int32)
-    slot = first[:, None] * ratio + block
-    slot = jnp.where(slot < last[:, None] * ratio, slot, geometry.num_pages * ratio + block)
-    return jax.tree.map(lambda held, code: _write(held, slot, code), stream.blocks, codes)
+    return write_codes(stream, stream.blocks, codes, new_length)
+
+
+def _enter(stream: Stream, pages: Float[Array, "B K tokens D"], index: Int[Array, "B tokens"]) -> Array:
+    """Tokens in float32 and in the codec's coordinates; ``index`` counts them without the sinks."""
+    pages = pages.astype(jnp.float32)
+    return pages if stream.frame is None else stream.frame.enter(pages, index + stream.geometry.sinks)
 
 
 def _write(held: Array, slots: Int[Array, "B new"], new: Array) -> Array:

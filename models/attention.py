@@ -7,6 +7,7 @@ from kakeya_jax.cache import LayerCache
 from kakeya_jax.models.altered import AlteredLayer
 from kakeya_jax.models.dense_cache import DenseLayer
 from kakeya_jax.models.probe import PerturbedLayer
+from kakeya_jax.page_closing import ReadyLayer
 from kakeya_jax.pallas_kernels.attention import compressed_attention
 from kakeya_jax.rope import Rope, apply_rope
 from kakeya_jax.typing import Array, Bool, Float, Int
@@ -16,7 +17,7 @@ def attend(
     query: Float[Array, "B T H D"],
     key: Float[Array, "B T K D"],
     value: Float[Array, "B T K D"],
-    layer_cache: LayerCache | PerturbedLayer | AlteredLayer | DenseLayer | None,
+    layer_cache: LayerCache | ReadyLayer | PerturbedLayer | AlteredLayer | DenseLayer | None,
     *,
     positions: Int[Array, "B T"],
     valid: Bool[Array, "B T"] | None,
@@ -32,7 +33,7 @@ def attend(
         value: values.
         layer_cache: what came before; ``None`` attends to the chunk alone, dense. A ``PerturbedLayer`` does that too,
             with its perturbation added to what would be read from codes; an ``AlteredLayer`` too, but for its last
-            queries. A ``DenseLayer`` keeps everything as it is.
+            queries. A ``DenseLayer`` keeps everything as it is. A ``ReadyLayer`` takes one token.
         positions: absolute position of every token; padding may hold anything.
         valid: which tokens are real; ``None`` means all.
         rope: the rotary embedding.

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from kakeya_jax.cache import CompressedCache
 from kakeya_jax.models.config import ModelConfig
 from kakeya_jax.models.layers import INITIAL_STD, DecoderLayer, RMSNorm
+from kakeya_jax.page_closing import ready_layers
 from kakeya_jax.typing import Array, Bool, Float, Int
 
 
@@ -90,10 +91,13 @@ class Decoder(nn.Module):
         # Gathered in the dtype of the table and only then rounded, so that its gradient sums over tokens in
         # that dtype.
         x = jnp.take(embed.embedding, tokens, axis=0, mode="fill").astype(self.dtype)
+        held: Any = [None] * config.num_layers if cache is None else cache.layers
+        if tokens.shape[1] == 1 and isinstance(cache, CompressedCache):
+            held = ready_layers(cache, mask)
         new_layers: list[Any] = []
         for index in range(config.num_layers):
             layer = DecoderLayer(config, self.dtype, self.param_dtype, self.implementation, name=f"layers_{index}")
-            x, layer_cache = layer(x, None if cache is None else cache.layers[index], positions, mask)
+            x, layer_cache = layer(x, held[index], positions, mask)
             new_layers.append(layer_cache)
         if last_only:
             x = jnp.take_along_axis(x, _last_valid(tokens.shape, mask)[:, None, None], axis=1)
