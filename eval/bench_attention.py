@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from kakeya_jax.cache import CacheShape, CompressedCache, LayerCache
 from kakeya_jax.eval.random_cache import random_stream
 from kakeya_jax.eval.torch_attention import torch_baselines
+from kakeya_jax.neutral_tables import neutral_tables
 from kakeya_jax.pallas_kernels.attention import compressed_attention
 from kakeya_jax.pallas_kernels.attention.arg_specs import ArgSpec
 from kakeya_jax.recipe import Recipe
@@ -217,10 +218,14 @@ def copies(nbytes: int) -> int:
 
 
 def _random_layers(spec: ArgSpec, recipe: Recipe) -> list[LayerCache]:
-    """Layers full of random codes, as many as the cache of the device must not hold."""
+    """Layers of random codes, as many as the cache of the device must not hold; calibrated tables are stand-ins."""
     shape = CacheShape(num_layers=1, num_kv_heads=spec.num_kv_heads, head_dim=spec.head_dim)
     length = spec.tokens + recipe.sinks + recipe.recent
-    layer = CompressedCache.init(shape, recipe, batch_size=spec.batch, max_length=length, dtype=jnp.bfloat16).layers[0]
+    tables = neutral_tables(shape, recipe) if recipe.needs_calibration else None
+    cache = CompressedCache.init(
+        shape, recipe, batch_size=spec.batch, max_length=length, dtype=jnp.bfloat16, tables=tables
+    )
+    layer = cache.layers[0]
     assert isinstance(layer, LayerCache)
     nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves((layer.key.blocks, layer.value.blocks)))
     fill = jax.jit(random_stream, static_argnames="length")

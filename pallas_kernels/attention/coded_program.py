@@ -133,7 +133,8 @@ def coded_program(
     ops.wait_for_copies(0)
     ops.barrier()  # stages become states
     place = ops.add(ops.times(head, shape.states), split)
-    write_state(ops, shape, lane, place, state, top_ref, total_ref, weighted_ref, shared_ref)
+    halves = [ops.real(0.5)] * (4 * (shape.dim // 16)) if shape.value.halfway else None
+    write_state(ops, shape, lane, place, state, halves, top_ref, total_ref, weighted_ref, shared_ref)
 
 
 def _load_query(ops: Any, shape: CodedShape, lane: Lane, ref: Any, head: Any) -> list[list[list[Any]]]:
@@ -196,7 +197,7 @@ def _add_tile(
     ]
     top = [ops.maximum(old, new) for old, new in zip(state[:2], tile_top, strict=True)]
     grows = functools.reduce(ops.one_of, (ops.above(new, old) for new, old in zip(top, state[:2], strict=True)))
-    total, shift, weighted = _split(ops.choose(ops.any_lane(grows), lambda: _decayed(ops, state, top), state[2:]))
+    total, shift, weighted = _split(ops.choose(ops.any_lane(grows), lambda: decayed(ops, state, top), state[2:]))
 
     largest = ops.maximum(over_rows(ops, ops.largest_half(scales)), ops.real(_SMALLEST))
     unit = ops.scaled(ops.reciprocal(largest), ops.real(float(LARGEST)))
@@ -212,7 +213,7 @@ def _add_tile(
             number = ops.scaled(share, by_row[index // 2])
             tile_shift[n] = ops.plus(tile_shift[n], number)
             numbers.append(ops.as_integer(ops.plus(number, ops.real(MAGIC + 128.0))))
-        for block, register in enumerate(_share_bytes(ops, shape, lane, numbers)):
+        for block, register in enumerate(share_bytes(ops, shape, lane, numbers)):
             columns[block].append(ops.transpose(register))
 
     decay = [ops.power_of_two(ops.minus(old, new)) for old, new in zip(tile_top, top, strict=True)]
@@ -239,7 +240,7 @@ def _add_tile(
     return [*top, *total, *shift, *weighted]
 
 
-def _share_bytes(ops: Any, shape: CodedShape, lane: Lane, numbers: list[Any]) -> list[Any]:
+def share_bytes(ops: Any, shape: Any, lane: Lane, numbers: list[Any]) -> list[Any]:
     """Bytes of shares, tokens ``g`` and ``g + 8`` of each column side by side; a number is its bits plus 128."""
     pairs = [(numbers[n], numbers[n + 2]) for n in (0, 1)]
     if shape.paired:
@@ -250,7 +251,7 @@ def _share_bytes(ops: Any, shape: CodedShape, lane: Lane, numbers: list[Any]) ->
     return [joined[0], ops.differing(joined[1], ops.integer(0x80808080))]
 
 
-def _decayed(ops: Any, state: list[Any], top: list[Any]) -> list[Any]:
+def decayed(ops: Any, state: list[Any], top: list[Any]) -> list[Any]:
     """Everything but the largest logits, relative to new ones."""
     decay = [ops.power_of_two(ops.minus(old, new)) for old, new in zip(state[:2], top, strict=True)]
     return [ops.scaled(each, decay[index % 2]) for index, each in enumerate(state[2:])]

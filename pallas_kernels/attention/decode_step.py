@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from kakeya_jax.pallas_kernels.attention.byte_queries import LN2
 from kakeya_jax.pallas_kernels.attention.coded_program import coded_program
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, CodedShape, Codes
-from kakeya_jax.pallas_kernels.attention.finish_program import FinishShape, finish_program
+from kakeya_jax.pallas_kernels.attention.finish_program import FinishShape
 from kakeya_jax.pallas_kernels.attention.launch import launch
 from kakeya_jax.pallas_kernels.attention.query_program import QueryShape, query_program
-from kakeya_jax.pallas_kernels.attention.window_program import WARPS, WindowShape, exact_programs, window_program
+from kakeya_jax.pallas_kernels.attention.step_parts import attend_parts
+from kakeya_jax.pallas_kernels.attention.window_program import WARPS, WindowShape, exact_programs
 from kakeya_jax.stream import Geometry
 from kakeya_jax.typing import Array, Float, Int, UInt8
 
@@ -126,8 +127,9 @@ def decode_step(
             value.scales,
             query,
             positions,
-            *(_some(each) for each in (key.sinks, key.tail, value.sinks, value.tail)),
+            *(some(each) for each in (key.sinks, key.tail, value.sinks, value.tail)),
             value.rotation,
+            jnp.zeros(dim, jnp.float32),
             counters,
         ],
         programs=heads * states,
@@ -138,48 +140,28 @@ def decode_step(
 
 
 def _attend(ops: Any, *refs: Any, window: WindowShape, coded: CodedShape, finish: FinishShape, heads: int) -> None:
-    """The first programs attend to coded tokens, the last ones to exact tokens: those are short, and fill the time
-    until the slowest multiprocessor is done. A head's last program adds its states up.
+    coded_refs, exact_refs, (rotation, mean, counters) = refs[:7], refs[7:13], refs[13:16]
+    states, out, shared = refs[16:19], refs[19], refs[20]
 
-    Which is last depends on chance, what it computes does not: it takes states in their order. It sets the head's
-    counter back, for a launch that is given the same one.
-    """
-    coded_refs, (query, positions, *exact_refs), (rotation, counters) = refs[:7], refs[7:13], refs[13:15]
-    states, out, shared = refs[15:18], refs[18], refs[19]
-    program, programs = ops.program_index(), heads * coded.splits
-    first = ops.less(program, ops.integer(programs))
-    number = ops.subtract(program, ops.integer(programs))
-    head = ops.select(first, ops.divide(program, coded.splits), ops.divide(number, window.splits))
-
-    def tokens_of(head: Any) -> Any:
-        """As ``Geometry.closed_pages``."""
-        geometry = window.geometry
-        where = ops.offset(ops.address(positions), ops.times(ops.divide(head, window.num_kv_heads), 4))
-        length = ops.add(ops.load_words(where, 1, once=False)[0], ops.integer(1))
-        behind = ops.larger(ops.subtract(length, ops.integer(geometry.sinks + geometry.recent)), ops.integer(0))
-        closed = ops.smaller(ops.divide(behind, geometry.page), ops.integer(geometry.num_pages))
-        return ops.times(closed, geometry.page)
-
-    def attend_exact() -> None:
-        split = ops.modulo(number, window.splits)
-        window_program(ops, window, head, split, *(query, positions, *exact_refs, *states, shared))
-
-    def attend_coded() -> None:
+    def attend_coded(program: Any, tokens_of: Any) -> None:
         coded_program(ops, coded, program, tokens_of, *(*coded_refs, *states, shared))
 
-    def add_up() -> None:
-        arrays: list[Any] = [*states, rotation, out, shared]
-        finish_program(ops, finish, head, *arrays)
-        ops.only_if(ops.less(ops.thread_index(), ops.integer(1)), lambda: ops.store_words(counter, [ops.integer(0)]))
+    attend_parts(
+        ops,
+        attend_coded,
+        exact_refs,
+        (rotation, mean),
+        counters,
+        states,
+        out,
+        shared,
+        window=window,
+        finish=finish,
+        heads=heads,
+    )
 
-    ops.only_if(first, attend_coded)
-    ops.only_if(ops.less(ops.integer(programs - 1), program), attend_exact)
-    counter = ops.offset(ops.address(counters), ops.times(head, 4))
-    done = ops.arrive(counter, ops.shared_address(shared))
-    ops.only_if(ops.less(ops.integer(coded.states - 2), done), add_up)
 
-
-def _some(array: Array) -> Array:
+def some(array: Array) -> Array:
     """Programs take no empty arrays."""
     if math.prod(array.shape):
         return array

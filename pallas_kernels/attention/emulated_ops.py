@@ -230,6 +230,10 @@ def less(first: Register, second: Register) -> Register:
     return first.view(np.int32) < second.view(np.int32)
 
 
+def equal(value: Register, number: int) -> Register:
+    return value == np.uint32(number)
+
+
 def one_of(first: Register, second: Register) -> Register:
     return first | second
 
@@ -263,6 +267,11 @@ def multiply_bytes(total: Sequence[Register], first: Sequence[Register], second:
     return [
         (each.view(np.int32) + parts[..., index]).astype(np.int64).astype(np.uint32) for index, each in enumerate(total)
     ]
+
+
+def multiply_half_bytes(total: Sequence[Register], first: Sequence[Register], second: Register) -> list[Register]:
+    nothing = np.zeros_like(second)
+    return multiply_bytes(total, [*first, nothing, nothing], [second, nothing])
 
 
 def address(ref: Any) -> Pointer:

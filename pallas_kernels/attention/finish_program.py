@@ -11,7 +11,7 @@ _THREADS = 32 * WARPS
 _STATES = 6
 """States whose values are under way at once."""
 _BATCH = 32
-"""Rows of the rotation that are under way at once."""
+"""Rows of the map that are under way at once."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class FinishShape:
         exact: states of exact tokens, which follow.
         unit: factor of coded values.
         dtype: of the result.
+        maps: that heads have, one after the other; 1 if one is of all.
     """
 
     dim: int
@@ -35,6 +36,7 @@ class FinishShape:
     exact: int
     unit: float
     dtype: Any
+    maps: int = 1
 
     @property
     def states(self) -> int:
@@ -54,7 +56,8 @@ def finish_program(
     top_ref: Any,
     total_ref: Any,
     weighted_ref: Any,
-    rotation_ref: Any,
+    map_ref: Any,
+    mean_ref: Any,
     out_ref: Any,
     shared_ref: Any,
 ) -> None:
@@ -67,7 +70,8 @@ def finish_program(
         top_ref: float32 ``[N, states, rows]`` to the base 2, as
         total_ref: is this, and
         weighted_ref: ``[N, states, rows, D]``.
-        rotation_ref: float32 ``[D, D]``: values are its transpose times what is coded.
+        map_ref: float32 ``[maps, D, D]``: values are its transpose times what is coded,
+        mean_ref: float32 ``[maps, D]``: and this besides, in the same unit.
         out_ref: ``[N, group, D]``.
         shared_ref: ``shape.shared_floats`` floats.
     """
@@ -130,16 +134,19 @@ def finish_program(
         carried = ops.loop(ops.integer(0), ops.integer(batches), [*total, *zeros], add_batch)
         return carried[:rows], carried[rows:]
 
-    total, coded = add_up(0, shape.coded, [ops.real(0.0)] * rows)
-    total, exact = add_up(shape.coded, states, total)
+    coded_total, coded = add_up(0, shape.coded, [ops.real(0.0)] * rows)
+    total, exact = add_up(shape.coded, states, coded_total)
     mine = ops.shared_offset(shared, place)
     for n in range(group):
         ops.shared_store(mine, [coded[n]], values_at + 4 * n * dim)
     ops.barrier()
-    column = ops.offset(ops.address(rotation_ref), place)
+    of_head = ops.modulo(head, shape.maps)
+    column = ops.offset(ops.offset(ops.address(map_ref), place), of_head, 4 * dim * dim)
+    mean = ops.load_reals(ops.offset(ops.offset(ops.address(mean_ref), place), of_head, 4 * dim), 1)[0]
+    means = [ops.scaled(mean, coded_total[n]) for n in range(group)]
 
     def turn(index: Any, carried: list[Any]) -> list[Any]:
-        """Some rows of the rotation, so that their loads overlap."""
+        """Some rows of the map, so that their loads overlap."""
         turned = list(carried)
         where = ops.offset(column, index, 4 * _BATCH * dim)
         weights = [ops.load_reals(where, 1, 4 * part * dim)[0] for part in range(_BATCH)]
@@ -150,7 +157,7 @@ def finish_program(
                     turned[n] = ops.fused(weights[part + offset], value, turned[n])
         return turned
 
-    turned = ops.loop(ops.integer(0), ops.integer(dim // _BATCH), [ops.real(0.0)] * group, turn)
+    turned = ops.loop(ops.integer(0), ops.integer(dim // _BATCH), means, turn)
     out = ops.offset(ops.address(out_ref), head, group * dim * shape.dtype.itemsize)
     out = ops.offset(out, ops.times(channel, shape.dtype.itemsize))
 

@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from kakeya_jax.cache import ChunkWindow
+from kakeya_jax.codecs.klt import Klt
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, TILE
 from kakeya_jax.pallas_kernels.attention.coded_streams import Limits, capacity, coded_stream, num_heads, unsupported
 from kakeya_jax.pallas_kernels.attention.decode_step import decode_step
+from kakeya_jax.pallas_kernels.attention.klt_step import klt_step, unsupported_klt
 from kakeya_jax.rope import Rope
 from kakeya_jax.stream import Stream
 from kakeya_jax.typing import Array, Float, Int
@@ -35,7 +37,7 @@ def attention_mosaic_gpu(
     splits: int | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B T H D"]:
-    """See ``compressed_attention``; one query for each row, of ``turboquant`` (2, 3 or 4 bits) or ``int8``.
+    """See ``compressed_attention``; one query for each row, of ``turboquant`` (2, 3 or 4 bits), ``int8`` or ``klt``.
 
     More than eight queries for a key/value head are attended to eight at a time, and codes are read as often.
 
@@ -53,15 +55,36 @@ def attention_mosaic_gpu(
     Raises:
         NotImplementedError: other codecs, shapes, devices or versions of JAX; the message says which.
     """
-    del rope, chunk  # keys are stored after it; a single query's window is in the streams
+    del chunk  # a single query's window is in the streams
     found = []
     if not interpret:
         found += [] if jax.default_backend() == "gpu" else ["no NVIDIA GPU"]
         found += [f"jax {jax.__version__} (0.11 and later)"] if jax.__version_info__[:2] < _SINCE else []
-    found += unsupported(query, key_stream, value_stream, _LIMITS)
+    transformed = all(isinstance(stream.codec, Klt) for stream in (key_stream, value_stream))
+    if transformed:
+        found += unsupported_klt(query, key_stream, value_stream)
+    else:
+        found += unsupported(query, key_stream, value_stream, _LIMITS)
     if found:
         raise NotImplementedError(f"no Mosaic GPU kernel for this: {', '.join(found)}")
     heads, dim = num_heads(key_stream), query.shape[-1]
+    splits = splits or choose_splits(heads, capacity(key_stream))
+    if transformed:
+        by_row = query.reshape(query.shape[0], key_stream.tail.shape[1], -1, dim)
+        steps = [
+            klt_step(
+                by_row[:, :, first : first + COLUMNS],
+                key_stream,
+                value_stream,
+                positions[:, 0],
+                rope=rope,
+                scale=scale,
+                splits=splits,
+                interpret=interpret,
+            )
+            for first in range(0, by_row.shape[2], COLUMNS)
+        ]
+        return jnp.concatenate(steps, axis=2).reshape(query.shape)
     grouped = query.reshape(heads, -1, dim)
     key, value = coded_stream(key_stream), coded_stream(value_stream)
     parts = [
@@ -72,7 +95,7 @@ def attention_mosaic_gpu(
             positions[:, 0],
             geometry=key_stream.geometry,
             scale=scale,
-            splits=splits or choose_splits(heads, capacity(key_stream)),
+            splits=splits,
             interpret=interpret,
         )
         for first in range(0, grouped.shape[1], COLUMNS)

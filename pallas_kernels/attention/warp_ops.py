@@ -256,6 +256,11 @@ def less(first: Register, second: Register) -> Register:
     return arith.cmpi(arith.CmpIPredicate.slt, first, second)
 
 
+def equal(value: Register, number: int) -> Register:
+    """A condition: an integer is this number."""
+    return arith.cmpi(arith.CmpIPredicate.eq, value, integer(number))
+
+
 def one_of(first: Register, second: Register) -> Register:
     """Whether one of two conditions holds."""
     return arith.ori(first, second)
@@ -290,6 +295,12 @@ def multiply_bytes(total: Sequence[Register], first: Sequence[Register], second:
         "{$10, $11, $12, $13};"
     )
     return list(_asm(text, *first, *second, *total, results=[_i32()] * 4, collective=True))
+
+
+def multiply_half_bytes(total: Sequence[Register], first: Sequence[Register], second: Register) -> list[Register]:
+    """``total + first @ second`` of fragments 16 x 16 and 16 x 8 of signed bytes, in int32 (``mma.sync``)."""
+    text = "mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {$0, $1, $2, $3}, {$4, $5}, {$6}, {$7, $8, $9, $10};"
+    return list(_asm(text, *first, second, *total, results=[_i32()] * 4, collective=True))
 
 
 # Memory

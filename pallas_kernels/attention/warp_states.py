@@ -3,28 +3,34 @@
 import functools
 from typing import Any
 
-from kakeya_jax.pallas_kernels.attention.coded_shape import CodedShape
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane, over_rows
 
 
 def write_state(
     ops: Any,
-    shape: CodedShape,
+    shape: Any,
     lane: Lane,
     place: Any,
     state: list[Any],
+    halves: list[Any] | None,
     top_ref: Any,
     total_ref: Any,
     weighted_ref: Any,
     shared: Any,
 ) -> None:
-    """Adds up the states of a program's warps, in shared memory, in a fixed order."""
+    """Adds up the states of a program's warps, in shared memory, in a fixed order.
+
+    ``halves`` are what a value's level has beside its byte, one for each of ``weighted``; None for nothing.
+    """
     top, total, shift, weighted = state[:2], state[2:4], state[4:6], state[6:]
     total, shift = ([over_rows(ops, each, ops.plus) for each in part] for part in (total, shift))
     if shape.paired:  # high and low parts lie two columns of lanes apart
         weighted = [ops.plus(each, ops.exchange(each, 2)) for each in weighted]
-    if shape.value.halfway:
-        weighted = [ops.fused(shift[index % 2], ops.real(0.5), each) for index, each in enumerate(weighted)]
+    if halves is not None:
+        weighted = [
+            ops.fused(shift[index % 2], half, each)
+            for index, (half, each) in enumerate(zip(halves, weighted, strict=True))
+        ]
     start = ops.shared_address(shared)
     rows, warps, dim = shape.rows, shape.warps, shape.dim
     writes = ops.less(lane.column, ops.integer(rows // 2))

@@ -1,0 +1,217 @@
+"""One decode step of attention over transform-coded pages and exact tokens: ``klt``, fast form."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kakeya_jax.codecs.klt import KltCode
+from kakeya_jax.klt_layout import Layout
+from kakeya_jax.pallas_kernels.attention.byte_queries import LN2
+from kakeya_jax.pallas_kernels.attention.coded_shape import TILE
+from kakeya_jax.pallas_kernels.attention.decode_step import some
+from kakeya_jax.pallas_kernels.attention.exact_tokens import rotate_if_stored_before
+from kakeya_jax.pallas_kernels.attention.exact_values import DTYPES
+from kakeya_jax.pallas_kernels.attention.finish_program import FinishShape
+from kakeya_jax.pallas_kernels.attention.klt_program import klt_program
+from kakeya_jax.pallas_kernels.attention.klt_queries import channel_units, page_queries
+from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, GROUP, HEAD_WORDS, KltShape
+from kakeya_jax.pallas_kernels.attention.launch import launch
+from kakeya_jax.pallas_kernels.attention.step_parts import attend_parts
+from kakeya_jax.pallas_kernels.attention.window_program import WARPS, WindowShape, exact_programs
+from kakeya_jax.rope import Rope
+from kakeya_jax.stream import Stream
+from kakeya_jax.typing import Array, Float, Int
+
+_ROOM = 1024
+"""Stages have room for a multiple of so many bytes, so that layers of similar layouts share a program."""
+
+
+def klt_step(
+    query: Float[Array, "B K G D"],
+    key_stream: Stream,
+    value_stream: Stream,
+    positions: Int[Array, " B"],
+    *,
+    rope: Rope,
+    scale: float,
+    splits: int,
+    interpret: bool = False,
+) -> Float[Array, "B K G D"]:
+    """Attention of the newest token's queries, at most eight for a key/value head.
+
+    Args:
+        query: after their rotary embedding.
+        key_stream: of ``klt`` in its fast form, the queries' own token in it; see ``unsupported_klt``.
+        value_stream: likewise.
+        positions: of the queries.
+        rope: the rotary embedding.
+        scale: factor of the logits.
+        splits: programs that share the coded tokens of a head.
+        interpret: in numpy, on any machine.
+    """
+    batch, num_kv_heads, group, dim = query.shape
+    heads, geometry = batch * num_kv_heads, key_stream.geometry
+    key, value = key_stream.codec, value_stream.codec
+    key_code, value_code = (_pages(stream) for stream in (key_stream, value_stream))
+    exact_splits = exact_programs(geometry)
+    states = splits + exact_splits
+    page = key_stream.block_size
+    coded = KltShape(
+        page=page,
+        pages=geometry.num_pages * key_stream.blocks_per_page,
+        num_kv_heads=num_kv_heads,
+        key_nbytes=key_code.words.shape[-1],
+        value_nbytes=value_code.words.shape[-1],
+        key_tile=_room(key.layout),
+        value_tile=_room(value.layout),
+        key_widths=key.layout.used_widths,
+        value_widths=value.layout.used_widths,
+        group=group,
+        splits=splits,
+        states=states,
+        warps=WARPS,
+    )
+    queries = page_queries(
+        query * rope.attention_factor,
+        key,
+        key_code,
+        value,
+        value_code,
+        coded,
+        first_position=geometry.sinks,
+        scale=scale,
+    )
+    exact = [*_exact(key_stream, rope), *_exact(value_stream, rope)]
+    window = WindowShape(
+        dim=dim,
+        group=group,
+        rows=coded.rows,
+        num_kv_heads=num_kv_heads,
+        geometry=geometry,
+        query_dtype=query.dtype,
+        dtype=jnp.dtype(jnp.float32),
+        scale=scale / LN2,
+        states=states,
+    )
+    finish = FinishShape(
+        dim=dim,
+        group=group,
+        rows=coded.rows,
+        coded=splits,
+        exact=exact_splits,
+        unit=1.0,
+        dtype=query.dtype,
+        maps=num_kv_heads,
+    )
+    units = jnp.repeat(jnp.asarray(channel_units(value.layout, 1.0)), GROUP, axis=1)
+    *_, out = launch(
+        functools.partial(_attend, window=window, coded=coded, finish=finish, heads=heads),
+        [
+            *(jax.ShapeDtypeStruct((heads, states, coded.rows, *dims), jnp.float32) for dims in ((), (), (dim,))),
+            jax.ShapeDtypeStruct((heads, group, dim), query.dtype),
+        ],
+        [
+            jnp.asarray(layout_table(key.layout, value.layout, page)),
+            *queries,
+            key_code.words,
+            key_code.scale,
+            value_code.words,
+            value_code.scale,
+            _mean_codes(value_code),
+            query.reshape(heads, group, dim),
+            positions,
+            *exact,
+            value.synthesis * units[..., None],
+            value.mean,
+            jnp.zeros(heads, jnp.int32),
+        ],
+        programs=heads * states,
+        warps=WARPS,
+        shared_floats=max(coded.shared_floats, window.shared_floats, finish.shared_floats),
+        interpret=interpret,
+    )
+    return out.reshape(query.shape)
+
+
+def unsupported_klt(query: Array, key_stream: Stream, value_stream: Stream) -> list[str]:
+    """What the kernel does not take, in words."""
+    _, length, _, dim = query.shape
+    found = [f"{length} queries for a row instead of one"] if length != 1 else []
+    for stream in (key_stream, value_stream):
+        config = stream.codec.config
+        found += ["klt's quality form"] if config.form != "fast" else []
+        found += [f"klt of {config.heads_together} heads together"] if config.heads_together != 1 else []
+        found += [f"pages of {stream.block_size} tokens"] if stream.block_size % TILE else []
+        found += ["a static mean or whitening"] if stream.frame is not None else []
+    found += [f"klt at head_dim {dim}"] if dim != DIM else []
+    if not key_stream.geometry.num_pages:
+        found.append("a cache without room for a page")
+    if key_stream.block_size != value_stream.block_size:
+        found.append("pages of keys and values of different sizes")
+    dtypes = {query.dtype, key_stream.tail.dtype, value_stream.tail.dtype}
+    found += [f"numbers of type {dtype}" for dtype in dtypes if dtype not in DTYPES]
+    return list(dict.fromkeys(found))
+
+
+def layout_table(key: Layout, value: Layout, page: int) -> np.ndarray:
+    """int32 ``[K, 8]``: see ``klt_shape.HEAD_WORDS``."""
+    table = np.zeros((key.num_heads, HEAD_WORDS), np.int64)
+    for first, layout in ((0, key), (3, value)):
+        widths = np.asarray(layout.widths)
+        row_bytes = widths.sum(axis=1) * GROUP // 8
+        table[:, first] = page * (np.cumsum(row_bytes) - row_bytes)
+        table[:, first + 1] = TILE * row_bytes
+        table[:, first + 2] = np.sum(widths << 4 * np.arange(widths.shape[1]), axis=1)
+    return table.astype(np.uint32).view(np.int32)
+
+
+def _attend(ops: Any, *refs: Any, window: WindowShape, coded: KltShape, finish: FinishShape, heads: int) -> None:
+    coded_refs, exact_refs, finish_refs, counters = refs[:8], refs[8:14], refs[14:16], refs[16]
+    states, out, shared = refs[17:20], refs[20], refs[21]
+
+    def attend_coded(program: Any, tokens_of: Any) -> None:
+        klt_program(ops, coded, program, tokens_of, *(*coded_refs, *states, shared))
+
+    attend_parts(
+        ops,
+        attend_coded,
+        exact_refs,
+        finish_refs,
+        counters,
+        states,
+        out,
+        shared,
+        window=window,
+        finish=finish,
+        heads=heads,
+    )
+
+
+def _pages(stream: Stream) -> KltCode:
+    """All pages of all rows: leaves ``[B, pages, ...]``."""
+    return jax.tree.map(lambda leaf: leaf[:, 0], stream.blocks)
+
+
+def _mean_codes(code: KltCode) -> Array:
+    if code.page_mean is not None:
+        return code.page_mean
+    batch, pages, heads, _ = code.scale.shape
+    return jnp.zeros((batch, pages, heads, DIM), jnp.int8)
+
+
+def _exact(stream: Stream, rope: Rope) -> list[Array]:
+    """Sinks and tail as queries meet them, ``[N, tokens, D]`` in float32."""
+    batch, num_kv_heads, sinks, dim = stream.sinks.shape
+    positions = jnp.broadcast_to(jnp.arange(sinks, dtype=jnp.int32), (batch, sinks))
+    parts = ((stream.sinks, positions), (stream.tail, stream.tail_positions()))
+    rotated = [rotate_if_stored_before(each.astype(jnp.float32), stream, where, rope) for each, where in parts]
+    return [some(each.reshape(batch * num_kv_heads, -1, dim)) for each in rotated]
+
+
+def _room(layout: Layout) -> int:
+    most = max(sum(head) for head in layout.widths) * TILE * GROUP // 8
+    return _ROOM * max(1, math.ceil(most / _ROOM))

@@ -1,0 +1,146 @@
+"""Tiles of a transform-coded page on their way through shared memory to the registers of a warp (``klt_words``)."""
+
+from typing import Any
+
+from kakeya_jax.pallas_kernels.attention.coded_shape import PRODUCTS, TILE
+from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, GROUP, HEAD_WORDS, KltShape
+from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
+
+_CHUNK = 512
+"""Bytes that a warp copies at once."""
+
+
+class KltTiles:
+    """Tiles of one head; each warp has room for ``shape.stages`` of them.
+
+    Attributes:
+        key_widths: of the head's groups of keys, four bits each, and
+        value_widths: of values.
+    """
+
+    def __init__(self, ops: Any, shape: KltShape, lane: Lane, head: Any, table_ref: Any, refs: tuple[Any, ...]) -> None:
+        self.ops, self.shape, self.lane, self.head = ops, shape, lane, head
+        self.row, self.kv_head = ops.divide(head, shape.num_kv_heads), ops.modulo(head, shape.num_kv_heads)
+        where = ops.offset(ops.address(table_ref), ops.times(self.kv_head, 4 * HEAD_WORDS))
+        self.key_start, self.key_tile, self.key_widths, self.value_start = ops.load_words(where, 4, once=False)
+        self.value_tile, self.value_widths, _, _ = ops.load_words(where, 4, 16, once=False)
+        self._record, self._bias, self._key, self._key_scale, self._value, self._value_scale, self._mean = map(
+            ops.address, refs
+        )
+        half = ops.modulo(lane.row, 2)
+        self.token = ops.add(ops.times(ops.divide(lane.row, 2), 16), ops.times(half, 2))
+        self.scale_picks = [ops.add(ops.times(half, 2), ops.integer(index)) for index in range(2)]
+        inside = ops.modulo(lane.row, 4)
+        self.mean_pick = ops.add(ops.times(inside, 0x1111), ops.integer(0x8880))
+
+    def start(self, tile: Any, slot: Any) -> None:
+        """Starts the copies of a tile into a stage."""
+        ops, shape = self.ops, self.shape
+        tiles = shape.page // TILE
+        page, inside = ops.divide(tile, tiles), ops.modulo(tile, tiles)
+        of_row = ops.add(ops.times(self.row, shape.pages), page)
+        of_head = ops.add(ops.times(of_row, shape.num_kv_heads), self.kv_head)
+        by_head = ops.add(ops.times(self.head, shape.pages), page)
+
+        key = ops.offset(self._key, of_row, shape.key_nbytes)
+        key = ops.offset(key, ops.add(self.key_start, ops.product(inside, self.key_tile)))
+        self._copy(slot, key, 0, shape.key_tile, self.key_tile)
+        value = ops.offset(self._value, of_row, shape.value_nbytes)
+        value = ops.offset(value, ops.add(self.value_start, ops.product(inside, self.value_tile)))
+        self._copy(slot, value, shape.stage_values, shape.value_tile, self.value_tile)
+        for index, scales in enumerate((self._key_scale, self._value_scale)):
+            where = ops.offset(ops.offset(scales, of_head, shape.page), ops.times(inside, TILE))
+            self._copy(slot, where, shape.stage_scales + TILE * index, TILE)
+        self._copy(slot, ops.offset(self._mean, of_head, DIM), shape.stage_means, DIM)
+        bias = ops.offset(self._bias, by_head, 4 * shape.page * shape.rows)
+        bias = ops.offset(bias, ops.times(inside, 4 * TILE * shape.rows))
+        self._copy(slot, bias, shape.stage_bias, 4 * TILE * shape.rows)
+        self._copy(slot, ops.offset(self._record, by_head, shape.record_nbytes), shape.stage_record, shape.record_nbytes)
+
+    def _copy(self, slot: Any, source: Any, to: int, most: int, nbytes: Any = None) -> None:
+        """``nbytes`` bytes, a multiple of 16 and at most ``most``; ``most`` if None."""
+        ops = self.ops
+        mine = ops.times(self.lane.lane, 16)
+        source, target = ops.offset(source, mine), ops.shared_offset(slot, mine)
+        for first in range(0, most, _CHUNK):
+            if nbytes is None and first + _CHUNK <= most:
+                ops.copy(target, source, 16, to + first, first)
+                continue
+            stop = ops.integer(most) if nbytes is None else nbytes
+            inside = ops.less(ops.add(mine, ops.integer(first)), stop)
+            ops.only_if(inside, lambda first=first: ops.copy(target, source, 16, to + first, first))
+
+    def units(self, slot: Any, at: int, start: Any, width: int) -> list[list[Any]]:
+        """A lane's two units of a group of this width, ``start`` bytes from ``at``."""
+        ops = self.ops
+        where = ops.shared_offset(slot, ops.add(start, ops.times(self.lane.lane, 4 * width)))
+        size = 2 if width % 4 else 4
+        words: list[Any] = []
+        for first in range(0, width, size):
+            words += ops.shared_words(where, size, at + 4 * first)
+        return [words[: width // 2], words[width // 2 :]]
+
+    def queries(self, slot: Any) -> list[list[Any]]:
+        """For each block of eight columns, a register for each group of channels."""
+        ops = self.ops
+        where = ops.shared_offset(slot, ops.times(self.lane.lane, 32))
+        return [
+            [
+                word
+                for half in (0, 16)
+                for word in ops.shared_words(where, 4, self.shape.stage_record + 1024 * block + half)
+            ]
+            for block in range(self.shape.blocks)
+        ]
+
+    def starts(self, slot: Any) -> list[list[Any]]:
+        """For each block, what the sums of this lane's two columns start from."""
+        ops, shape = self.ops, self.shape
+        where = ops.shared_offset(slot, ops.times(self.lane.column, 8))
+        at = shape.stage_record + shape.record_starts
+        return [ops.shared_words(where, 2, at + 32 * block) for block in range(shape.blocks)]
+
+    def factors(self, slot: Any) -> list[Any]:
+        """Of this lane's two queries."""
+        ops, shape = self.ops, self.shape
+        return ops.shared_load(
+            ops.shared_offset(slot, ops.times(self._query_column(), 8)), 2, shape.stage_record + shape.record_factors
+        )
+
+    def mean_factors(self, slot: Any) -> list[Any]:
+        """Of the page mean of values, one for each group."""
+        ops, at = self.ops, self.shape.stage_record + self.shape.record_means
+        return [factor for half in (0, 16) for factor in ops.shared_load(slot, 4, at + half)]
+
+    def mean(self, slot: Any, group: int, half: int) -> Any:
+        """The page mean of channel ``row + 8 half`` of a group, an integer as a float."""
+        ops = self.ops
+        where = ops.shared_offset(slot, ops.times(ops.divide(self.lane.row, 4), 4))
+        word = ops.shared_words(where, 1, self.shape.stage_means + GROUP * group + 8 * half)[0]
+        return ops.converted(ops.permute_bytes(word, word, self.mean_pick))
+
+    def bias(self, slot: Any, product: int, half: int) -> list[Any]:
+        """Logits that do not come from codes, of one token and this lane's two queries."""
+        ops, shape = self.ops, self.shape
+        where = ops.add(ops.times(self.token, 4 * shape.rows), ops.times(self._query_column(), 8))
+        at = shape.stage_bias + 4 * shape.rows * (4 * product + half)
+        return ops.shared_load(ops.shared_offset(slot, where), 2, at)
+
+    def scales(self, slot: Any, stream: int) -> list[list[Any]]:
+        """Of keys or values, for each product the scales of this lane's two rows: ``2 ** ((code - 128) / 16)``."""
+        ops = self.ops
+        where = ops.shared_offset(slot, ops.times(ops.divide(self.lane.row, 2), 16))
+        words = ops.shared_words(where, 4, self.shape.stage_scales + TILE * stream)
+        found = []
+        for product in range(PRODUCTS):
+            codes = [
+                ops.both(ops.permute_bytes(words[product], words[product], pick), ops.integer(255))
+                for pick in self.scale_picks
+            ]
+            found.append(
+                [ops.power_of_two(ops.fused(ops.converted(code), ops.real(1 / 16), ops.real(-8.0))) for code in codes]
+            )
+        return found
+
+    def _query_column(self) -> Any:
+        return self.ops.modulo(self.lane.column, 2) if self.shape.paired else self.lane.column
