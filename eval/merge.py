@@ -57,7 +57,7 @@ def merge(results: Sequence[EvalResult]) -> EvalResult:
 def replace_rows(old: EvalResult, new: EvalResult) -> EvalResult:
     """``old`` with its rows of the recipes that were measured anew: for a codec that has changed.
 
-    Everything but the rows, the commands and the warnings stays that of ``old``, its environment too.
+    Everything but the rows, the commands and the warnings stays that of ``old``; rows from elsewhere say so.
 
     Raises:
         ValueError: they measured different things, or ``new`` has a recipe that ``old`` has not.
@@ -67,6 +67,11 @@ def replace_rows(old: EvalResult, new: EvalResult) -> EvalResult:
     unknown = sorted(found.keys() - {row.recipe for row in old.rows})
     if unknown:
         raise ValueError(f"recipe {', '.join(unknown)} has no row to replace")
+    if new.environment != old.environment:
+        found = {
+            recipe: dataclasses.replace(row, environment=row.environment or new.environment)
+            for recipe, row in found.items()
+        }
     return _with_rows([old, new], tuple(found.get(row.recipe, row) for row in old.rows))
 
 

@@ -31,7 +31,8 @@ A results file is one object (``SCHEMA`` is its JSON Schema; numbers that are no
         "verdict": "ACCEPT",
         "encode_seconds": 0.2,                  encoding one context's K and V, compiled; null: not timed
         "run_seconds": 9.1, "compile_seconds": 12.0,
-        "per_passage": {"delta_nll": [...], "kl": [...]}
+        "per_passage": {"delta_nll": [...], "kl": [...]},
+        "environment": {...}                    where it was measured, if elsewhere than the file's other rows
       }]
     }
 """
@@ -74,6 +75,7 @@ class Row:
     passage_delta_nll: tuple[float, ...]
     passage_kl: tuple[float, ...]
     table_bytes: int = 0
+    environment: dict[str, Any] | None = None
 
     @property
     def window(self) -> tuple[int, int, int]:
@@ -86,6 +88,8 @@ class Row:
         data["bits_per_value"] = {"payload": data.pop("payload_bits"), "all_in": data.pop("all_in_bits")}
         data["exact_window"] = {name: data.pop(name) for name in ("sinks", "recent_min", "recent_max")}
         data["per_passage"] = {"delta_nll": data.pop("passage_delta_nll"), "kl": data.pop("passage_kl")}
+        if self.environment is None:
+            del data["environment"]
         return data
 
 
@@ -163,8 +167,8 @@ _LATER = ("command", "text_sha256")
 """What files of this version may lack, because older ones do."""
 
 
-def _object(properties: dict[str, Any]) -> dict[str, Any]:
-    required = [name for name in properties if name not in _LATER]
+def _object(properties: dict[str, Any], *, optional: tuple[str, ...] = _LATER) -> dict[str, Any]:
+    required = [name for name in properties if name not in optional]
     return {"type": "object", "properties": properties, "required": required}
 
 
@@ -213,7 +217,9 @@ SCHEMA: dict[str, Any] = {
                         "run_seconds": _NUMBER,
                         "compile_seconds": _NUMBER,
                         "per_passage": _object({"delta_nll": {"type": "array"}, "kl": {"type": "array"}}),
-                    }
+                        "environment": {"type": "object"},
+                    },
+                    optional=("environment",),
                 ),
             },
         }

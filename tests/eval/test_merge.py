@@ -3,10 +3,11 @@ import importlib.util
 import json
 import pathlib
 
+import jsonschema
 import pytest
 
-from kakeya_jax.eval.merge import load_result, merge, merge_files
-from kakeya_jax.eval.results import EvalResult, Row
+from kakeya_jax.eval.merge import load_result, merge, merge_files, replace_rows
+from kakeya_jax.eval.results import SCHEMA, EvalResult, Row
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -50,6 +51,21 @@ def test_files_round_trip_and_merge(tmp_path):
 def test_what_is_not_one_measurement_is_refused(change, message: str):
     with pytest.raises(ValueError, match=message):
         merge([result(row("a")), dataclasses.replace(result(row("b")), **change)])
+
+
+def test_rows_measured_anew_say_where(tmp_path):
+    old = result(row("a"), row("b"))
+    new = dataclasses.replace(result(dataclasses.replace(row("b"), kl_mean=0.003)), environment={"backend": "gpu"})
+    replaced = replace_rows(old, new)
+    assert [each.environment for each in replaced.rows] == [None, {"backend": "gpu"}]
+    assert replaced.environment == {"backend": "cpu"}
+    replaced.save(tmp_path / "replaced.json")
+    assert load_result(tmp_path / "replaced.json") == replaced
+    jsonschema.validate(json.loads((tmp_path / "replaced.json").read_text()), SCHEMA)
+    same = replace_rows(old, dataclasses.replace(new, environment=old.environment))
+    assert [(each.kl_mean, each.environment) for each in same.rows] == [(0.004, None), (0.003, None)]
+    with pytest.raises(ValueError, match="recipe c has no row to replace"):
+        replace_rows(old, result(row("c")))
 
 
 def test_other_files_are_refused(tmp_path):
