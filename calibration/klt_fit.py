@@ -99,7 +99,7 @@ def layouts(config: KltConfig, streams: Sequence[tuple[StreamName, Float[np.ndar
     if config.shared_layout:
         groups = [each.sum(axis=0, keepdims=True) for each in groups]
     coherences = [COHERENCE[stream, config.page_mean] for stream, _ in streams]
-    widths = klt_layout.allocate(groups, coherences, config.bits, config.widths)
+    widths = klt_layout.allocate(groups, coherences, config.bits, config.widths, config.quantizer)
     widths = [np.where(group > 0, each, 0) for group, each in zip(groups, widths, strict=True)]
     return [
         np.broadcast_to(each, group_variances(config, variances).shape)
@@ -117,8 +117,9 @@ def predicted_kl(config: KltConfig, streams: Sequence[tuple[StreamName, np.ndarr
     total = 0.0
     for stream, variances, widths in streams:
         coherence = COHERENCE[stream, config.page_mean]
-        losses = np.vectorize(lambda width, kappa=coherence: klt_layout.loss(int(width), kappa))(widths)
-        total += 0.5 * float(np.sum(group_variances(config, variances) * losses))
+        losses = {width: klt_layout.loss(width, coherence, config.quantizer) for width in (0, *config.widths)}
+        each = np.vectorize(losses.__getitem__)(widths)
+        total += 0.5 * float(np.sum(group_variances(config, variances) * each))
     return total
 
 

@@ -355,7 +355,8 @@ def _group_losses(
     """As ``klt_fit.predicted_kl`` counts them."""
     groups = klt_fit.group_variances(config, np.asarray(tables["variances"])).reshape(-1)
     coherence = klt_fit.COHERENCE[name, config.page_mean]
-    return 0.5 * groups[:, None] * np.array([klt_layout.loss(width, coherence) for width in widths])
+    losses = np.array([klt_layout.loss(width, coherence, config.quantizer) for width in widths])
+    return 0.5 * groups[:, None] * losses
 
 
 def _check_window(calibration: Calibration, window: ExactTokens) -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable
+from typing import Literal
 
 import numpy as np
 import scipy.optimize
@@ -16,12 +17,16 @@ import scipy.stats
 
 from kakeya_jax.byte_levels import byte_levels
 from kakeya_jax.lloyd_max import gaussian_levels, midpoints
+from kakeya_jax.trellis_levels import trellis_error
 
 FAST_WIDTHS = (2, 4, 6, 8)
 """Widths that a decode kernel unpacks in whole words."""
 
 QUALITY_WIDTHS = (1, 2, 3, 4, 5, 6, 8)
 """Widths of the form that is reconstructed before attention."""
+
+Quantizer = Literal["scalar", "trellis"]
+"""What channels are rounded by, those of 8 bits apart: they are uniform either way."""
 
 _UNIFORM_RANGE = 4.4
 """Eight-bit channels are uniform over plus and minus so many deviations."""
@@ -126,10 +131,12 @@ def quantizer_levels(width: int) -> np.ndarray:
 
 
 @functools.cache
-def distortion(width: int) -> float:
+def distortion(width: int, quantizer: Quantizer = "scalar") -> float:
     """Mean squared error of a unit Gaussian at ``width`` bits; 1 at none."""
     if width == 0:
         return 1.0
+    if quantizer == "trellis" and width < 8:
+        return trellis_error(width)
     return gaussian_error(quantizer_levels(width).astype(np.float64))
 
 
@@ -145,26 +152,30 @@ def gaussian_error(levels: np.ndarray) -> float:
 
 
 @functools.cache
-def decoder_gain(width: int) -> float:
+def decoder_gain(width: int, quantizer: Quantizer = "scalar") -> float:
     """``(1 - D)^(-1/2)``: gives a decoded channel back the energy that the quantiser took.
 
-    Lloyd-Max values are conditional means, so they shrink towards zero; that error is the same for every token and
+    Decoded values are conditional means, so they shrink towards zero; that error is the same for every token and
     does not average out in a weighted sum over tokens. Restoring the energy splits the difference between least
     squares (no gain) and unbiased decoding (gain ``1 / (1 - D)``).
     """
-    return (1.0 - distortion(width)) ** -0.5
+    return (1.0 - distortion(width, quantizer)) ** -0.5
 
 
-def loss(width: int, coherence: float) -> float:
+def loss(width: int, coherence: float, quantizer: Quantizer = "scalar") -> float:
     """Cost of one unit of variance at ``width`` bits: independent error plus ``coherence`` times the squared bias."""
     if width == 0:
         return coherence
-    kept, gain = 1.0 - distortion(width), decoder_gain(width)
+    kept, gain = 1.0 - distortion(width, quantizer), decoder_gain(width, quantizer)
     return gain**2 * kept - (gain * kept) ** 2 + coherence * (1.0 - gain * kept) ** 2
 
 
 def allocate(
-    variances: Iterable[np.ndarray], coherences: Iterable[float], bits: float, widths: tuple[int, ...]
+    variances: Iterable[np.ndarray],
+    coherences: Iterable[float],
+    bits: float,
+    widths: tuple[int, ...],
+    quantizer: Quantizer = "scalar",
 ) -> list[np.ndarray]:
     """Spends one budget over all groups of all streams so that the summed loss is least.
 
@@ -176,6 +187,7 @@ def allocate(
         coherences: for each stream, what a unit of squared bias costs against one of independent error.
         bits: mean bits over all groups of all streams; what the last step does not fit into is left unspent.
         widths: the widths allowed, besides 0.
+        quantizer: whose losses count.
 
     Returns:
         For each stream the widths ``[K, G]``, int8.
@@ -188,16 +200,10 @@ def allocate(
     streams = [np.asarray(each, np.float64) for each in variances]
     steps: list[tuple[float, int, int, int, int]] = []  # (-saving for each bit, stream, group, from, to)
     for stream, (each, coherence) in enumerate(zip(streams, coherences, strict=True)):
-        hull = _hull(coherence, widths)
+        hull = _hull(coherence, widths, quantizer)
         for group, variance in enumerate(each.reshape(-1)):
             steps += [
-                (
-                    -float(variance) * (loss(low, coherence) - loss(high, coherence)) / (high - low),
-                    stream,
-                    group,
-                    low,
-                    high,
-                )
+                (float(variance) * _slope(low, high, coherence, quantizer), stream, group, low, high)
                 for low, high in itertools.pairwise(hull)
             ]
     steps.sort()
@@ -212,18 +218,20 @@ def allocate(
 
 
 @functools.cache
-def _hull(coherence: float, widths: tuple[int, ...]) -> tuple[int, ...]:
+def _hull(coherence: float, widths: tuple[int, ...], quantizer: Quantizer) -> tuple[int, ...]:
     """The widths on the lower convex hull of (bits, loss), from 0 on."""
+    slope = functools.partial(_slope, coherence=coherence, quantizer=quantizer)
     hull: list[int] = [0]
     for width in sorted(widths):
-        while len(hull) > 1 and _slope(hull[-2], width, coherence) <= _slope(hull[-2], hull[-1], coherence):
+        while len(hull) > 1 and slope(hull[-2], width) <= slope(hull[-2], hull[-1]):
             hull.pop()
         hull.append(width)
     return tuple(hull)
 
 
-def _slope(low: int, high: int, coherence: float) -> float:
-    return (loss(high, coherence) - loss(low, coherence)) / (high - low)
+def _slope(low: int, high: int, coherence: float, quantizer: Quantizer) -> float:
+    """Loss of a unit of variance for each bit from ``low`` to ``high``: negative."""
+    return (loss(high, coherence, quantizer) - loss(low, coherence, quantizer)) / (high - low)
 
 
 def _best_unit(magnitudes: tuple[int, ...]) -> float:

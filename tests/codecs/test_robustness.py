@@ -26,7 +26,7 @@ SHAPE = CacheShape(num_layers=1, num_kv_heads=HEADS, head_dim=DIM)
 ROPE = Rope(head_dim=DIM)
 WORSE = 1.5
 
-KLT = ("both=klt(bits=3)", "both=klt(bits=3,form=quality)")
+KLT = ("both=klt(bits=3)", "both=klt(bits=3,form=quality)", "both=klt(bits=3,form=quality,trellis=true)")
 FRAMED = (
     "both=turboquant(bits=3,static_mean=true)",
     "key@pre=turboquant(bits=3,static_mean=true,whiten=true),value=turboquant(bits=3,static_mean=true)",
@@ -146,7 +146,8 @@ def test_constant_channels_stay_what_they_are(recipe, ordinary):
     key[..., 4 + DIM // 2] = value[..., 9] = 0.0
     result = _compare(recipe, ordinary._replace(key=key, value=value))
     if "quality" in recipe:  # other coordinates mix the channels of a token, or rotate them
-        assert np.abs(result.key[..., 4] - 3.25).max() < 1e-6
+        # No bits where the channel is, but of one head on a trellis, and of values: measured 6e-4 to 9e-4.
+        assert np.abs(result.key[..., 4] - 3.25).max() < (0.002 if "trellis" in recipe else 1e-6)
         assert np.abs(result.value[..., 7] - 3.25).max() < 0.01
 
 
