@@ -91,8 +91,11 @@ def test_random_weights_and_codes_of_a_config(tmp_path: pathlib.Path, capsys: py
     config = tmp_path / "small.json"
     config.write_text(json.dumps({**raw, "num_hidden_layers": 1, "vocab_size": 128}))
     words = ["bench", "decode", "--config-json", str(config), "--context", "512", "--batch-size", "2", "--quiet"]
-    assert run([*words, "--recipe", "turboquant-2", "--recipe", "kivi-4", "--dtype", "bfloat16", "--repeats", "2"]) == 0
-    assert "turboquant-2" in capsys.readouterr().out
+    bfloat16 = ["--dtype", "bfloat16", "--repeats", "2"]
+    assert run([*words, *bfloat16, "--recipe", "turboquant-2", "--recipe", "kivi-4", "--no-decoded-first"]) == 0
+    shown = capsys.readouterr().out
+    assert "turboquant-2" in shown
+    assert "decoded first" not in shown
     assert run([*words, "--recipe", "klt-2"]) == 2
     assert "needs a calibration, which random weights have none of" in capsys.readouterr().err
     assert run([*words, "--model", "elsewhere"]) == 2
