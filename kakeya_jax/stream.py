@@ -389,9 +389,9 @@ def _check_capacity(stream: Stream, chunk_length: int, valid: Array | None) -> N
     limit = stream.geometry.max_length
     if valid is None and chunk_length > limit:
         raise ValueError(f"a chunk of {chunk_length} tokens does not fit a cache of max_length={limit}")
-    if any(isinstance(array, Tracer) for array in (stream.length, valid)):
+    needed = jnp.max(stream.length + _count(stream, chunk_length, valid))
+    if isinstance(needed, Tracer):  # inside a transformation, if of constants
         return
-    needed = int(jnp.max(stream.length + _count(stream, chunk_length, valid)))
     if needed > limit:
         raise ValueError(
             f"the cache would hold {needed} tokens, but max_length={limit}; make it with max_length={needed} or more"

@@ -186,6 +186,13 @@ def test_overflow_is_an_error_before_anything_is_lost(text):
     assert_same_bits(update.layer, layer)
 
 
+def test_a_cache_may_be_a_constant_of_a_compiled_function(text):
+    _, key, value = text
+    held = empty(INT_RECIPE)
+    found = jax.jit(lambda key, value: held.append(key, value, rope=ROPE).layer)(key, value)
+    assert_same_bits(found, append(held, key, value, rope=ROPE).layer)
+
+
 def test_broken_numbers_are_contained_or_refused(text):
     _, key, value = text
     broken = key.at[0, 20, 0, 3].set(jnp.nan).at[0, 21, 0, 4].set(jnp.inf)
