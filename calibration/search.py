@@ -40,6 +40,8 @@ FORMS: Mapping[str, KltConfig] = {
     "pairs": KltConfig(heads_together=2),
     "quality": KltConfig(form="quality"),
     "quality-pairs": KltConfig(form="quality", heads_together=2),
+    "trellis": KltConfig(form="quality", trellis=True),
+    "trellis-pairs": KltConfig(form="quality", trellis=True, heads_together=2),
 }
 """Of ``klt``, at any budget."""
 
@@ -298,7 +300,7 @@ def options(
     Args:
         calibration: of the model.
         forms: of ``klt`` that a stream may take: names in ``FORMS``. Forms that decode alike should stand together:
-            ``quality`` loses less than ``fast`` at any budget, and is no faster than decoding.
+            ``quality`` loses less than ``fast`` at any budget, and is no faster than decoding; ``trellis`` less still.
         window: exact tokens of the recipe; by default those that the calibration was made for, the first of them.
 
     Raises:

@@ -25,7 +25,10 @@ _SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "besicovitch": ({"direction_bits": 3, "magnitude_bits": 4, "block_size": 512},),
     "riemannian": ({"direction_bits": 6, "magnitude_bits": 4, "block_size": 512},),
     "kakeya": ({"bits": 4}, {"bits": 3, "pca": "randomized"}),
-    "klt": ({"bits": 2.0}, {"bits": 4.0}, {"bits": 2.0, "form": "quality"}),
+    "klt": (
+        *({"bits": bits} for bits in (2.0, 4.0)),
+        *({"bits": 2.0, "form": "quality", "trellis": trellis} for trellis in (False, True)),
+    ),
 }
 """The settings of the named recipes, for each codec; calibrated tables are neutral ones of the same shapes."""
 
@@ -115,7 +118,7 @@ def _measure(config: CodecConfig, blocks: np.ndarray, repeats: int) -> EncodeSpe
     # The codec is an argument, not a constant: its tables must not be folded into the program.
     encode = jax.jit(lambda codec, blocks: jax.vmap(codec.encode)(blocks))
     compile_seconds = _seconds(lambda: encode(codec, on_device))
-    with_baseline = numpy_codecs.has_baseline(config.name)
+    with_baseline = numpy_codecs.has_baseline(config)
     if with_baseline:
         numpy_codecs.encode(blocks, config)  # fills its caches of rotations and levels
     # One after the other, not in turn: the threads of numpy's BLAS spin for a while after each call and would take

@@ -24,7 +24,10 @@ def search(
     passages: Annotated[int | None, typer.Option(min=1, help="Default: until 20,000 tokens are scored.")] = None,
     form: Annotated[
         list[str] | None,
-        typer.Option(help="Of klt: fast [the default], pairs, quality or quality-pairs; repeat it.", metavar="FORM"),
+        typer.Option(
+            help="Of klt: fast [the default], pairs, quality, quality-pairs, trellis or trellis-pairs; repeat it.",
+            metavar="FORM",
+        ),
     ] = None,
     window: Annotated[
         str | None, typer.Option(help="Exact tokens SINKS:RECENT [what the calibration was made for].")

@@ -35,7 +35,8 @@ TIGHT = (
     *("int8", "int4", "int4-affine", "kivi-2", "kivi-4", "turboquant-2", "turboquant-3", "turboquant-4"),
     *("turboquant-k3v2", "turboquant-k4v3", "kakeya-pareto", "kakeya-ratio", "besicovitch"),
     *("klt-1", "klt-1.5", "klt-2", "klt-3", "klt-4", "klt-pairs-2", "klt-pairs-2.5", "klt-pairs-3", "klt-pairs-4"),
-    *("klt-quality-2", "klt-quality-3", "klt-quality-4", "both=kivi(group_size=64)", D4, E8, MEAN_2),
+    *("klt-quality-2", "klt-quality-3", "klt-quality-4", "klt-trellis-2", "klt-trellis-3", "klt-trellis-4"),
+    *("klt-trellis-pairs-2", "both=kivi(group_size=64)", D4, E8, MEAN_2),
 )
 ROWS = (*STANDARD, *(recipe + TIGHTLY for recipe in TIGHT))
 STRESS = (

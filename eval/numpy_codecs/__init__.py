@@ -29,9 +29,9 @@ _ENCODE: dict[str, Callable[[np.ndarray, Any, StreamName], Any]] = {
 }
 
 
-def has_baseline(name: str) -> bool:
-    """Whether there is a numpy implementation of a codec."""
-    return name in _ENCODE
+def has_baseline(config: CodecConfig) -> bool:
+    """Whether there is a numpy implementation of a codec at its settings: of trellises there is none."""
+    return config.name in _ENCODE and not getattr(config, "trellis", False)
 
 
 def encode(blocks: np.ndarray, config: CodecConfig, stream: StreamName = "key") -> Any:
@@ -40,6 +40,7 @@ def encode(blocks: np.ndarray, config: CodecConfig, stream: StreamName = "key") 
     Raises:
         ValueError: the codec has no numpy baseline.
     """
-    if config.name not in _ENCODE:
-        raise ValueError(f"no numpy baseline of {config.name!r}; there is one of: {', '.join(_ENCODE)}")
+    if not has_baseline(config):
+        known = ", ".join(_ENCODE)
+        raise ValueError(f"no numpy baseline of {config.name!r} at these settings; there is one of: {known}")
     return _ENCODE[config.name](blocks, config, stream)

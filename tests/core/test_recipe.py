@@ -91,6 +91,8 @@ def test_page_fits_both_codecs():
         ("klt-0.25", "both=klt(bits=0.25)"),
         ("klt-pairs-2.125", "both=klt(bits=2.125,heads_together=2)"),
         ("klt-quality-8", "both=klt(bits=8.0,form=quality)"),
+        ("klt-trellis-2.25", "both=klt(bits=2.25,form=quality,trellis=true)"),
+        ("klt-trellis-pairs-2.25", "both=klt(bits=2.25,form=quality,heads_together=2,trellis=true)"),
         ("klt-storage-1.5", "both=klt-storage(bits=1.5)"),
         ("klt-3.5,recent=1,sinks=0", "both=klt(bits=3.5),recent=1,sinks=0"),
     ],

@@ -73,7 +73,7 @@ def test_nothing_uniform_is_expected_to_do_better(choices, calibration):
         assert choices.within_bits(bits + choices.forms[0].overhead).kl <= expected * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("form", ["fast", "quality"])
+@pytest.mark.parametrize("form", ["fast", "quality", "trellis"])
 def test_klt_spends_as_its_own_allocation_does(calibration, form):
     choices = search.options(calibration, forms=[form])
     found = choices.within_bits(2.0)
@@ -133,7 +133,7 @@ def test_forms_of_klt_compete_for_every_stream(calibration, choices):
     assert next("together" not in each.codec for each in mixed.streams if (each.layer, each.stream) == (0, "key"))
     assert mixed.bits <= 2.0
     for wrong in ([], ["slow"]):
-        with pytest.raises(ValueError, match="must be some of fast, pairs, quality, quality-pairs"):
+        with pytest.raises(ValueError, match="must be some of fast, pairs, quality, quality-pairs, trellis"):
             search.options(calibration, forms=wrong)
 
 
