@@ -19,6 +19,7 @@ from kakeya_jax.klt_layout import (
 )
 from kakeya_jax.klt_quantizers import dequantize, quantize
 from kakeya_jax.klt_words import PageWords
+from kakeya_jax.lloyd_max import midpoints
 from kakeya_jax.trellis_levels import trellis_levels
 
 PROMISED = {1: 0.86, 2: 0.75, 3: 0.70, 4: 0.67, 5: 0.66, 6: 0.63}
@@ -161,3 +162,14 @@ def test_scalar_codes_are_the_nearest_levels() -> None:
     values = np.random.default_rng(2).standard_normal((64, 2, SIZE)).astype(np.float32)
     (codes,) = quantize(Layout(((3, 3),)), "scalar", jnp.asarray(values), jnp.ones((2, SIZE)))
     np.testing.assert_array_equal(codes, np.abs(values[..., None] - quantizer_levels(3)).argmin(axis=-1))
+
+
+@pytest.mark.parametrize("width", [width for width in QUALITY_WIDTHS if width < 8])
+def test_scalar_codes_count_the_midpoints_below(width: int) -> None:
+    """However many there are, on them and far outside."""
+    edges = np.asarray(midpoints(quantizer_levels(width)), np.float32)
+    drawn = 2 * np.random.default_rng(width).standard_normal(2000).astype(np.float32)
+    values = np.concatenate([drawn, edges, np.float32([np.inf, -np.inf, 1e9, 0.0])])
+    values = np.pad(values, (0, -len(values) % SIZE))
+    codes = quantize(Layout(((width,),)), "scalar", jnp.asarray(values.reshape(-1, 1, SIZE)), jnp.ones((1, SIZE)))
+    np.testing.assert_array_equal(np.asarray(codes[0]).reshape(-1), np.sum(values[:, None] > edges, axis=1))
