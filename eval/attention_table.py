@@ -14,11 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from kakeya_jax.eval.bench_attention import AttentionSpeed, bench_attention, best_dense
+from kakeya_jax.eval.bench_logits import bench_logits
 from kakeya_jax.eval.environment import environment
-from kakeya_jax.pallas_kernels.attention.arg_specs import ARG_SPECS, ArgSpec
+from kakeya_jax.pallas_kernels.attention.arg_specs import ARG_SPECS, LOGITS_SPECS, USUAL_SPECS, ArgSpec
 from kakeya_jax.whole_file import whole_file
 
 RECIPES = ("turboquant-4", "turboquant-3", "turboquant-2", "key=turboquant(bits=4),value=turboquant(bits=2)")
+LOGITS_RECIPES = ("turboquant-4", "turboquant-2")
 IMPLEMENTATIONS = ("mosaic_gpu", "triton")
 Rows = Mapping[str, list[AttentionSpeed]]
 
@@ -32,6 +34,7 @@ class Request:
     implementations: tuple[str, ...] = ()
     repeats: int = 51
     dense: bool = True
+    logits: bool = False
     out: Path | None = None
 
     def __post_init__(self) -> None:
@@ -43,8 +46,8 @@ class Request:
 
     @property
     def specs(self) -> dict[str, ArgSpec]:
-        """The shapes asked for; all but the tiny one if none were."""
-        return {name: ARG_SPECS[name] for name in self.shapes or [name for name in ARG_SPECS if name != "tiny"]}
+        """The shapes asked for; the usual ones if none were."""
+        return {name: ARG_SPECS[name] for name in self.shapes or (LOGITS_SPECS if self.logits else USUAL_SPECS)}
 
 
 def measure(request: Request, *, quiet: bool = False) -> dict[str, list[AttentionSpeed]]:
@@ -68,14 +71,23 @@ def measure(request: Request, *, quiet: bool = False) -> dict[str, list[Attentio
                 partial.write_text(json.dumps(as_dict(found, request), indent=1, allow_nan=False) + "\n")
 
     for shape, spec in request.specs.items():
+        on_row = functools.partial(keep, shape)
+
+        def on_skip(name: str, reason: str, shape: str = shape) -> None:
+            say(f"{shape} {name}: not measured: {reason}")
+
+        if request.logits:
+            recipes = request.recipes or LOGITS_RECIPES
+            bench_logits(spec, recipes, repeats=request.repeats, on_row=on_row, on_skip=on_skip)
+            continue
         bench_attention(
             spec,
             request.recipes or RECIPES,
             implementations=request.implementations or IMPLEMENTATIONS,
             repeats=request.repeats,
             dense=request.dense,
-            on_row=functools.partial(keep, shape),
-            on_skip=lambda name, reason, shape=shape: say(f"{shape} {name}: not measured: {reason}"),
+            on_row=on_row,
+            on_skip=on_skip,
         )
     return found
 

@@ -99,7 +99,7 @@ def bench_attention(
         for name, run in torch_baselines(spec, repeats, copies(spec.dense_nbytes)).items():
             measure(name, lambda name=name, run=run: _of_torch(name, spec, run()))
     for recipe in recipes:
-        layers = _random_layers(spec, Recipe.parse(recipe))
+        layers = random_layers(spec, Recipe.parse(recipe))
         for implementation in implementations:
             name = f"{recipe} {implementation}"
             measure(name, lambda name=name, i=implementation: _time_packed(name, spec, layers, i, repeats))  # noqa: B023
@@ -123,7 +123,7 @@ def _time_packed(
         )
 
     nbytes = sum(leaf.nbytes for stream in (layers[0].key, layers[0].value) for leaf in jax.tree.leaves(stream.blocks))
-    return _time(name, call, _query(spec), layers, nbytes, repeats)
+    return time_calls(name, call, _query(spec), layers, nbytes, repeats)
 
 
 def _time_cudnn(spec: ArgSpec, repeats: int) -> AttentionSpeed:
@@ -138,7 +138,7 @@ def _time_cudnn(spec: ArgSpec, repeats: int) -> AttentionSpeed:
     def call(query: Array, buffer: tuple[Array, Array]) -> Array:
         return jax.nn.dot_product_attention(query, *buffer, implementation="cudnn")
 
-    return _time("dense jax-cudnn", call, _query(spec), buffers, spec.dense_nbytes, repeats)
+    return time_calls("dense jax-cudnn", call, _query(spec), buffers, spec.dense_nbytes, repeats)
 
 
 def _time_copy(spec: ArgSpec, repeats: int) -> AttentionSpeed:
@@ -151,7 +151,7 @@ def _time_copy(spec: ArgSpec, repeats: int) -> AttentionSpeed:
     return _row("floor copy", [each * share for each in seconds], spec.dense_nbytes, None, None)
 
 
-def _time(
+def time_calls(
     name: str, call: Callable[[Array, Any], Array], query: Array, buffers: Sequence[Any], nbytes: int, repeats: int
 ) -> AttentionSpeed:
     """Times ``call`` with every buffer in turn; a result is the next query, so that no call is left out or overlaps."""
@@ -217,7 +217,7 @@ def copies(nbytes: int) -> int:
     return max(1, math.ceil(ROTATED_NBYTES / nbytes)) if jax.default_backend() == "gpu" else 1
 
 
-def _random_layers(spec: ArgSpec, recipe: Recipe) -> list[LayerCache]:
+def random_layers(spec: ArgSpec, recipe: Recipe) -> list[LayerCache]:
     """Layers of random codes, as many as the cache of the device must not hold; calibrated tables are stand-ins."""
     shape = CacheShape(num_layers=1, num_kv_heads=spec.num_kv_heads, head_dim=spec.head_dim)
     length = spec.tokens + recipe.sinks + recipe.recent

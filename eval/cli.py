@@ -340,7 +340,8 @@ def bench_encode(
 @bench.command("attention")
 def bench_attention(
     shape: Annotated[
-        list[str] | None, typer.Option(help="Repeat it; all but 'tiny' if not given.", metavar="NAME")
+        list[str] | None,
+        typer.Option(help="Repeat it; if not given, those of the goals and two short ones.", metavar="NAME"),
     ] = None,
     recipe: Annotated[
         list[str] | None, typer.Option("--recipe", help="What the cache holds; repeat it.", metavar="RECIPE")
@@ -350,6 +351,7 @@ def bench_attention(
     ] = None,
     repeats: Annotated[int, typer.Option(help="Timed loops of calls; the median counts.")] = 51,
     dense: Annotated[bool, typer.Option(help="Dense attention beside it.")] = True,
+    logits: Annotated[bool, typer.Option("--logits", help="Logits alone, beside a dense product.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Also write the JSON here, anew after every row.", metavar="FILE")
     ] = None,
@@ -369,6 +371,7 @@ def bench_attention(
         implementations=tuple(implementation or ()),
         repeats=repeats,
         dense=dense,
+        logits=logits,
         out=out,
     )
     rows = work.measure(request, quiet=quiet)

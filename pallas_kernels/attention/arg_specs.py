@@ -38,7 +38,15 @@ ARG_SPECS = {
     "b16-k8-g8-d64-32k": ArgSpec(batch=16, num_kv_heads=8, group=8, head_dim=64, tokens=32768),
     "b1-k8-g4-8k": ArgSpec(batch=1, num_kv_heads=8, group=4, head_dim=128, tokens=8192, goal=False),
     "b1-k8-g4-16k": ArgSpec(batch=1, num_kv_heads=8, group=4, head_dim=128, tokens=16384, goal=False),
+    "b1-k8-g8-8k": ArgSpec(batch=1, num_kv_heads=8, group=8, head_dim=128, tokens=8192, goal=False),
+    "b1-k8-g8-16k": ArgSpec(batch=1, num_kv_heads=8, group=8, head_dim=128, tokens=16384, goal=False),
     "tiny": ArgSpec(batch=2, num_kv_heads=2, group=2, head_dim=64, tokens=512, goal=False),
 }
 """Of 8-billion-parameter Llama and Qwen shapes at several batches and contexts; ``tiny`` is for machines without a
 GPU."""
+
+LOGITS_SPECS = ("b1-k8-g8-8k", "b1-k8-g8-16k")
+"""Shapes at which logits alone are measured."""
+
+USUAL_SPECS = tuple(name for name in ARG_SPECS if name not in ("tiny", *LOGITS_SPECS))
+"""Shapes that are measured unless others are named."""

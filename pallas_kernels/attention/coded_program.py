@@ -76,23 +76,7 @@ def coded_program(
     first = ops.divide(ops.product(part, tiles), parts)
     stop = ops.divide(ops.product(ops.add(part, ops.integer(1)), tiles), parts)
 
-    query = _load_query(ops, shape, lane, query_ref, head)
-    rows = ops.times(head, 4 * shape.query_rows)
-    starts = [[ops.integer(MAGIC_BITS)] * 2] * (shape.query_rows // COLUMNS)
-    if shape.key.halfway:
-        where = ops.offset(ops.address(start_ref), ops.add(rows, ops.times(lane.column, 8)))
-        starts = [
-            [
-                ops.add(word, start)
-                for word, start in zip(ops.load_words(where, 2, 32 * block, once=False), pair, strict=True)
-            ]
-            for block, pair in enumerate(starts)
-        ]
-    column = ops.modulo(lane.column, 2) if shape.paired else lane.column
-    factors = ops.load_reals(
-        ops.offset(ops.address(factor_ref), ops.add(ops.times(head, 4 * COLUMNS), ops.times(column, 8))), 2
-    )
-
+    query, starts, factors = load_queries(ops, shape, lane, (query_ref, start_ref, factor_ref), head)
     tiles_in = Tiles(ops, shape, lane, head, (key_ref, key_scale_ref, value_ref, value_scale_ref))
     nbytes = shape.stages * shape.stage_nbytes
     base = ops.shared_offset(ops.shared_address(shared_ref), ops.times(lane.warp, nbytes))
@@ -120,8 +104,8 @@ def coded_program(
         scales = tiles_in.scale_words(slot)
         logits = []
         for product in range(PRODUCTS):
-            sums = _key_product(ops, shape, tiles_in.key_units(slot, product), query, starts)
-            logits.append(_logits(ops, shape, lane, sums, scales[0][product], factors))
+            sums = key_product(ops, shape, tiles_in.key_units(slot, product), query, starts)
+            logits.append(logits_of(ops, shape, lane, sums, scales[0][product], factors))
         state = _add_tile(ops, shape, lane, state, logits, scales[1], lambda block: tiles_in.value_units(slot, block))
         following = ops.add(place, ops.integer(shape.stage_nbytes))
         wraps = ops.less(following, ops.integer(nbytes))
@@ -137,6 +121,33 @@ def coded_program(
     write_state(ops, shape, lane, place, state, halves, top_ref, total_ref, weighted_ref, shared_ref)
 
 
+def load_queries(
+    ops: Any, shape: CodedShape, lane: Lane, refs: tuple[Any, Any, Any], head: Any
+) -> tuple[list[list[list[Any]]], list[list[Any]], list[Any]]:
+    """Bytes of a head's queries as right operands, what sums of products start from, and factors of logits.
+
+    ``refs`` are those of ``coded_program``: of queries, starts and factors.
+    """
+    query_ref, start_ref, factor_ref = refs
+    query = _load_query(ops, shape, lane, query_ref, head)
+    rows = ops.times(head, 4 * shape.query_rows)
+    starts = [[ops.integer(MAGIC_BITS)] * 2] * (shape.query_rows // COLUMNS)
+    if shape.key.halfway:
+        where = ops.offset(ops.address(start_ref), ops.add(rows, ops.times(lane.column, 8)))
+        starts = [
+            [
+                ops.add(word, start)
+                for word, start in zip(ops.load_words(where, 2, 32 * block, once=False), pair, strict=True)
+            ]
+            for block, pair in enumerate(starts)
+        ]
+    column = ops.modulo(lane.column, 2) if shape.paired else lane.column
+    factors = ops.load_reals(
+        ops.offset(ops.address(factor_ref), ops.add(ops.times(head, 4 * COLUMNS), ops.times(column, 8))), 2
+    )
+    return query, starts, factors
+
+
 def _load_query(ops: Any, shape: CodedShape, lane: Lane, ref: Any, head: Any) -> list[list[list[Any]]]:
     """Bytes of the queries as right operands: for each block of 8 rows, unit and quad one register."""
     where = ops.offset(ops.address(ref), head, shape.query_rows * shape.dim)
@@ -147,7 +158,7 @@ def _load_query(ops: Any, shape: CodedShape, lane: Lane, ref: Any, head: Any) ->
     ]
 
 
-def _key_product(ops: Any, shape: CodedShape, units: Any, query: Any, starts: Any) -> list[list[Any]]:
+def key_product(ops: Any, shape: CodedShape, units: Any, query: Any, starts: Any) -> list[list[Any]]:
     """Sums of 16 tokens for every block of query rows, as bits of floats."""
     sums = [[start[0], start[1]] * 2 for start in starts]
     for unit in range(shape.units):
@@ -161,7 +172,7 @@ def _key_product(ops: Any, shape: CodedShape, units: Any, query: Any, starts: An
     return sums
 
 
-def _logits(
+def logits_of(
     ops: Any, shape: CodedShape, lane: Lane, sums: list[list[Any]], scales: Any, factors: list[Any]
 ) -> list[Any]:
     """Logits to the base 2 of two tokens and two queries: rows ``g`` and ``g + 8``, columns ``2 t`` and ``2 t + 1``."""

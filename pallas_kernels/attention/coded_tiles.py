@@ -34,8 +34,14 @@ class Tiles:
 
     def start(self, tile: Any, slot: Any) -> None:
         """Starts the copies of a tile into a stage."""
+        self.start_keys(tile, slot)
+        self._start_values(tile, slot)
+        self._start_scales(tile, slot, 1)
+
+    def start_keys(self, tile: Any, slot: Any) -> None:
+        """Starts those of keys and their scales."""
         ops, shape, lane = self.ops, self.shape, self.lane
-        key, value = shape.key, shape.value
+        key = shape.key
         where = ops.offset(self.key, tile, TILE * self.key_row)
         size = min(16, 4 * shape.key_words)
         for index, token in enumerate(LANE_TOKENS):
@@ -48,6 +54,10 @@ class Tiles:
             target = ops.shared_offset(slot, ops.times(lane.lane, 4))
             for index, token in enumerate(LANE_TOKENS):
                 ops.copy(target, where, 4, shape.stage_key_high + 128 * index, token * self.key_row + shape.dim // 4)
+        self._start_scales(tile, slot, 0)
+
+    def _start_values(self, tile: Any, slot: Any) -> None:
+        ops, shape, lane, value = self.ops, self.shape, self.lane, self.shape.value
         tiles = shape.page // TILE
         page, inside = ops.divide(tile, tiles), ops.modulo(tile, tiles)
         start = ops.offset(self.value, page, shape.dim * self.value_row)
@@ -68,9 +78,12 @@ class Tiles:
             for first in range(0, shape.dim, 32):
                 at = first * self.value_row + shape.page // 4
                 ops.copy(target, where, 8, shape.stage_value_high + 8 * first, at)
-        target = ops.shared_offset(slot, ops.times(lane.lane, 4))
-        for index, scales in enumerate(self.scales):
-            ops.copy(target, ops.offset(scales, tile, 2 * TILE), 4, shape.stage_scales + 2 * TILE * index)
+
+    def _start_scales(self, tile: Any, slot: Any, stream: int) -> None:
+        ops = self.ops
+        target = ops.shared_offset(slot, ops.times(self.lane.lane, 4))
+        source = ops.offset(self.scales[stream], tile, 2 * TILE)
+        ops.copy(target, source, 4, self.shape.stage_scales + 2 * TILE * stream)
 
     def key_units(self, slot: Any, product: int) -> list[list[list[Any]]]:
         """For both halves of a product's rows, the registers of each unit of this lane."""

@@ -55,7 +55,9 @@ class KltTiles:
         bias = ops.offset(self._bias, by_head, 4 * shape.page * shape.rows)
         bias = ops.offset(bias, ops.times(inside, 4 * TILE * shape.rows))
         self._copy(slot, bias, shape.stage_bias, 4 * TILE * shape.rows)
-        self._copy(slot, ops.offset(self._record, by_head, shape.record_nbytes), shape.stage_record, shape.record_nbytes)
+        self._copy(
+            slot, ops.offset(self._record, by_head, shape.record_nbytes), shape.stage_record, shape.record_nbytes
+        )
 
     def _copy(self, slot: Any, source: Any, to: int, most: int, nbytes: Any = None) -> None:
         """``nbytes`` bytes, a multiple of 16 and at most ``most``; ``most`` if None."""

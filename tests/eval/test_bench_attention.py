@@ -7,6 +7,7 @@ import pytest
 
 from kakeya_jax.eval import bench_attention
 from kakeya_jax.eval.bench_attention import AttentionSpeed, best_dense
+from kakeya_jax.eval.bench_logits import bench_logits
 from kakeya_jax.eval.cli import run
 from kakeya_jax.pallas_kernels.attention.arg_specs import ARG_SPECS
 
@@ -49,6 +50,18 @@ def test_rows_are_written_as_they_come(
     assert "no such codec" in capsys.readouterr().err
     found = json.loads(out.read_text())
     assert [row["name"] for row in found["shapes"]["tiny"]["rows"]] == ["turboquant-4 reference"]
+
+
+def test_logits_alone(capsys: pytest.CaptureFixture[str]):
+    assert run(["bench", "attention", "--logits", "--shape", "tiny", "--repeats", "2", "--json"]) == 0
+    printed = capsys.readouterr()
+    rows = json.loads(printed.out)["shapes"]["tiny"]["rows"]
+    spec = ARG_SPECS["tiny"]
+    assert [(row["name"], row["nbytes"]) for row in rows] == [("dense logits", spec.dense_nbytes // 2)]
+    assert "turboquant-4 logits: not measured: no NVIDIA GPU" in printed.err
+    dense, coded = bench_logits(spec, ["turboquant-4"], repeats=2, interpret=True)
+    assert coded.name == "turboquant-4 logits"
+    assert dense.nbytes / coded.nbytes == 2 * spec.head_dim / (spec.head_dim / 2 + 2)
 
 
 @pytest.mark.parametrize(

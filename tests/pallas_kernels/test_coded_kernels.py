@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kernel_oracle import Streams, assert_attends, formats, random_indices, random_streams
+from kernel_oracle import Streams, assert_attends, formats, keys_of, random_indices, random_streams
 
 from kakeya_jax.cache import CacheShape, CompressedCache
 from kakeya_jax.pallas_kernels.attention import compressed_attention, mosaic_gpu, softmax_state, triton
 from kakeya_jax.pallas_kernels.attention.attend_coded import attend_coded
+from kakeya_jax.pallas_kernels.attention.coded_logits import coded_logits
 from kakeya_jax.pallas_kernels.attention.softmax_state import SoftmaxState
 from kakeya_jax.pallas_kernels.attention.triton_rotated import Tiling
 from kakeya_jax.pallas_kernels.attention.triton_rotated import attend_rotated as attend_triton
@@ -103,6 +104,28 @@ def test_many_small_weights_beside_a_large_one_are_not_lost():
     assert_attends(run(interpreted("mosaic_gpu", 1), streams, (4, 4)), streams, (4, 4), SCALE, 1e-3)
 
 
+def logits_of(streams: Streams, bits: int, splits: int, *, interpret: bool) -> Any:
+    form: Any = formats((bits, bits))
+    options = {"key": form["key"], "key_unit": form["key_unit"], "scale": SCALE}
+    found = jax.jit(functools.partial(coded_logits, **options, splits=splits, interpret=interpret))
+    return found(streams.query, streams.key_codes, streams.key_scales)
+
+
+def assert_logits(found: Any, streams: Streams, bits: int, tolerance: float) -> None:
+    keys = keys_of(streams, (bits, bits))
+    expected = np.einsum("ngd,ntd->ngt", np.asarray(streams.query, np.float64), keys) * SCALE
+    assert np.abs(np.asarray(found, np.float64) - expected).max() <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("dim", "group", "bits"), [(128, 8, 4), (64, 3, 2), (128, 1, 3)])
+def test_logits_alone_emulated(dim: int, group: int, bits: int):
+    streams = random_streams(dim, group, (bits, bits), [256] * 3, tokens=256)
+    for splits in (1, 3):
+        assert_logits(logits_of(streams, bits, splits, interpret=True), streams, bits, 1e-3)
+    with pytest.raises(NotImplementedError, match="logits of 9 queries"):
+        logits_of(streams._replace(query=jnp.zeros((3, 9, dim))), bits, 1, interpret=True)
+
+
 def shaped(dim: int, group: int, bits: tuple[int, int]) -> Streams:
     return jax.eval_shape(lambda: random_streams(dim, group, bits, LENGTHS, tokens=256))
 
@@ -125,6 +148,16 @@ def test_kernels_lower_for_cuda(name: str, dim: int, group: int, bits: tuple[int
     with for_an_h200():
         lowered = jax.jit(attend).trace(*shaped(dim, group, bits)).lower(lowering_platforms=("cuda",))
     assert {"triton": "triton", "mosaic_gpu": "mosaic_gpu"}[name] in lowered.as_text()
+
+
+@needs_mosaic
+def test_logits_alone_lower_for_cuda():
+    streams = shaped(128, 8, (4, 4))
+    form: Any = formats((4, 4))
+    logits = functools.partial(coded_logits, key=form["key"], key_unit=form["key_unit"], scale=SCALE, splits=2)
+    with for_an_h200():
+        traced = jax.jit(logits).trace(streams.query, streams.key_codes, streams.key_scales)
+        assert traced.lower(lowering_platforms=("cuda",)).as_text().count("custom_call @mosaic_gpu") == 1
 
 
 @needs_mosaic
@@ -305,3 +338,11 @@ def test_gpu_decode_step_is_the_reference(name: str, recipe: str, group: int):
     found, again = (step(query, layer.key, layer.value, implementation=name, **arguments) for _ in range(2))
     assert np.linalg.norm(found - expected) <= 2e-3 * np.linalg.norm(expected)
     np.testing.assert_array_equal(found, again)
+
+
+@pytest.mark.gpu
+@needs_mosaic
+@pytest.mark.parametrize(("group", "bits"), [(8, 4), (4, 2)])
+def test_gpu_logits_alone(group: int, bits: int):
+    streams = random_streams(128, group, (bits, bits), [4096] * 3, tokens=4096)
+    assert_logits(logits_of(streams, bits, 5, interpret=False), streams, bits, 1e-3)

@@ -1,0 +1,126 @@
+"""Logits alone, over packed keys: what a fused kernel of them is worth beside a dense product. No attention uses it."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kakeya_jax.pallas_kernels.attention.byte_queries import LN2, byte_queries
+from kakeya_jax.pallas_kernels.attention.coded_program import key_product, load_queries, logits_of
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, PRODUCTS, TILE, CodedShape, Codes
+from kakeya_jax.pallas_kernels.attention.coded_tiles import Tiles
+from kakeya_jax.pallas_kernels.attention.launch import launch
+from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
+from kakeya_jax.typing import Array, Float, UInt8
+
+_WARPS = 4
+
+
+def coded_logits(
+    query: Float[Array, "N G D"],
+    key_codes: UInt8[Array, "N T kw"],
+    key_scales: Float[Array, "N T"],
+    *,
+    key: Codes,
+    key_unit: float,
+    scale: float,
+    splits: int,
+    interpret: bool = False,
+) -> Float[Array, "N G T"]:
+    """``scale`` times the products of each head's queries and keys, float32.
+
+    Args:
+        query: in the coordinates of the keys' codes; at most 8 for a head.
+        key_codes: packed along channels (``code_words``), ``T`` a multiple of 64, and
+        key_scales: float16, what their levels are multiplied by.
+        key: how they are packed.
+        key_unit: of their levels.
+        scale: factor of the logits.
+        splits: programs that share the tokens of one head.
+        interpret: run the program in numpy, on any machine.
+    """
+    heads, group, dim = query.shape
+    tokens = key_codes.shape[1]
+    if group > COLUMNS or tokens % TILE:
+        raise NotImplementedError(f"no kernel for logits of {group} queries and {tokens} tokens; 8, and whole {TILE}")
+    shape = CodedShape(
+        dim=dim,
+        key=key,
+        value=key,
+        page=TILE,
+        capacity=tokens,
+        group=group,
+        splits=splits,
+        states=splits,
+        warps=_WARPS,
+    )
+    queries = byte_queries(query.astype(jnp.float32), scale * LN2 * key_unit)  # to the base e
+    (out,) = launch(
+        functools.partial(_program, shape=shape),
+        [jax.ShapeDtypeStruct((heads, group, tokens), jnp.float32)],
+        [*queries, key_codes, key_scales],
+        programs=heads * splits,
+        warps=_WARPS,
+        shared_floats=shape.shared_floats,
+        interpret=interpret,
+    )
+    return out
+
+
+def _program(ops: Any, *refs: Any, shape: CodedShape) -> None:
+    query_refs, key_ref, key_scale_ref, out_ref, shared_ref = refs[:3], *refs[3:]
+    lane = Lane(ops, shape, ops.program_index())
+    head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
+    tiles, parts = shape.capacity // TILE, shape.splits * shape.warps
+    part = ops.add(ops.times(split, shape.warps), lane.warp)
+    first = ops.divide(ops.times(part, tiles), parts)
+    stop = ops.divide(ops.times(ops.add(part, ops.integer(1)), tiles), parts)
+    query, starts, factors = load_queries(ops, shape, lane, query_refs, head)
+    tiles_in = Tiles(ops, shape, lane, head, (key_ref, key_scale_ref, key_ref, key_scale_ref))
+    nbytes = shape.stages * shape.stage_nbytes
+    base = ops.shared_offset(ops.shared_address(shared_ref), ops.times(lane.warp, nbytes))
+    ahead = shape.stages - 1
+
+    # Where a lane's first query has its first token; lanes of the low bytes have what those of the high ones have.
+    column = ops.times(ops.modulo(lane.column, 2) if shape.paired else lane.column, 2)
+    out = ops.offset(ops.address(out_ref), ops.times(head, shape.group), 4 * shape.capacity)
+    out = ops.offset(out, ops.add(ops.times(column, 4 * shape.capacity), ops.times(tiles_in.token, 4)))
+    writes = [ops.less(ops.add(column, ops.integer(n)), ops.integer(shape.group)) for n in range(2)]
+    if shape.paired:
+        writes = [ops.select(ops.less(lane.column, ops.integer(2)), each, _never(ops)) for each in writes]
+
+    def start_tile(tile: Any, place: Any) -> None:
+        ops.only_if(ops.less(tile, stop), lambda: tiles_in.start_keys(tile, ops.shared_offset(base, place)))
+        ops.commit_copies()
+
+    for index in range(ahead):
+        start_tile(ops.add(first, ops.integer(index)), ops.integer(index * shape.stage_nbytes))
+
+    def step(tile: Any, carried: list[Any]) -> list[Any]:
+        place = carried[0]
+        slot = ops.shared_offset(base, place)
+        ops.wait_for_copies(ahead - 1)
+        before = ops.less(place, ops.integer(shape.stage_nbytes))
+        last = ops.integer(nbytes - shape.stage_nbytes)
+        start_tile(
+            ops.add(tile, ops.integer(ahead)),
+            ops.select(before, last, ops.subtract(place, ops.integer(shape.stage_nbytes))),
+        )
+        scales = tiles_in.scale_words(slot)[0]
+        where = ops.offset(out, tile, 4 * TILE)
+        for product in range(PRODUCTS):
+            sums = key_product(ops, shape, tiles_in.key_units(slot, product), query, starts)
+            logits = logits_of(ops, shape, lane, sums, scales[product], factors)
+            for n in range(2):
+                pair, at = logits[n::2], 4 * (4 * product + n * shape.capacity)
+                ops.only_if(writes[n], lambda pair=pair, at=at: ops.store_reals(where, pair, at))
+        following = ops.add(place, ops.integer(shape.stage_nbytes))
+        return [ops.select(ops.less(following, ops.integer(nbytes)), following, ops.integer(0))]
+
+    ops.loop(first, stop, [ops.integer(0)], step)
+    ops.wait_for_copies(0)
+
+
+def _never(ops: Any) -> Any:
+    return ops.less(ops.integer(0), ops.integer(0))
