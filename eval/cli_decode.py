@@ -1,4 +1,4 @@
-"""``kakeya bench decode``."""
+"""``kakeya bench decode`` and ``kakeya bench prefill``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +9,9 @@ from kakeya_jax.eval.cli_options import JsonFlag, OfflineFlag, QuietFlag, config
 
 
 def add_command(app: typer.Typer) -> None:
-    """Adds it to the command line."""
+    """Adds them to the command line."""
     app.command()(decode)
+    app.command()(prefill)
 
 
 def decode(
@@ -50,3 +51,35 @@ def decode(
     )
     rows = work.measure(request, quiet=quiet)
     show(work.to_dict(request, rows) if as_json else work.tables(request, rows), as_json)
+
+
+def prefill(
+    model: Annotated[str, typer.Option("--model", help="Folder, hub id, or 'demo'.", metavar="MODEL")] = "demo",
+    recipe: Annotated[list[str] | None, typer.Option("--recipe", help="Repeat it.", metavar="RECIPE")] = None,
+    config_json: Annotated[
+        Path | None, typer.Option(help="Instead of a model: random weights of this config.json.", metavar="FILE")
+    ] = None,
+    context: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 2048,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements; the median counts.")] = 7,
+    dtype: Annotated[str, typer.Option(help="Of weights and activations.")] = "float32",
+    as_json: JsonFlag = False,
+    offline: OfflineFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Time the encoding of a prompt's keys and values beside its dense forward pass."""
+    configure(offline=offline)
+    from kakeya_jax.eval import prefill_table as work
+
+    request = work.Request(
+        model=model,
+        config_json=config_json,
+        recipes=tuple(recipe or work.RECIPES),
+        context=context,
+        batch_size=batch_size,
+        repeats=repeats,
+        dtype=dtype,
+        offline=offline,
+    )
+    rows = work.measure(request, quiet=quiet)
+    show(work.to_dict(request, rows) if as_json else work.table(request, rows), as_json)
