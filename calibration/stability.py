@@ -86,7 +86,7 @@ def expected_loss(config: KltConfig, tables: _Tables, moments: _Moments) -> floa
         stream: StreamName = "key" if where[1] == "key" else "value"
         dim = mean.shape[1]
         width = np.repeat(np.asarray(table["widths"]), dim // table["widths"].shape[1], axis=1)
-        shrink, noise = _errors_of(width)
+        shrink, noise = _errors_of(width, config.quantizer)
         gap = mean - np.asarray(table["mean"], np.float64)
         between = gap[:, :, None] * gap[:, None, :]
         if config.form == "fast" and stream == "key":
@@ -158,13 +158,12 @@ def moments_as_coded(
     return mean, covariance, fisher * (1.0 + ridge * np.eye(fisher.shape[1]))
 
 
-def _errors_of(widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _errors_of(widths: np.ndarray, quantizer: klt_layout.Quantizer) -> tuple[np.ndarray, np.ndarray]:
     """Of a unit coordinate at each width: the part that decoding takes away, and the variance it adds."""
     shrink, noise = np.ones(widths.shape), np.zeros(widths.shape)
     for width in np.unique(widths):
         if width:
-            shrink[widths == width] = 1.0 - klt_layout.decoder_gain(int(width)) * (
-                1.0 - klt_layout.distortion(int(width))
-            )
-            noise[widths == width] = klt_layout.loss(int(width), 0.0)
+            kept = 1.0 - klt_layout.distortion(int(width), quantizer)
+            shrink[widths == width] = 1.0 - klt_layout.decoder_gain(int(width), quantizer) * kept
+            noise[widths == width] = klt_layout.loss(int(width), 0.0, quantizer)
     return shrink, noise

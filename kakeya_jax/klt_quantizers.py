@@ -17,7 +17,7 @@ import numpy as np
 from kakeya_jax.klt_layout import Layout, Quantizer, quantizer_bytes, quantizer_levels
 from kakeya_jax.lloyd_max import midpoints
 from kakeya_jax.trellis_levels import CODE, nearest_in_subsets, trellis_levels
-from kakeya_jax.typing import Array, Float, Int
+from kakeya_jax.typing import Array, Float, Int, Shaped
 
 _, _UNIFORM_STEP = quantizer_bytes(8)
 
@@ -56,7 +56,8 @@ def dequantize(
     if alone < len(codes):
         path = _path(layout, alone, codes[0].shape[-1])
         branches = jnp.concatenate([each & 1 for each in codes[alone:]], axis=1)
-        subsets = path.back(CODE.subsets(path.along(branches)), branches)
+        rows = path.back(CODE.subsets(path.along(branches.reshape(len(branches), -1).T)))
+        subsets = rows.T.reshape(branches.shape)
         for (width, first, end), each in zip(_ranges_along(layout, alone), codes[alone:], strict=True):
             index = 4 * (each >> 1) + subsets[:, first:end]
             levels.append(jnp.asarray(trellis_levels(width)).at[index].get(mode="promise_in_bounds"))
@@ -78,21 +79,22 @@ def _quantize_along(
     layout: Layout, alone: int, values: Float[Array, "n coded size"], weights: Float[Array, "coded size"]
 ) -> list[Int[Array, "n groups size"]]:
     """Codes on the path of least weighted error: the branch bit, and twice the place in the subset."""
-    ranges, path = _ranges_along(layout, alone), _path(layout, alone, values.shape[-1])
+    size = values.shape[-1]
+    ranges, path = _ranges_along(layout, alone), _path(layout, alone, size)
+    rows = values.reshape(len(values), -1).T  # a channel each, for all tokens at once
     all_places, all_errors = [], []
     for width, first, end in ranges:
-        some = values[:, first:end]
+        some = rows[first * size : end * size]
         places = jnp.stack(nearest_in_subsets(some, trellis_levels(width)))
-        levels = jnp.asarray(trellis_levels(width))[4 * places + np.arange(4)[:, None, None, None]]
+        levels = jnp.asarray(trellis_levels(width))[4 * places + np.arange(4)[:, None, None]]
         all_places.append(places)
         all_errors.append(jnp.square(some - levels))
-    places = jnp.concatenate(all_places, axis=2)
-    along = path.along(weights[None])
+    along = path.along(weights.reshape(-1, 1))
     share = along / jnp.maximum(jnp.max(along, axis=0), np.finfo(np.float32).tiny)
-    share = jnp.maximum(share, _LEAST_SHARE)
-    cost = jnp.moveaxis(path.along(jnp.concatenate(all_errors, axis=2)), 0, 1) * share[:, None]
-    branches = CODE.best_branches(cost)
-    codes = path.back(branches, values) + 2 * jax.lax.select_n(path.back(CODE.subsets(branches), values), *places)
+    cost = path.along(jnp.concatenate(all_errors, axis=1)) * jnp.maximum(share, _LEAST_SHARE)
+    branches = CODE.best_branches(jnp.moveaxis(cost, 0, 1))
+    places = jax.lax.select_n(path.back(CODE.subsets(branches)), *jnp.concatenate(all_places, axis=1))
+    codes = (path.back(branches) + 2 * places).T.reshape(values.shape)
     return [codes[:, first:end] for _, first, end in ranges]
 
 
@@ -107,15 +109,14 @@ class _Path(NamedTuple):
     steps: np.ndarray
     place: np.ndarray
 
-    def along(self, values: Array) -> Array:
-        """``[..., n, coded, size]`` as ``[..., T, U, n]``, filled up with zeros."""
-        flat = values.reshape(*values.shape[:-2], -1).swapaxes(-1, -2)
-        padded = jnp.concatenate([flat, jnp.zeros((*flat.shape[:-2], 1, flat.shape[-1]), flat.dtype)], axis=-2)
-        return padded[..., self.steps, :]
+    def along(self, channels: Shaped[Array, "*lead channels n"]) -> Shaped[Array, "*lead T U n"]:
+        """Step after step; zeros where a unit has no more."""
+        end = jnp.zeros((*channels.shape[:-2], 1, channels.shape[-1]), channels.dtype)
+        return jnp.concatenate([channels, end], axis=-2)[..., self.steps, :]
 
-    def back(self, values: Array, like: Array) -> Array:
-        """The inverse, with the shape of ``like``: ``[n, coded, size]``."""
-        return values.reshape(-1, values.shape[-1])[self.place].T.reshape(like.shape)
+    def back(self, steps: Shaped[Array, "T U n"]) -> Shaped[Array, "channels n"]:
+        """The inverse."""
+        return steps.reshape(-1, steps.shape[-1])[self.place]
 
 
 @functools.lru_cache(maxsize=256)

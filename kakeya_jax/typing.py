@@ -10,6 +10,7 @@ from jax import Array as Array
 from jaxtyping import Bool as Bool
 from jaxtyping import Float as Float
 from jaxtyping import Int as Int
+from jaxtyping import Shaped as Shaped
 from jaxtyping import UInt8 as UInt8
 from jaxtyping import UInt32 as UInt32
 

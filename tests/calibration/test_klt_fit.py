@@ -249,7 +249,7 @@ def test_tables_are_of_the_window_of_the_recipe(calibration: Calibration):
 def test_expected_loss_on_the_own_text_is_the_predicted_one(calibration: Calibration):
     half = calibration.statistics
     moments = stability._all_moments(half, 0, FREQUENCIES, FISHER_RIDGE)
-    for config in stability.CONFIGS:
+    for config in (*stability.CONFIGS, KltConfig(form="quality", trellis=True)):
         tables = stability._with_widths(config, stability._maps(half, 0, FREQUENCIES, FISHER_RIDGE))
         streams: list[tuple[StreamName, np.ndarray, np.ndarray]] = [
             ("key" if name == "key" else "value", table["variances"], table["widths"])
