@@ -169,7 +169,7 @@ def test_scalar_codes_count_the_midpoints_below(width: int) -> None:
     """However many there are, on them and far outside."""
     edges = np.asarray(midpoints(quantizer_levels(width)), np.float32)
     drawn = 2 * np.random.default_rng(width).standard_normal(2000).astype(np.float32)
-    values = np.concatenate([drawn, edges, np.float32([np.inf, -np.inf, 1e9, 0.0])])
+    values = np.concatenate([drawn, edges, np.array([np.inf, -np.inf, 1e9, 0.0], np.float32)])
     values = np.pad(values, (0, -len(values) % SIZE))
     codes = quantize(Layout(((width,),)), "scalar", jnp.asarray(values.reshape(-1, 1, SIZE)), jnp.ones((1, SIZE)))
     np.testing.assert_array_equal(np.asarray(codes[0]).reshape(-1), np.sum(values[:, None] > edges, axis=1))
