@@ -287,7 +287,7 @@ def _encode_speed() -> str:
         f"`kakeya bench encode --repeats 15 --json`, {data['vectors']} keys of dimension {data['head_dim']}, medians, "
         "beside a plain numpy/scipy implementation of the same codec in the same run "
         f"({where['cpu_count']} cores, jax {where['packages']['jax']}, numpy {where['packages']['numpy']}, "
-        f"{where['date']}; nothing else was running). The rows of `klt` are from before its channels of 6 bits.",
+        f"{where['date']}; nothing else was running).",
         "",
         "| codec | settings | vectors/s | numpy vectors/s | ratio | on one thread | bits/value all-in |",
         "|---|---|--:|--:|--:|--:|--:|",
