@@ -26,13 +26,16 @@ SHAPE = CacheShape(num_layers=1, num_kv_heads=HEADS, head_dim=DIM)
 ROPE = Rope(head_dim=DIM)
 WORSE = 1.5
 
-KLT = ("both=klt(bits=3)", "both=klt(bits=3,form=quality)", "both=klt(bits=3,form=quality,trellis=true)")
+KLT = ("both=klt(bits=3)", "both=klt(bits=3,form=quality)")
+TRELLIS = "both=klt(bits=3,form=quality,trellis=true)"
 FRAMED = (
     "both=turboquant(bits=3,static_mean=true)",
     "key@pre=turboquant(bits=3,static_mean=true,whiten=true),value=turboquant(bits=3,static_mean=true)",
     "key@pre=kakeya(bits=3,static_mean=true,whiten=true),value=kakeya(bits=3,static_mean=true)",
 )
 each_recipe = pytest.mark.parametrize("recipe", KLT + FRAMED)
+and_trellis = pytest.mark.parametrize("recipe", [*KLT, *FRAMED, TRELLIS])
+"""Where what quantises matters: everything else of ``TRELLIS`` is the quality form's."""
 
 
 class Text(NamedTuple):
@@ -112,7 +115,7 @@ def test_channels_thousands_of_times_larger_cost_nothing_where_the_loss_knows(re
     np.testing.assert_allclose(result.value / scale, usual.value, atol=1e-3)
 
 
-@each_recipe
+@and_trellis
 def test_vectors_beyond_every_range_stay_finite(recipe, ordinary):
     huge = ordinary._replace(key=1e6 * ordinary.key, value=1e6 * ordinary.value)
     chex.assert_tree_all_finite(_run(recipe, huge))
@@ -126,7 +129,7 @@ def test_gradients_and_queries_of_one_direction(recipe, ordinary):
     _compare(recipe, ordinary._replace(fisher=one, query=one))
 
 
-@each_recipe
+@and_trellis
 def test_no_gradients_and_queries_at_all(recipe, ordinary):
     nothing = np.zeros((HEADS, DIM, DIM))
     chex.assert_tree_all_finite(_run(recipe, ordinary._replace(fisher=nothing, query=nothing)))
@@ -139,7 +142,7 @@ def test_vectors_in_a_plane(recipe, ordinary):
     _compare(recipe, flat)
 
 
-@each_recipe
+@and_trellis
 def test_constant_channels_stay_what_they_are(recipe, ordinary):
     key, value = ordinary.key.copy(), ordinary.value.copy()
     key[..., 4] = value[..., 7] = 3.25
@@ -160,7 +163,7 @@ def test_a_head_without_values_stays_empty(recipe, ordinary):
     assert result.value_error[0] < WORSE * _usual(recipe).value_error[0]
 
 
-@each_recipe
+@and_trellis
 def test_one_token_is_exact(recipe, ordinary):
     one = ordinary._replace(key=ordinary.key[:1], value=ordinary.value[:1])
     result = _run(recipe, one, train=ordinary)

@@ -14,6 +14,12 @@ from kakeya_jax.pallas_kernels.attention.arg_specs import ARG_SPECS
 TINY = ("bench", "attention", "--shape", "tiny", "--repeats", "3", "--implementation", "reference")
 
 
+@pytest.fixture(autouse=True)
+def small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a copy moves: less than the cache of a GPU must not hold."""
+    monkeypatch.setattr(bench_attention, "ROTATED_NBYTES", 10**6)
+
+
 def test_json_of_a_measurement(capsys: pytest.CaptureFixture[str]):
     assert run([*TINY, "--recipe", "turboquant-4", "--json"]) == 0
     printed = capsys.readouterr()

@@ -38,7 +38,7 @@ def klt_layer(
     *,
     group: int,
     recipe: str = "both=klt(block_size=128),sinks=2,recent=5",
-    length: int = 450,
+    length: int = 300,
     dtype: Any = jnp.float32,
 ) -> tuple[LayerCache, jax.Array, jax.Array]:
     """A filled layer with rows of different lengths, a query for each, and their positions."""
