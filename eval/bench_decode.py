@@ -126,7 +126,8 @@ def bench_decode(
         cache_nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(filled)) - report.table_nbytes
         held = _Held(filled)
         del filled  # its arrays are those of whoever steps last
-        for how in [DENSE] if name == DENSE else ["decoded first", "packed"][0 if decoded_first else 1 :]:
+        ways = [way for way in HOW if (way == DENSE) == (name == DENSE) and (decoded_first or way != "decoded first")]
+        for how in ways:
             decoder = model.clone(implementation=HOW[how])
             run, memory, compile_seconds = _timed_loop(decoder, params, held, text[:, -STEPS:])
             dense = dense or run

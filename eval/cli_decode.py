@@ -7,6 +7,10 @@ import typer
 
 from kakeya_jax.eval.cli_options import JsonFlag, OfflineFlag, QuietFlag, configure, show
 
+ModelOption = Annotated[str, typer.Option("--model", help="Folder, hub id, or 'demo'.", metavar="MODEL")]
+RecipeOption = Annotated[list[str] | None, typer.Option("--recipe", help="Repeat it.", metavar="RECIPE")]
+DtypeOption = Annotated[str, typer.Option(help="Of weights and activations.")]
+
 
 def add_command(app: typer.Typer) -> None:
     """Adds them to the command line."""
@@ -15,8 +19,8 @@ def add_command(app: typer.Typer) -> None:
 
 
 def decode(
-    model: Annotated[str, typer.Option("--model", help="Folder, hub id, or 'demo'.", metavar="MODEL")] = "demo",
-    recipe: Annotated[list[str] | None, typer.Option("--recipe", help="Repeat it.", metavar="RECIPE")] = None,
+    model: ModelOption = "demo",
+    recipe: RecipeOption = None,
     config_json: Annotated[
         Path | None,
         typer.Option(help="Instead of a model: random weights of this config.json, random codes.", metavar="FILE"),
@@ -26,7 +30,7 @@ def decode(
     context: Annotated[int, typer.Option(min=2, help="Tokens of the cache.")] = 4096,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of the cache.")] = 1,
     repeats: Annotated[int, typer.Option(min=2, help="Loops that are timed.")] = 7,
-    dtype: Annotated[str, typer.Option(help="Of weights and activations.")] = "float32",
+    dtype: DtypeOption = "float32",
     decoded_first: Annotated[bool, typer.Option(help="Also caches that are decoded before every step.")] = True,
     as_json: JsonFlag = False,
     offline: OfflineFlag = False,
@@ -54,15 +58,15 @@ def decode(
 
 
 def prefill(
-    model: Annotated[str, typer.Option("--model", help="Folder, hub id, or 'demo'.", metavar="MODEL")] = "demo",
-    recipe: Annotated[list[str] | None, typer.Option("--recipe", help="Repeat it.", metavar="RECIPE")] = None,
+    model: ModelOption = "demo",
+    recipe: RecipeOption = None,
     config_json: Annotated[
         Path | None, typer.Option(help="Instead of a model: random weights of this config.json.", metavar="FILE")
     ] = None,
     context: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 2048,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows.")] = 1,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements; the median counts.")] = 7,
-    dtype: Annotated[str, typer.Option(help="Of weights and activations.")] = "float32",
+    dtype: DtypeOption = "float32",
     as_json: JsonFlag = False,
     offline: OfflineFlag = False,
     quiet: QuietFlag = False,

@@ -12,16 +12,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from kakeya_jax.eval import model_or_config
 from kakeya_jax.eval.bench_decode import STEPS, DecodeSpeed, bench_decode
 from kakeya_jax.eval.demo import bundled_text
 from kakeya_jax.eval.environment import environment
 from kakeya_jax.eval.progress import show_progress
 from kakeya_jax.eval.recipe_tables import recipe_tables
 from kakeya_jax.eval.text import check_vocabulary, encode_text, load_tokens
-from kakeya_jax.models import checkpoint
-from kakeya_jax.models.config import ModelConfig
-from kakeya_jax.models.decoder import Decoder
-from kakeya_jax.models.locate import DEMO, display_name
+from kakeya_jax.models.locate import DEMO
 from kakeya_jax.models.tokenizer import load_tokenizer
 from kakeya_jax.recipe import Recipe
 
@@ -69,12 +67,9 @@ def measure(request: Request, *, quiet: bool = False) -> list[DecodeSpeed]:
         ValueError, OSError: wrong input; the message is one line.
     """
     dtype = jnp.dtype(request.dtype)
-    if request.config_json is not None:
-        model = Decoder(ModelConfig.from_file(request.config_json), dtype=dtype, param_dtype=dtype)
-        params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-        tokens = None
-    else:
-        model, params = checkpoint.load(request.model, dtype=dtype, offline=request.offline)
+    model, params = model_or_config.load(request.model, request.config_json, dtype=dtype, offline=request.offline)
+    tokens = None
+    if request.config_json is None:
         if request.tokens is not None:
             tokens = load_tokens(request.tokens)
         else:
@@ -121,7 +116,7 @@ def measure(request: Request, *, quiet: bool = False) -> list[DecodeSpeed]:
 def to_dict(request: Request, rows: Sequence[DecodeSpeed]) -> dict[str, Any]:
     """Plain data for JSON."""
     return {
-        "model": _display_name(request),
+        "model": model_or_config.shown_name(request.model, request.config_json),
         "context": request.context,
         "batch_size": request.batch_size,
         "steps": STEPS,
@@ -130,12 +125,6 @@ def to_dict(request: Request, rows: Sequence[DecodeSpeed]) -> dict[str, Any]:
         "environment": environment(),
         "rows": [dataclasses.asdict(row) for row in rows],
     }
-
-
-def _display_name(request: Request) -> str:
-    if request.config_json is not None:
-        return f"random weights, {request.config_json.name}"
-    return display_name(request.model)
 
 
 def tables(request: Request, rows: Sequence[DecodeSpeed]) -> Group:

@@ -5,18 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import rich.box
 from rich.table import Table
 
+from kakeya_jax.eval import model_or_config
 from kakeya_jax.eval.bench_prefill import PrefillSpeed, bench_prefill
 from kakeya_jax.eval.environment import environment
 from kakeya_jax.eval.progress import show_progress
-from kakeya_jax.models import checkpoint
-from kakeya_jax.models.config import ModelConfig
-from kakeya_jax.models.decoder import Decoder
-from kakeya_jax.models.locate import DEMO, display_name
+from kakeya_jax.models.locate import DEMO
 
 RECIPES = ("int4", "turboquant-4", "turboquant-2", "klt-2", "klt-4")
 """Measured unless others are named."""
@@ -39,13 +36,6 @@ class Request:
         if self.config_json is not None and self.model != DEMO:
             raise ValueError("--config-json stands for a model of random weights; leave out --model")
 
-    @property
-    def shown_model(self) -> str:
-        """For tables."""
-        if self.config_json is None:
-            return display_name(self.model)
-        return f"random weights, {self.config_json.name}"
-
 
 def measure(request: Request, *, quiet: bool = False) -> list[PrefillSpeed]:
     """The rows of ``bench_prefill``.
@@ -54,11 +44,7 @@ def measure(request: Request, *, quiet: bool = False) -> list[PrefillSpeed]:
         ValueError, OSError: wrong input; the message is one line.
     """
     dtype = jnp.dtype(request.dtype)
-    if request.config_json is None:
-        model, params = checkpoint.load(request.model, dtype=dtype, offline=request.offline)
-    else:
-        model = Decoder(ModelConfig.from_file(request.config_json), dtype=dtype, param_dtype=dtype)
-        params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    model, params = model_or_config.load(request.model, request.config_json, dtype=dtype, offline=request.offline)
     with show_progress(quiet=quiet) as progress:
         done: list[PrefillSpeed] = []
 
@@ -82,7 +68,7 @@ def measure(request: Request, *, quiet: bool = False) -> list[PrefillSpeed]:
 def to_dict(request: Request, rows: Sequence[PrefillSpeed]) -> dict[str, Any]:
     """Plain data for JSON."""
     return {
-        "model": request.shown_model,
+        "model": model_or_config.shown_name(request.model, request.config_json),
         "context": request.context,
         "batch_size": request.batch_size,
         "repeats": request.repeats,

@@ -11,6 +11,7 @@ from kakeya_jax.pallas_kernels.attention.coded_program import key_product, load_
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, PRODUCTS, TILE, CodedShape, Codes
 from kakeya_jax.pallas_kernels.attention.coded_tiles import Tiles
 from kakeya_jax.pallas_kernels.attention.launch import launch
+from kakeya_jax.pallas_kernels.attention.tile_loop import over_tiles, share_of
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 from kakeya_jax.typing import Array, Float, UInt8
 
@@ -72,54 +73,30 @@ def _program(ops: Any, *refs: Any, shape: CodedShape) -> None:
     query_refs, key_ref, key_scale_ref, out_ref, shared_ref = refs[:3], *refs[3:]
     lane = Lane(ops, shape, ops.program_index())
     head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
-    tiles, parts = shape.capacity // TILE, shape.splits * shape.warps
-    part = ops.add(ops.times(split, shape.warps), lane.warp)
-    first = ops.divide(ops.times(part, tiles), parts)
-    stop = ops.divide(ops.times(ops.add(part, ops.integer(1)), tiles), parts)
+    share = share_of(ops, shape, lane, split, ops.integer(shape.capacity // TILE))
     query, starts, factors = load_queries(ops, shape, lane, query_refs, head)
-    tiles_in = Tiles(ops, shape, lane, head, (key_ref, key_scale_ref, key_ref, key_scale_ref))
-    nbytes = shape.stages * shape.stage_nbytes
-    base = ops.shared_offset(ops.shared_address(shared_ref), ops.times(lane.warp, nbytes))
-    ahead = shape.stages - 1
+    tiles = Tiles(ops, shape, lane, head, (key_ref, key_scale_ref, key_ref, key_scale_ref))
 
     # Where a lane's first query has its first token; lanes of the low bytes have what those of the high ones have.
     column = ops.times(ops.modulo(lane.column, 2) if shape.paired else lane.column, 2)
     out = ops.offset(ops.address(out_ref), ops.times(head, shape.group), 4 * shape.capacity)
-    out = ops.offset(out, ops.add(ops.times(column, 4 * shape.capacity), ops.times(tiles_in.token, 4)))
+    out = ops.offset(out, ops.add(ops.times(column, 4 * shape.capacity), ops.times(tiles.token, 4)))
     writes = [ops.less(ops.add(column, ops.integer(n)), ops.integer(shape.group)) for n in range(2)]
     if shape.paired:
         writes = [ops.select(ops.less(lane.column, ops.integer(2)), each, _never(ops)) for each in writes]
 
-    def start_tile(tile: Any, place: Any) -> None:
-        ops.only_if(ops.less(tile, stop), lambda: tiles_in.start_keys(tile, ops.shared_offset(base, place)))
-        ops.commit_copies()
-
-    for index in range(ahead):
-        start_tile(ops.add(first, ops.integer(index)), ops.integer(index * shape.stage_nbytes))
-
-    def step(tile: Any, carried: list[Any]) -> list[Any]:
-        place = carried[0]
-        slot = ops.shared_offset(base, place)
-        ops.wait_for_copies(ahead - 1)
-        before = ops.less(place, ops.integer(shape.stage_nbytes))
-        last = ops.integer(nbytes - shape.stage_nbytes)
-        start_tile(
-            ops.add(tile, ops.integer(ahead)),
-            ops.select(before, last, ops.subtract(place, ops.integer(shape.stage_nbytes))),
-        )
-        scales = tiles_in.scale_words(slot)[0]
+    def step(tile: Any, slot: Any, state: list[Any]) -> list[Any]:
+        scales = tiles.scale_words(slot)[0]
         where = ops.offset(out, tile, 4 * TILE)
         for product in range(PRODUCTS):
-            sums = key_product(ops, shape, tiles_in.key_units(slot, product), query, starts)
+            sums = key_product(ops, shape, tiles.key_units(slot, product), query, starts)
             logits = logits_of(ops, shape, lane, sums, scales[product], factors)
             for n in range(2):
                 pair, at = logits[n::2], 4 * (4 * product + n * shape.capacity)
                 ops.only_if(writes[n], lambda pair=pair, at=at: ops.store_reals(where, pair, at))
-        following = ops.add(place, ops.integer(shape.stage_nbytes))
-        return [ops.select(ops.less(following, ops.integer(nbytes)), following, ops.integer(0))]
+        return state
 
-    ops.loop(first, stop, [ops.integer(0)], step)
-    ops.wait_for_copies(0)
+    over_tiles(ops, shape, lane, shared_ref, share, tiles.start_keys, step, list)
 
 
 def _never(ops: Any) -> Any:

@@ -1,5 +1,6 @@
 """Sizes of ``coded_program``: how codes are packed, and what a program's shared memory holds."""
 
+import abc
 import dataclasses
 
 TILE = 64
@@ -47,15 +48,11 @@ class Codes:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CodedShape:
-    """What a program is made for.
+class TileShape(abc.ABC):
+    """What programs over tiles of codes are made for, whatever the codes.
 
     Attributes:
-        dim: 64 or 128.
-        key: codes of keys, packed along channels.
-        value: codes of values, packed along tokens within a page.
-        page: tokens of a page, a multiple of 64.
-        capacity: tokens that a head has room for.
+        dim: of a head.
         group: query heads of a key/value head, at most 8.
         splits: programs that share a head.
         states: of a head; those of other tokens follow.
@@ -63,14 +60,15 @@ class CodedShape:
     """
 
     dim: int
-    key: Codes
-    value: Codes
-    page: int
-    capacity: int
     group: int
     splits: int
     states: int
     warps: int
+
+    @property
+    @abc.abstractmethod
+    def stage_nbytes(self) -> int:
+        """Of one tile of one warp."""
 
     @property
     def paired(self) -> bool:
@@ -83,9 +81,41 @@ class CodedShape:
         return COLUMNS // 2 if self.paired else COLUMNS
 
     @property
+    def blocks(self) -> int:
+        """Blocks of eight columns that a head's queries take as bytes."""
+        return 1 if self.paired else 2
+
+    @property
+    def stages(self) -> int:
+        """Tiles that a warp has room for: two at least."""
+        return max(2, min(4, SHARED_NBYTES // 12 // self.stage_nbytes))
+
+    @property
+    def shared_floats(self) -> int:
+        """Shared memory of a program: stages, and later its warps' states."""
+        return self.warps * max(self.stages * self.stage_nbytes // 4, self.rows * (self.dim + 2))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodedShape(TileShape):
+    """What ``coded_program`` is made for; ``dim`` is 64 or 128.
+
+    Attributes:
+        key: codes of keys, packed along channels.
+        value: codes of values, packed along tokens within a page.
+        page: tokens of a page, a multiple of 64.
+        capacity: tokens that a head has room for.
+    """
+
+    key: Codes
+    value: Codes
+    page: int
+    capacity: int
+
+    @property
     def query_rows(self) -> int:
         """Rows of bytes of a head's queries."""
-        return COLUMNS if self.paired else 2 * COLUMNS
+        return COLUMNS * self.blocks
 
     @property
     def units(self) -> int:
@@ -126,13 +156,3 @@ class CodedShape:
     def stage_nbytes(self) -> int:
         """Of one tile of one warp."""
         return self.stage_scales + 2 * 2 * TILE
-
-    @property
-    def stages(self) -> int:
-        """Tiles that a warp has room for: two at least."""
-        return max(2, min(4, SHARED_NBYTES * self.warps // 12 // (self.warps * self.stage_nbytes)))
-
-    @property
-    def shared_floats(self) -> int:
-        """Shared memory of a program: stages, and later its warps' states."""
-        return max(self.warps * self.stages * self.stage_nbytes // 4, self.warps * self.rows * (self.dim + 2))

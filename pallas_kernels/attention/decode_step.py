@@ -1,9 +1,6 @@
 """One decode step of attention over packed codes and exact tokens, in two launches: queries, and all the rest."""
 
 import dataclasses
-import functools
-import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,11 +64,10 @@ def decode_step(
         interpret: in numpy, on any machine.
     """
     heads, group, dim = query.shape
-    run = functools.partial(launch, interpret=interpret)
     base_two = scale / LN2
 
     asked = QueryShape(dim=dim, group=group, dtype=query.dtype, scale=base_two * key.unit)
-    *numbers, counters = run(
+    *numbers, counters = launch(
         lambda ops, *refs: query_program(ops, asked, *refs),
         [
             jax.ShapeDtypeStruct((heads, 2 * asked.rows, dim), jnp.int8),
@@ -83,6 +79,7 @@ def decode_step(
         programs=heads,
         warps=asked.warps,
         shared_floats=asked.shared_floats,
+        interpret=interpret,
     )
 
     rows = asked.rows
@@ -113,56 +110,16 @@ def decode_step(
     finish = FinishShape(
         dim=dim, group=group, rows=rows, coded=splits, exact=exact_splits, unit=value.unit, dtype=query.dtype
     )
-    *_, out = run(
-        functools.partial(_attend, window=window, coded=coded, finish=finish, heads=heads),
-        [
-            *(jax.ShapeDtypeStruct((heads, states, rows, *dims), jnp.float32) for dims in ((), (), (dim,))),
-            jax.ShapeDtypeStruct(query.shape, query.dtype),
-        ],
-        [
-            *numbers,
-            key.words,
-            key.scales,
-            value.words,
-            value.scales,
-            query,
-            positions,
-            *(some(each) for each in (key.sinks, key.tail, value.sinks, value.tail)),
-            value.rotation,
-            jnp.zeros(dim, jnp.float32),
-            counters,
-        ],
-        programs=heads * states,
-        warps=WARPS,
-        shared_floats=max(coded.shared_floats, window.shared_floats, finish.shared_floats),
-    )
-    return out
-
-
-def _attend(ops: Any, *refs: Any, window: WindowShape, coded: CodedShape, finish: FinishShape, heads: int) -> None:
-    coded_refs, exact_refs, (rotation, mean, counters) = refs[:7], refs[7:13], refs[13:16]
-    states, out, shared = refs[16:19], refs[19], refs[20]
-
-    def attend_coded(program: Any, tokens_of: Any) -> None:
-        coded_program(ops, coded, program, tokens_of, *(*coded_refs, *states, shared))
-
-    attend_parts(
-        ops,
-        attend_coded,
-        exact_refs,
-        (rotation, mean),
+    return attend_parts(
+        coded_program,
+        coded,
+        window,
+        finish,
+        [*numbers, key.words, key.scales, value.words, value.scales],
+        query,
+        positions,
+        [key.sinks, key.tail, value.sinks, value.tail],
+        [value.rotation, jnp.zeros(dim, jnp.float32)],
         counters,
-        states,
-        out,
-        shared,
-        window=window,
-        finish=finish,
-        heads=heads,
+        interpret=interpret,
     )
-
-
-def some(array: Array) -> Array:
-    """Programs take no empty arrays."""
-    if math.prod(array.shape):
-        return array
-    return jnp.zeros((1, 1, array.shape[-1]), array.dtype)

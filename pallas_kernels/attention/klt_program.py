@@ -16,15 +16,13 @@ from typing import Any
 
 from kakeya_jax.klt_layout import quantizer_bytes
 from kakeya_jax.pallas_kernels.attention.code_bytes import decode_unit
-from kakeya_jax.pallas_kernels.attention.coded_program import decayed, share_bytes
-from kakeya_jax.pallas_kernels.attention.coded_shape import LARGEST, PRODUCTS, TILE, Codes
-from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, GROUP, GROUPS, KltShape
+from kakeya_jax.pallas_kernels.attention.coded_shape import PRODUCTS, TILE, Codes
+from kakeya_jax.pallas_kernels.attention.klt_shape import GROUP, GROUPS, KltShape
 from kakeya_jax.pallas_kernels.attention.klt_tiles import KltTiles
-from kakeya_jax.pallas_kernels.attention.softmax_state import LOWEST
-from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, MAGIC_BITS, Lane, over_rows
+from kakeya_jax.pallas_kernels.attention.tile_loop import over_tiles, share_of
+from kakeya_jax.pallas_kernels.attention.tile_shares import add_values, empty_state, number_of, shares_of
+from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC_BITS, Lane, over_rows
 from kakeya_jax.pallas_kernels.attention.warp_states import write_state
-
-_SMALLEST = 1e-30
 
 
 def klt_program(
@@ -67,50 +65,20 @@ def klt_program(
     """
     lane = Lane(ops, shape, program)
     head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
-    tiles = ops.divide(tokens_of(head), TILE)
-    parts = shape.splits * shape.warps
-    part = ops.add(ops.times(split, shape.warps), lane.warp)
-    first = ops.divide(ops.product(part, tiles), parts)
-    stop = ops.divide(ops.product(ops.add(part, ops.integer(1)), tiles), parts)
+    share = share_of(ops, shape, lane, split, ops.divide(tokens_of(head), TILE))
     refs = (record_ref, bias_ref, key_ref, key_scale_ref, value_ref, value_scale_ref, value_mean_ref)
-    tiles_in = KltTiles(ops, shape, lane, head, table_ref, refs)
+    tiles = KltTiles(ops, shape, lane, head, table_ref, refs)
 
-    nbytes = shape.stages * shape.stage_nbytes
-    base = ops.shared_offset(ops.shared_address(shared_ref), ops.times(lane.warp, nbytes))
-    ahead = shape.stages - 1
+    def step(tile: Any, slot: Any, state: list[Any]) -> list[Any]:
+        del tile
+        logits = _logits(ops, shape, lane, tiles, slot, _key_sums(ops, shape, tiles, slot))
+        return _add_tile(ops, shape, lane, tiles, slot, state, logits)
 
-    def start_tile(tile: Any, slot: Any) -> None:
-        ops.only_if(ops.less(tile, stop), lambda: tiles_in.start(tile, ops.shared_offset(base, slot)))
-        ops.commit_copies()
-
-    for index in range(ahead):
-        start_tile(ops.add(first, ops.integer(index)), ops.integer(index * shape.stage_nbytes))
-
-    def step(tile: Any, carried: list[Any]) -> list[Any]:
-        place, state = carried[0], carried[1:]
-        slot = ops.shared_offset(base, place)
-        ops.wait_for_copies(ahead - 1)
-        before = ops.less(place, ops.integer(shape.stage_nbytes))
-        free = ops.select(
-            before,
-            ops.integer(nbytes - shape.stage_nbytes),
-            ops.subtract(place, ops.integer(shape.stage_nbytes)),
-        )
-        start_tile(ops.add(tile, ops.integer(ahead)), free)
-        logits = _logits(ops, shape, lane, tiles_in, slot, _key_sums(ops, shape, tiles_in, slot))
-        state = _add_tile(ops, shape, lane, tiles_in, slot, state, logits)
-        following = ops.add(place, ops.integer(shape.stage_nbytes))
-        wraps = ops.less(following, ops.integer(nbytes))
-        return [ops.select(wraps, following, ops.integer(0)), *state]
-
-    zero, lowest = ops.real(0.0), ops.real(LOWEST)
-    empty = [lowest, lowest, *[zero] * (4 + 4 * GROUPS)]
-    state = ops.loop(first, stop, [ops.integer(0), *empty], step)[1:]
-    ops.wait_for_copies(0)
+    state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, step, lambda: empty_state(ops, shape))
     ops.barrier()  # stages become states
     halves = []
     for group in range(GROUPS):
-        empty_group = ops.equal(_width(ops, tiles_in.value_widths, group), 0)
+        empty_group = ops.equal(_width(ops, tiles.value_widths, group), 0)
         halves += [ops.select(empty_group, ops.real(0.0), ops.real(0.5))] * 4
     place = ops.add(ops.times(head, shape.states), split)
     write_state(ops, shape, lane, place, state, halves, top_ref, total_ref, weighted_ref, shared_ref)
@@ -164,12 +132,7 @@ def _logits(
         bias = [number for half in range(2) for number in tiles.bias(slot, product, half)]
         logits = []
         for index in range(4):
-            if shape.paired:
-                part = ops.fused(ops.as_real(sums[product][0][index]), lane.weight, lane.offset)
-                number = ops.plus(part, ops.exchange(part, 2))
-            else:
-                high, low = (ops.minus(ops.as_real(each[index]), ops.real(MAGIC)) for each in sums[product])
-                number = ops.fused(high, ops.real(256.0), low)
+            number = number_of(ops, shape, lane, sums[product], index)
             unit = ops.scaled(scales[product][index // 2], factors[index % 2])
             logits.append(ops.fused(number, unit, bias[index]))
         found.append(logits)
@@ -186,77 +149,37 @@ def _add_tile(
     logits: list[list[Any]],
 ) -> list[Any]:
     """The state with the tokens of a tile; as in ``coded_program``, and with the page's mean."""
-    tile_top = [
-        over_rows(ops, functools.reduce(ops.maximum, (x for each in logits for x in each[n::2]))) for n in (0, 1)
+    scales: list[list[Any]] = []
+
+    def largest_scale() -> Any:
+        scales.extend(tiles.scales(slot, 1))
+        return functools.reduce(ops.maximum, (scale for pair in scales for scale in pair))
+
+    shares = shares_of(ops, shape, lane, state, logits, largest_scale, lambda product: scales[product])
+    weight = [
+        ops.scaled(over_rows(ops, new, ops.plus), each)
+        for new, each in zip(shares.tile_total, shares.decay, strict=True)
     ]
-    top = [ops.maximum(old, new) for old, new in zip(state[:2], tile_top, strict=True)]
-    grows = functools.reduce(ops.one_of, (ops.above(new, old) for new, old in zip(top, state[:2], strict=True)))
-    rest = ops.choose(ops.any_lane(grows), lambda: decayed(ops, state, top), state[2:])
-    total, shift, weighted = list(rest[:2]), list(rest[2:4]), list(rest[4:])
-
-    scales = tiles.scales(slot, 1)
-    largest = functools.reduce(ops.maximum, (scale for pair in scales for scale in pair))
-    largest = ops.maximum(over_rows(ops, largest), ops.real(_SMALLEST))
-    unit = ops.scaled(ops.reciprocal(largest), ops.real(float(LARGEST)))
-    tile_total, tile_shift = [ops.real(0.0)] * 2, [ops.real(0.0)] * 2
-    columns: list[list[Any]] = [[] for _ in range(shape.blocks)]
-    for product in range(PRODUCTS):
-        by_row = [ops.scaled(scale, unit) for scale in scales[product]]
-        numbers = []
-        for index, logit in enumerate(logits[product]):
-            n = index % 2
-            share = ops.power_of_two(ops.minus(logit, tile_top[n]))
-            tile_total[n] = ops.plus(tile_total[n], share)
-            number = ops.scaled(share, by_row[index // 2])
-            tile_shift[n] = ops.plus(tile_shift[n], number)
-            numbers.append(ops.as_integer(ops.plus(number, ops.real(MAGIC + 128.0))))
-        for block, register in enumerate(share_bytes(ops, shape, lane, numbers)):
-            columns[block].append(ops.transpose(register))
-
-    decay = [ops.power_of_two(ops.minus(old, new)) for old, new in zip(tile_top, top, strict=True)]
-    unscale = ops.scaled(largest, ops.real(1.0 / LARGEST))
-    share_unit = [ops.scaled(each, unscale) for each in decay]
-    total = [ops.fused(new, each, old) for new, each, old in zip(tile_total, decay, total, strict=True)]
-    shift = [ops.fused(new, each, old) for new, each, old in zip(tile_shift, share_unit, shift, strict=True)]
-    if shape.paired:
-        block_units = [[ops.scaled(each, lane.weight) for each in share_unit]]
-    else:
-        block_units = [[ops.scaled(each, ops.real(256.0)) for each in share_unit], share_unit]
-
-    weight = [ops.scaled(over_rows(ops, new, ops.plus), each) for new, each in zip(tile_total, decay, strict=True)]
     if shape.paired:  # columns of low bytes are added to those of high ones
         high = ops.less(lane.column, ops.integer(2))
         weight = [ops.select(high, each, ops.real(0.0)) for each in weight]
     mean_factors = tiles.mean_factors(slot)
-    start = ops.integer(0)
+    start, weighted = ops.integer(0), []
     for group in range(GROUPS):
         width = _width(ops, tiles.value_widths, group)
-        mine = weighted[4 * group : 4 * group + 4]
+        mine = shares.weighted[4 * group : 4 * group + 4]
 
         def multiplied(bits: int, start: Any = start, mine: list[Any] = mine) -> list[Any]:
-            near, far = (
-                decode_unit(ops, unit, codes_of(bits)) for unit in tiles.units(slot, shape.stage_values, start, bits)
-            )
-            found = list(mine)
-            for right, units in zip(columns, block_units, strict=True):
-                sums = [ops.integer(MAGIC_BITS)] * 4
-                for pair in (0, 2):
-                    first = (near[pair], far[pair], near[pair + 1], far[pair + 1])
-                    sums = ops.multiply_bytes(sums, first, right[pair : pair + 2])
-                for index in range(4):
-                    added = ops.minus(ops.as_real(sums[index]), ops.real(MAGIC))
-                    found[index] = ops.fused(added, units[index % 2], found[index])
-            return found
+            units = tiles.units(slot, shape.stage_values, start, bits)
+            near, far = (decode_unit(ops, unit, codes_of(bits)) for unit in units)
+            return add_values(ops, shares, near, far, mine)
 
         for bits in shape.value_widths:
-            mine = ops.choose(ops.equal(width, bits), functools.partial(multiplied, bits, mine=mine), mine)
+            mine = ops.choose(ops.equal(width, bits), functools.partial(multiplied, bits), mine)
         for half in range(2):
             mean = ops.scaled(tiles.mean(slot, group, half), mean_factors[group])
             for n in range(2):
                 mine[2 * half + n] = ops.fused(mean, weight[n], mine[2 * half + n])
-        weighted[4 * group : 4 * group + 4] = mine
+        weighted += mine
         start = ops.add(start, ops.times(width, 8 * GROUP))
-    return [*top, *total, *shift, *weighted]
-
-
-assert DIM == GROUP * GROUPS
+    return [*shares.top, *shares.total, *shares.shift, *weighted]

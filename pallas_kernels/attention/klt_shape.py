@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, SHARED_NBYTES, TILE
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, TILE, TileShape
 
 DIM = 128
 """Of a head."""
@@ -19,8 +19,8 @@ of them and the widths of all groups, four bits each; and two words that say not
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KltShape:
-    """What a program is made for.
+class KltShape(TileShape):
+    """What ``klt_program`` is made for; ``dim`` is 128.
 
     Attributes:
         page: tokens of a page, a multiple of 64.
@@ -32,10 +32,6 @@ class KltShape:
         value_tile: of values; multiples of 256.
         key_widths: widths that occur among keys, and
         value_widths: among values.
-        group: query heads of a key/value head, at most 8.
-        splits: programs that share a head.
-        states: of a head; those of other tokens follow.
-        warps: of a program.
     """
 
     page: int
@@ -47,27 +43,6 @@ class KltShape:
     value_tile: int
     key_widths: tuple[int, ...]
     value_widths: tuple[int, ...]
-    group: int
-    splits: int
-    states: int
-    warps: int
-
-    dim = DIM
-
-    @property
-    def paired(self) -> bool:
-        """Whether high and low bytes of queries share the columns of one product."""
-        return self.group <= COLUMNS // 2
-
-    @property
-    def rows(self) -> int:
-        """Queries that a state has room for."""
-        return COLUMNS // 2 if self.paired else COLUMNS
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of eight columns that a head's queries take as bytes."""
-        return 1 if self.paired else 2
 
     @property
     def record_starts(self) -> int:
@@ -118,13 +93,3 @@ class KltShape:
     def stage_nbytes(self) -> int:
         """Of one tile of one warp."""
         return self.stage_record + self.record_nbytes
-
-    @property
-    def stages(self) -> int:
-        """Tiles that a warp has room for: two at least."""
-        return max(2, min(4, SHARED_NBYTES // 12 // self.stage_nbytes))
-
-    @property
-    def shared_floats(self) -> int:
-        """Shared memory of a program: stages, and later its warps' states."""
-        return self.warps * max(self.stages * self.stage_nbytes // 4, self.rows * (DIM + 2))

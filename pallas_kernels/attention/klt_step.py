@@ -1,8 +1,6 @@
 """One decode step of attention over transform-coded pages and exact tokens: ``klt``, fast form."""
 
-import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +10,12 @@ from kakeya_jax.codecs.klt import KltCode
 from kakeya_jax.klt_layout import Layout
 from kakeya_jax.pallas_kernels.attention.byte_queries import LN2
 from kakeya_jax.pallas_kernels.attention.coded_shape import TILE
-from kakeya_jax.pallas_kernels.attention.decode_step import some
 from kakeya_jax.pallas_kernels.attention.exact_tokens import rotate_if_stored_before
 from kakeya_jax.pallas_kernels.attention.exact_values import DTYPES
 from kakeya_jax.pallas_kernels.attention.finish_program import FinishShape
 from kakeya_jax.pallas_kernels.attention.klt_program import klt_program
 from kakeya_jax.pallas_kernels.attention.klt_queries import channel_units, page_queries
 from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, GROUP, HEAD_WORDS, KltShape
-from kakeya_jax.pallas_kernels.attention.launch import launch
 from kakeya_jax.pallas_kernels.attention.step_parts import attend_parts
 from kakeya_jax.pallas_kernels.attention.window_program import WARPS, WindowShape, exact_programs
 from kakeya_jax.rope import Rope
@@ -31,7 +27,7 @@ _ROOM = 1024
 
 
 def klt_step(
-    query: Float[Array, "B K G D"],
+    query: Float[Array, "N G D"],
     key_stream: Stream,
     value_stream: Stream,
     positions: Int[Array, " B"],
@@ -40,8 +36,8 @@ def klt_step(
     scale: float,
     splits: int,
     interpret: bool = False,
-) -> Float[Array, "B K G D"]:
-    """Attention of the newest token's queries, at most eight for a key/value head.
+) -> Float[Array, "N G D"]:
+    """Attention of the newest token's queries, ``N = B K`` key/value heads with ``G <= 8`` queries each.
 
     Args:
         query: after their rotary embedding.
@@ -53,14 +49,15 @@ def klt_step(
         splits: programs that share the coded tokens of a head.
         interpret: in numpy, on any machine.
     """
-    batch, num_kv_heads, group, dim = query.shape
-    heads, geometry = batch * num_kv_heads, key_stream.geometry
+    heads, group, dim = query.shape
+    batch, num_kv_heads, geometry = *key_stream.tail.shape[:2], key_stream.geometry
     key, value = key_stream.codec, value_stream.codec
     key_code, value_code = (_pages(stream) for stream in (key_stream, value_stream))
     exact_splits = exact_programs(geometry)
     states = splits + exact_splits
     page = key_stream.block_size
     coded = KltShape(
+        dim=dim,
         page=page,
         pages=geometry.num_pages * key_stream.blocks_per_page,
         num_kv_heads=num_kv_heads,
@@ -76,7 +73,7 @@ def klt_step(
         warps=WARPS,
     )
     queries = page_queries(
-        query * rope.attention_factor,
+        query.reshape(batch, num_kv_heads, group, dim) * rope.attention_factor,
         key,
         key_code,
         value,
@@ -85,7 +82,6 @@ def klt_step(
         first_position=geometry.sinks,
         scale=scale,
     )
-    exact = [*_exact(key_stream, rope), *_exact(value_stream, rope)]
     window = WindowShape(
         dim=dim,
         group=group,
@@ -108,33 +104,20 @@ def klt_step(
         maps=num_kv_heads,
     )
     units = jnp.repeat(jnp.asarray(channel_units(value.layout, 1.0)), GROUP, axis=1)
-    *_, out = launch(
-        functools.partial(_attend, window=window, coded=coded, finish=finish, heads=heads),
-        [
-            *(jax.ShapeDtypeStruct((heads, states, coded.rows, *dims), jnp.float32) for dims in ((), (), (dim,))),
-            jax.ShapeDtypeStruct((heads, group, dim), query.dtype),
-        ],
-        [
-            jnp.asarray(layout_table(key.layout, value.layout, page)),
-            *queries,
-            key_code.words,
-            key_code.scale,
-            value_code.words,
-            value_code.scale,
-            _mean_codes(value_code),
-            query.reshape(heads, group, dim),
-            positions,
-            *exact,
-            value.synthesis * units[..., None],
-            value.mean,
-            jnp.zeros(heads, jnp.int32),
-        ],
-        programs=heads * states,
-        warps=WARPS,
-        shared_floats=max(coded.shared_floats, window.shared_floats, finish.shared_floats),
+    codes = [key_code.words, key_code.scale, value_code.words, value_code.scale, _mean_codes(value_code)]
+    return attend_parts(
+        klt_program,
+        coded,
+        window,
+        finish,
+        [jnp.asarray(layout_table(key.layout, value.layout, page)), *queries, *codes],
+        query,
+        positions,
+        [*_exact(key_stream, rope), *_exact(value_stream, rope)],
+        [value.synthesis * units[..., None], value.mean],
+        jnp.zeros(heads, jnp.int32),
         interpret=interpret,
     )
-    return out.reshape(query.shape)
 
 
 def unsupported_klt(query: Array, key_stream: Stream, value_stream: Stream) -> list[str]:
@@ -169,28 +152,6 @@ def layout_table(key: Layout, value: Layout, page: int) -> np.ndarray:
     return table.astype(np.uint32).view(np.int32)
 
 
-def _attend(ops: Any, *refs: Any, window: WindowShape, coded: KltShape, finish: FinishShape, heads: int) -> None:
-    coded_refs, exact_refs, finish_refs, counters = refs[:8], refs[8:14], refs[14:16], refs[16]
-    states, out, shared = refs[17:20], refs[20], refs[21]
-
-    def attend_coded(program: Any, tokens_of: Any) -> None:
-        klt_program(ops, coded, program, tokens_of, *(*coded_refs, *states, shared))
-
-    attend_parts(
-        ops,
-        attend_coded,
-        exact_refs,
-        finish_refs,
-        counters,
-        states,
-        out,
-        shared,
-        window=window,
-        finish=finish,
-        heads=heads,
-    )
-
-
 def _pages(stream: Stream) -> KltCode:
     """All pages of all rows: leaves ``[B, pages, ...]``."""
     return jax.tree.map(lambda leaf: leaf[:, 0], stream.blocks)
@@ -209,7 +170,7 @@ def _exact(stream: Stream, rope: Rope) -> list[Array]:
     positions = jnp.broadcast_to(jnp.arange(sinks, dtype=jnp.int32), (batch, sinks))
     parts = ((stream.sinks, positions), (stream.tail, stream.tail_positions()))
     rotated = [rotate_if_stored_before(each.astype(jnp.float32), stream, where, rope) for each, where in parts]
-    return [some(each.reshape(batch * num_kv_heads, -1, dim)) for each in rotated]
+    return [each.reshape(batch * num_kv_heads, -1, dim) for each in rotated]
 
 
 def _room(layout: Layout) -> int:

@@ -1,5 +1,7 @@
 """Decode attention through Mosaic GPU kernels: the fast path (Hopper)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -70,30 +72,15 @@ def attention_mosaic_gpu(
     heads, dim = num_heads(key_stream), query.shape[-1]
     splits = splits or choose_splits(heads, capacity(key_stream))
     if transformed:
-        by_row = query.reshape(query.shape[0], key_stream.tail.shape[1], -1, dim)
-        steps = [
-            klt_step(
-                by_row[:, :, first : first + COLUMNS],
-                key_stream,
-                value_stream,
-                positions[:, 0],
-                rope=rope,
-                scale=scale,
-                splits=splits,
-                interpret=interpret,
-            )
-            for first in range(0, by_row.shape[2], COLUMNS)
-        ]
-        return jnp.concatenate(steps, axis=2).reshape(query.shape)
+        step = functools.partial(klt_step, key_stream=key_stream, value_stream=value_stream, rope=rope)
+    else:
+        key, value = coded_stream(key_stream), coded_stream(value_stream)
+        step = functools.partial(decode_step, key=key, value=value, geometry=key_stream.geometry)
     grouped = query.reshape(heads, -1, dim)
-    key, value = coded_stream(key_stream), coded_stream(value_stream)
     parts = [
-        decode_step(
+        step(
             grouped[:, first : first + COLUMNS],
-            key,
-            value,
-            positions[:, 0],
-            geometry=key_stream.geometry,
+            positions=positions[:, 0],
             scale=scale,
             splits=splits,
             interpret=interpret,

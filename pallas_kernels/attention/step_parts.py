@@ -1,22 +1,71 @@
-"""The programs of a decode step's second launch: coded tokens, exact ones, and the head's states added up."""
+"""The second launch of a decode step: coded tokens, exact ones, and the head's states added up."""
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from kakeya_jax.pallas_kernels.attention.coded_shape import TileShape
 from kakeya_jax.pallas_kernels.attention.finish_program import FinishShape, finish_program
+from kakeya_jax.pallas_kernels.attention.launch import launch
 from kakeya_jax.pallas_kernels.attention.window_program import WindowShape, window_program
+from kakeya_jax.typing import Array, Float, Int
 
 
 def attend_parts(
-    ops: Any,
-    attend_coded: Callable[[Any, Callable[[Any], Any]], None],
-    exact_refs: Sequence[Any],
-    finish_refs: Sequence[Any],
-    counters: Any,
-    states: Sequence[Any],
-    out: Any,
-    shared: Any,
+    program: Callable[..., None],
+    coded: TileShape,
+    window: WindowShape,
+    finish: FinishShape,
+    codes: Sequence[Array],
+    query: Float[Array, "N G D"],
+    positions: Int[Array, " B"],
+    exact: Sequence[Array],
+    maps: Sequence[Array],
+    counters: Int[Array, " N"],
     *,
+    interpret: bool,
+) -> Float[Array, "N G D"]:
+    """Attention of a step's queries.
+
+    Args:
+        program: of coded tokens: takes ``ops``, ``coded``, its number, a function that tells a head's coded tokens, the
+            ``codes``, the arrays of states, and shared memory.
+        coded: its sizes.
+        window: of exact tokens.
+        finish: of the sum.
+        codes: what ``program`` reads.
+        query: see ``window_program``, as
+        positions: are these, and
+        exact: sinks and tail of keys, then of values.
+        maps: what values are turned back with; see ``finish_program``.
+        counters: int32 zeros: programs of each head that are done.
+        interpret: in numpy, on any machine.
+    """
+    heads, group, dim = query.shape
+    *_, out = launch(
+        functools.partial(_run, program=program, coded=coded, window=window, finish=finish, heads=heads),
+        [
+            *(jax.ShapeDtypeStruct((heads, coded.states, coded.rows, *dims), jnp.float32) for dims in ((), (), (dim,))),
+            jax.ShapeDtypeStruct((heads, group, dim), query.dtype),
+        ],
+        [*codes, query, positions, *map(_some, exact), *maps, counters],
+        programs=heads * coded.states,
+        warps=coded.warps,
+        shared_floats=max(coded.shared_floats, window.shared_floats, finish.shared_floats),
+        interpret=interpret,
+    )
+    return out
+
+
+def _run(
+    ops: Any,
+    *refs: Any,
+    program: Callable[..., None],
+    coded: TileShape,
     window: WindowShape,
     finish: FinishShape,
     heads: int,
@@ -26,25 +75,13 @@ def attend_parts(
 
     Which is last depends on chance, what it computes does not: it takes states in their order. It sets the head's
     counter back, for a launch that is given the same one.
-
-    Args:
-        ops: ``warp_ops``, or ``emulated_ops``.
-        attend_coded: takes the number of a program and a function that tells a head's coded tokens.
-        exact_refs: queries, positions, and the exact tokens; see ``window_program``.
-        finish_refs: what values are turned back with; see ``finish_program``.
-        counters: int32 ``[N]``, zeros.
-        states: see ``window_program``.
-        out: ``[N, group, D]``.
-        shared: memory.
-        window: of exact tokens.
-        finish: of the sum.
-        heads: ``N``.
     """
-    program, programs = ops.program_index(), heads * finish.coded
-    first = ops.less(program, ops.integer(programs))
-    number = ops.subtract(program, ops.integer(programs))
-    head = ops.select(first, ops.divide(program, finish.coded), ops.divide(number, window.splits))
-    positions = exact_refs[1]
+    *codes, query, positions, sink_key, tail_key, sink_value, tail_value = refs[:-8]
+    value_map, value_mean, counters, *states, out, shared = refs[-8:]
+    number, programs = ops.program_index(), heads * finish.coded
+    first = ops.less(number, ops.integer(programs))
+    beyond = ops.subtract(number, ops.integer(programs))
+    head = ops.select(first, ops.divide(number, finish.coded), ops.divide(beyond, window.splits))
 
     def tokens_of(head: Any) -> Any:
         """As ``Geometry.closed_pages``."""
@@ -56,16 +93,24 @@ def attend_parts(
         return ops.times(closed, geometry.page)
 
     def attend_exact() -> None:
-        arrays: list[Any] = [*exact_refs, *states, shared]
-        window_program(ops, window, head, ops.modulo(number, window.splits), *arrays)
+        tokens = (sink_key, tail_key, sink_value, tail_value)
+        arrays: list[Any] = [query, positions, *tokens, *states, shared]
+        window_program(ops, window, head, ops.modulo(beyond, window.splits), *arrays)
 
     def add_up() -> None:
-        arrays: list[Any] = [*states, *finish_refs, out, shared]
+        arrays: list[Any] = [*states, value_map, value_mean, out, shared]
         finish_program(ops, finish, head, *arrays)
         ops.only_if(ops.less(ops.thread_index(), ops.integer(1)), lambda: ops.store_words(counter, [ops.integer(0)]))
 
-    ops.only_if(first, lambda: attend_coded(program, tokens_of))
-    ops.only_if(ops.less(ops.integer(programs - 1), program), attend_exact)
+    ops.only_if(first, lambda: program(ops, coded, number, tokens_of, *codes, *states, shared))
+    ops.only_if(ops.less(ops.integer(programs - 1), number), attend_exact)
     counter = ops.offset(ops.address(counters), ops.times(head, 4))
     done = ops.arrive(counter, ops.shared_address(shared))
     ops.only_if(ops.less(ops.integer(finish.states - 2), done), add_up)
+
+
+def _some(array: Array) -> Array:
+    """Programs take no empty arrays."""
+    if math.prod(array.shape):
+        return array
+    return jnp.zeros((1, 1, array.shape[-1]), array.dtype)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from kakeya_jax.pallas_kernels.attention.coded_shape import TileShape
+
 MAGIC = 12582912.0
 """1.5 * 2^23: to it, integers below 2^22 in size are added exactly, as floats and as bits."""
 
@@ -12,7 +14,7 @@ MAGIC_BITS = 0x4B400000
 class Lane:
     """Who this thread is."""
 
-    def __init__(self, ops: Any, shape: Any, program: Any) -> None:
+    def __init__(self, ops: Any, shape: TileShape, program: Any) -> None:
         thread = ops.thread_index()
         self.thread, self.program = thread, program
         self.warp, self.lane = ops.uniform(ops.divide(thread, 32)), ops.modulo(thread, 32)

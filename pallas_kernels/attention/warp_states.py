@@ -3,12 +3,13 @@
 import functools
 from typing import Any
 
+from kakeya_jax.pallas_kernels.attention.coded_shape import TileShape
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane, over_rows
 
 
 def write_state(
     ops: Any,
-    shape: Any,
+    shape: TileShape,
     lane: Lane,
     place: Any,
     state: list[Any],
