@@ -85,7 +85,7 @@ def _quantize_along(
     all_places, all_errors = [], []
     for width, first, end in ranges:
         some = rows[first * size : end * size]
-        places = jnp.stack(nearest_in_subsets(some, trellis_levels(width)))
+        places = nearest_in_subsets(some, trellis_levels(width))
         levels = jnp.asarray(trellis_levels(width))[4 * places + np.arange(4)[:, None, None]]
         all_places.append(places)
         all_errors.append(jnp.square(some - levels))

@@ -74,10 +74,11 @@ def trellis_error(width: int) -> float:
 
 def nearest_in_subsets(
     values: Float[Array, "*shape"], levels: Float[Array, " levels"] | np.ndarray
-) -> list[Int[Array, "*shape"]]:
+) -> Int[Array, "4 *shape"]:
     """For each of the four subsets the place of the nearest level among the subset's own: int32."""
-    subsets = [jnp.asarray(levels)[subset::4] for subset in range(4)]
-    return [jnp.sum(values[..., None] > midpoints(each), axis=-1, dtype=jnp.int32) for each in subsets]
+    edges = jnp.stack([midpoints(jnp.asarray(levels)[subset::4]) for subset in range(4)])
+    edges = edges.reshape(4, *[1] * values.ndim, -1)
+    return jnp.sum(values[..., None] > edges, axis=-1, dtype=jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnames="code")

@@ -135,7 +135,7 @@ def commands(
         ]
         tables.append(Table(parts=tuple(parts), writes=out / f"{name}.json"))
     fitted = [word for recipe in rows_of_stress if _is_fitted(recipe) for word in ("--recipe", recipe)]
-    for factor in FACTORS:
+    for factor in FACTORS if rows_of_stress else ():
         stress, name = ("--stress", str(factor)), f"{model.name}.x{factor}"
         calibration = out / "stress" / f"{name}.safetensors"
         calibrations.append(_calibrate(model, train, calibration, "--window", "4:128", *stress, *fitted))

@@ -295,8 +295,8 @@ def _encode(codec: Klt, block: Array) -> KltCode:
         z = z - (page_mean.astype(jnp.float32) * page_mean_scale.astype(jnp.float32)[:, None])[:, None]
     groups = _stored_groups(codec.layout, z)
     weights = _stored_groups(codec.layout, codec.variances[:, None])[0]
-    scale = _fit_scale(codec, groups, weights)
-    words = codec.page_words(block.shape[1]).pack(_quantize(codec, groups, weights, scale))
+    scale, codes = _fit_scale(codec, groups, weights)
+    words = codec.page_words(block.shape[1]).pack(codes)
     return KltCode(words=words, scale=scale, page_mean=page_mean, page_mean_scale=page_mean_scale)
 
 
@@ -317,9 +317,12 @@ def _deviations(codec: Klt, block: Float[Array, "H n d"]) -> Float[Array, "K n D
 
 def _fit_scale(
     codec: Klt, groups: Float[Array, "n stored size"], weights: Float[Array, "stored size"]
-) -> Int[Array, "K n"]:
-    """Each token's scale: least squares in the loss's metric, alternating with the codes it leads to."""
-    layout = codec.layout
+) -> tuple[Int[Array, "K n"], list[Int[Array, "n groups size"]]]:
+    """Each token's scale: least squares in the loss's metric, alternating with the codes it leads to; and those codes.
+
+    The loop goes round once more than it fits, for the codes of the last scale: so quantising is compiled once.
+    """
+    layout, quantizer = codec.layout, codec.config.quantizer
     # A product with ones, for scattered additions have no fixed order.
     heads = np.arange(layout.num_heads)[:, None]
     belongs = (layout.stored // layout.groups_per_head == heads).astype(np.float32)
@@ -328,23 +331,24 @@ def _fit_scale(
     def sum_heads(values: Array) -> Float[Array, "K n"]:
         return jnp.einsum("kg,ngs->kn", belongs, values, precision="highest")
 
-    def refit(_: int, scale: Array) -> Array:
-        codes = _quantize(codec, groups, weights, scale)
-        levels = jnp.concatenate(dequantize(layout, codec.config.quantizer, codes), axis=1)
+    def quantized(scale: Array) -> list[Array]:
+        unit = groups / decode_scale(scale).T[:, layout.stored // layout.groups_per_head, None]
+        return quantize(layout, quantizer, unit, weights)
+
+    def turn(_: int, state: tuple[Array, Array, list[Array]]) -> tuple[Array, Array, list[Array]]:
+        _, scale, _ = state
+        codes = quantized(scale)
+        levels = jnp.concatenate(dequantize(layout, quantizer, codes), axis=1)
         along, length = sum_heads(weights * groups * levels), sum_heads(weights * levels * levels)
-        return encode_scale(along / jnp.maximum(length, 1e-30))
+        return scale, encode_scale(along / jnp.maximum(length, 1e-30)), codes
 
     start = encode_scale(jnp.sqrt(sum_heads(jnp.square(groups)) / channels[:, None]))
-    return jax.lax.fori_loop(0, codec.config.scale_rounds, refit, start) if layout.used_widths else start
-
-
-def _quantize(
-    codec: Klt, groups: Float[Array, "n stored size"], weights: Float[Array, "stored size"], scale: Int[Array, "K n"]
-) -> list[Int[Array, "n groups size"]]:
-    """Codes of every width class at these token scales."""
-    layout = codec.layout
-    unit = groups / decode_scale(scale).T[:, layout.stored // layout.groups_per_head, None]
-    return quantize(layout, codec.config.quantizer, unit, weights)
+    if not layout.used_widths:
+        return start, []
+    shapes = jax.eval_shape(quantized, start)
+    empty = [jnp.zeros(each.shape, each.dtype) for each in shapes]
+    scale, _, codes = jax.lax.fori_loop(0, codec.config.scale_rounds + 1, turn, (start, start, empty))
+    return scale, codes
 
 
 def _stored_groups(layout: Layout, z: Float[Array, "K n D"]) -> Float[Array, "n stored size"]:
