@@ -104,6 +104,7 @@ def decode_step(
         geometry=geometry,
         query_dtype=query.dtype,
         dtype=key.tail.dtype,
+        value_dtype=value.tail.dtype,
         scale=base_two,
         states=states,
     )

@@ -31,7 +31,8 @@ def klt_program(
     program: Any,
     tokens_of: Callable[[Any], Any],
     table_ref: Any,
-    record_ref: Any,
+    query_ref: Any,
+    extra_ref: Any,
     bias_ref: Any,
     key_ref: Any,
     key_scale_ref: Any,
@@ -51,8 +52,9 @@ def klt_program(
         program: number of the program: split after split, head after head.
         tokens_of: a head's coded tokens, whole pages, by its number.
         table_ref: int32 ``[K, 8]``: layouts (``klt_shape.HEAD_WORDS``).
-        record_ref: int32 ``[N, pages, words]``: queries of every page (``klt_queries``).
-        bias_ref: float32 ``[N, pages, page, rows]``: logits to the base 2 that do not come from codes.
+        query_ref: see ``klt_queries.PageQueries``, as
+        extra_ref: are these
+        bias_ref: three.
         key_ref: uint8 ``[B, pages, bytes]`` (``klt_words``).
         key_scale_ref: uint8 ``[B, pages, K, page]``.
         value_ref: uint8 ``[B, pages, bytes]``.
@@ -66,7 +68,7 @@ def klt_program(
     lane = Lane(ops, shape, program)
     head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
     share = share_of(ops, shape, lane, split, ops.divide(tokens_of(head), TILE))
-    refs = (record_ref, bias_ref, key_ref, key_scale_ref, value_ref, value_scale_ref, value_mean_ref)
+    refs = (query_ref, extra_ref, bias_ref, key_ref, key_scale_ref, value_ref, value_scale_ref, value_mean_ref)
     tiles = KltTiles(ops, shape, lane, head, table_ref, refs)
 
     def step(tile: Any, slot: Any, state: list[Any]) -> list[Any]:
@@ -96,7 +98,6 @@ def _width(ops: Any, widths: Any, group: int) -> Any:
 
 def _key_sums(ops: Any, shape: KltShape, tiles: KltTiles, slot: Any) -> list[list[list[Any]]]:
     """For each product of 16 tokens and each block of query rows, sums over all channels, as bits of floats."""
-    queries = tiles.queries(slot)
     starts = [[ops.add(ops.integer(MAGIC_BITS), word) for word in pair] for pair in tiles.starts(slot)]
     sums = [word for _ in range(PRODUCTS) for pair in starts for word in (*pair, *pair)]
     start = ops.integer(0)
@@ -105,12 +106,13 @@ def _key_sums(ops: Any, shape: KltShape, tiles: KltTiles, slot: Any) -> list[lis
 
         def multiplied(bits: int, group: int = group, start: Any = start, sums: list[Any] = sums) -> list[Any]:
             units = [decode_unit(ops, unit, codes_of(bits)) for unit in tiles.units(slot, 0, start, bits)]
+            queries = [tiles.query(slot, block, group) for block in range(shape.blocks)]
             found = []
             for product in range(PRODUCTS):
                 unit, quad = units[product // 2], 2 * (product % 2)
-                for block in range(shape.blocks):
+                for block, query in enumerate(queries):
                     at = 4 * (product * shape.blocks + block)
-                    found += ops.multiply_half_bytes(sums[at : at + 4], unit[quad : quad + 2], queries[block][group])
+                    found += ops.multiply_half_bytes(sums[at : at + 4], unit[quad : quad + 2], query)
             return found
 
         for bits in shape.key_widths:
@@ -129,7 +131,7 @@ def _logits(
     scales, factors = tiles.scales(slot, 0), tiles.factors(slot)
     found = []
     for product in range(PRODUCTS):
-        bias = [number for half in range(2) for number in tiles.bias(slot, product, half)]
+        bias = tiles.bias(slot, product)
         logits = []
         for index in range(4):
             number = number_of(ops, shape, lane, sums[product], index)
@@ -163,7 +165,6 @@ def _add_tile(
     if shape.paired:  # columns of low bytes are added to those of high ones
         high = ops.less(lane.column, ops.integer(2))
         weight = [ops.select(high, each, ops.real(0.0)) for each in weight]
-    mean_factors = tiles.mean_factors(slot)
     start, weighted = ops.integer(0), []
     for group in range(GROUPS):
         width = _width(ops, tiles.value_widths, group)
@@ -176,8 +177,9 @@ def _add_tile(
 
         for bits in shape.value_widths:
             mine = ops.choose(ops.equal(width, bits), functools.partial(multiplied, bits), mine)
+        factor = tiles.mean_factor(slot, group)
         for half in range(2):
-            mean = ops.scaled(tiles.mean(slot, group, half), mean_factors[group])
+            mean = ops.scaled(tiles.mean(slot, group, half), factor)
             for n in range(2):
                 mine[2 * half + n] = ops.fused(mean, weight[n], mine[2 * half + n])
         weighted += mine

@@ -2,35 +2,46 @@
 
 The key of token ``d`` of a page that starts at position ``p`` is ``R_(p + d) mean + R_p (page mean + s gain c) B``
 (``codecs.klt``). So with the query turned back by ``p``, ``q_p``, its logit is ``s (gain c) . (B q_p)``, which
-codes are read for, and ``page mean . (B q_p) + q_p . R_d mean``, which is computed here for all pages at once.
+codes are read for, and ``page mean . (B q_p) + q_p . R_d mean``, which is computed here for all pages at once: a Triton
+kernel, products of bfloat16 in three parts, so that they are as exact as float32.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
 
 from kakeya_jax.codecs.klt import Klt, KltCode
 from kakeya_jax.klt_layout import Layout, decoder_gain, quantizer_bytes
-from kakeya_jax.pallas_kernels.attention.byte_queries import LN2, byte_queries
-from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS
-from kakeya_jax.pallas_kernels.attention.klt_shape import GROUP, GROUPS, KltShape
+from kakeya_jax.pallas_kernels.attention.byte_queries import LN2
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, LARGEST
+from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, GROUP, GROUPS, KltShape
+from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, MAGIC_BITS
 from kakeya_jax.rope import rotate_by
 from kakeya_jax.typing import Array, Float, Int
+
+_ROWS = 128
+"""Queries of pages that a program handles at once."""
 
 
 class PageQueries(NamedTuple):
     """Of ``N`` heads, ``rows`` queries each.
 
     Attributes:
-        records: int32 ``[N, pages, words]``: queries in the coordinates of a page's codes as bytes, in the order in
-            which lanes take them, then what sums start from, factors, and those of the page mean of values.
-        bias: float32 ``[N, pages, page, rows]``: logits to the base 2 beside those of codes.
+        numbers: int8 ``[N, pages, blocks, 8, 8, 16]``: bytes of queries in the coordinates of a page's codes: for each
+            block and group of channels the columns of products one after the other, which is the order of lanes.
+        extras: int32 ``[N, pages, 8 blocks + 16]``: what sums start from; bits of the queries' factors; bits of those
+            of the page mean of values, one for each group of channels.
+        bias: float32 ``[N, pages, rows, page]``: logits to the base 2 beside those of codes.
     """
 
-    records: Int[Array, "N pages words"]
-    bias: Float[Array, "N pages page rows"]
+    numbers: Int[Array, "N pages blocks groups columns channels"]
+    extras: Int[Array, "N pages words"]
+    bias: Float[Array, "N pages rows page"]
 
 
 def page_queries(
@@ -43,6 +54,7 @@ def page_queries(
     *,
     first_position: int,
     scale: float,
+    interpret: bool = False,
 ) -> PageQueries:
     """The queries and logits of every page.
 
@@ -55,31 +67,43 @@ def page_queries(
         shape: of the program that reads them.
         first_position: of the first coded token.
         scale: factor of natural logits.
+        interpret: run without a GPU, slowly.
     """
-    batch, heads, group, dim = query.shape
+    batch, num_kv_heads, group, dim = query.shape
+    heads, rows = batch * num_kv_heads, shape.rows
     assert key.rope_frequencies is not None
     starts = first_position + shape.page * jnp.arange(shape.pages, dtype=jnp.int32)
-    angles = starts[:, None, None].astype(jnp.float32) * key.rope_frequencies
-    turned = rotate_by(query.astype(jnp.float32)[:, :, None] * (scale / LN2), -angles)  # [B, K, pages, G, D]
-    inner = jnp.einsum("bkpgd,ked->bkpge", turned, key.synthesis, precision="highest")
-
+    angles = starts[:, None].astype(jnp.float32) * key.rope_frequencies
+    padded = jnp.pad(query.astype(jnp.float32) * (scale / LN2), ((0, 0), (0, 0), (0, rows - group), (0, 0)))
     inside = jnp.arange(shape.page, dtype=jnp.float32)[:, None] * key.rope_frequencies
     means = rotate_by(key.mean[:, None], inside)  # [K, page, D]
-    bias = jnp.einsum("bkpgd,knd->bkpng", turned, means, precision="highest")
-    page_mean = _page_mean(key_code)
-    if page_mean is not None:
-        bias = bias + jnp.einsum("bkpge,bpke->bkpg", inner, page_mean, precision="highest")[:, :, :, None]
-    bias = jnp.pad(bias, ((0, 0),) * 4 + ((0, shape.rows - group),))
-
-    count = batch * heads * shape.pages
     units = jnp.repeat(jnp.asarray(channel_units(key.layout, 0.0)), GROUP, axis=1)
-    numbers, start, factor = byte_queries((inner * units[:, None, None]).reshape(count, group, dim), LN2)
-    by_lane = numbers.reshape(count, shape.blocks, COLUMNS, GROUPS, 4, 4).transpose(0, 1, 2, 4, 3, 5)
-    words = jax.lax.bitcast_convert_type(by_lane, jnp.int32).reshape(count, -1)
-    records = [words, start, jax.lax.bitcast_convert_type(factor, jnp.int32), _mean_factors(value, value_code)]
+    arguments = (
+        padded.reshape(heads, rows, dim),
+        jnp.stack([jnp.cos(angles), jnp.sin(angles)]),
+        _two_parts(jnp.swapaxes(jnp.concatenate([key.synthesis, means], axis=1), 1, 2)),
+        units,
+        *_page_mean(key_code),
+        *_mean_factors(value, value_code),
+    )
+    lead, columns = (heads, shape.pages), COLUMNS * shape.blocks
+    together = _ROWS // rows
+    whole = pl.BlockSpec(memory_space=pl.ANY)
     return PageQueries(
-        records=jnp.concatenate(records, axis=1).reshape(batch * heads, shape.pages, -1),
-        bias=bias.reshape(batch * heads, shape.pages, shape.page, shape.rows),
+        *pl.pallas_call(
+            functools.partial(_kernel, num_kv_heads=num_kv_heads, together=together),
+            grid=(heads, pl.cdiv(shape.pages, together)),
+            in_specs=[whole] * len(arguments),
+            out_specs=[whole] * 3,
+            out_shape=[
+                jax.ShapeDtypeStruct((*lead, shape.blocks, GROUPS, COLUMNS, GROUP), jnp.int8),
+                jax.ShapeDtypeStruct((*lead, columns + COLUMNS + GROUPS), jnp.int32),
+                jax.ShapeDtypeStruct((*lead, rows, shape.page), jnp.float32),
+            ],
+            compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=2),
+            interpret=interpret,
+            name="page_queries",
+        )(*arguments)
     )
 
 
@@ -94,17 +118,113 @@ def channel_units(layout: Layout, unused: float) -> np.ndarray:
     )
 
 
-def _page_mean(code: KltCode) -> Float[Array, "B pages K D"] | None:
+def _kernel(
+    query_ref,
+    turn_ref,
+    map_ref,
+    unit_ref,
+    page_mean_ref,
+    page_mean_scale_ref,
+    value_scale_ref,
+    inverse_unit_ref,
+    number_ref,
+    extra_ref,
+    bias_ref,
+    *,
+    num_kv_heads: int,
+    together: int,
+) -> None:
+    head = pl.program_id(0)
+    row, kv_head = head // num_kv_heads, head % num_kv_heads
+    count, rows, half = number_ref.shape[1], query_ref.shape[1], DIM // 2
+    # Beyond the last page it is done again, with the same result.
+    pages = jnp.minimum(pl.program_id(1) * together + jnp.arange(together), count - 1)
+    first, second = query_ref[head, :, pl.ds(0, half)][None], query_ref[head, :, pl.ds(half, half)][None]
+    cos, sin = turn_ref[0, pages][:, None], turn_ref[1, pages][:, None]
+    turned = [
+        (part.reshape(together * rows, half)) for part in (first * cos + second * sin, second * cos - first * sin)
+    ]
+    halves = [_parts(part) for part in turned]
+
+    def product(columns) -> Array:
+        """With maps in two parts; what both second parts have together is below the rounding of the rest."""
+        total = 0.0
+        for index, (high, low) in enumerate(halves):
+            where = pl.ds(index * half, half)
+            coarse, fine = (map_ref[kv_head, part, where, columns] for part in range(2))
+            total += _dot(low, coarse) + _dot(high, fine) + _dot(high, coarse)
+        return total
+
+    inner = product(pl.ds(0, DIM))
+    page_mean = page_mean_ref[row, pages, kv_head].astype(jnp.float32)
+    page_mean = page_mean * page_mean_scale_ref[row, pages, kv_head][:, None]
+    offset = jnp.sum(inner.reshape(together, rows, DIM) * page_mean[:, None], axis=2)
+
+    scaled = inner * unit_ref[kv_head][None]
+    largest = jnp.maximum(jnp.max(jnp.abs(scaled), axis=1), 1e-37)
+    numbers = _nearest(scaled * (LARGEST / largest)[:, None])
+    half_sum = jnp.sum(numbers, axis=1) >> 1
+
+    def store(part: Array, ref, first: int) -> None:
+        ref[head, pages, pl.ds(first, rows)] = part.reshape(together, rows, *part.shape[1:]).astype(ref.dtype)
+
+    row_of, group_of, channel = (jnp.arange(count) for count in (rows, GROUPS, GROUP))
+    paired = number_ref.shape[2] == 1
+    for place, part in enumerate(_bytes(numbers)):
+        where = (
+            pages[:, None, None, None],
+            0 if paired else place,
+            group_of[None, None, :, None],
+            (row_of + (place * rows if paired else 0))[None, :, None, None],
+            channel[None, None, None, :],
+        )
+        number_ref[head, *where] = part.reshape(together, rows, GROUPS, GROUP).astype(jnp.int8)
+    for place, part in enumerate(_bytes(half_sum)):
+        store(part, extra_ref, place * rows)
+    columns = extra_ref.shape[2] - COLUMNS - GROUPS
+    store(_bits(largest * (1 / LARGEST)), extra_ref, columns)
+    means = value_scale_ref[row, pages, kv_head][:, None] * inverse_unit_ref[kv_head][None]
+    extra_ref[head, pages, pl.ds(columns + COLUMNS, GROUPS)] = _bits(means)
+    bias = product(pl.ds(DIM, bias_ref.shape[3]))
+    bias_ref[head, pages] = bias.reshape(together, rows, bias.shape[1]) + offset[:, :, None]
+
+
+def _parts(x: Array) -> tuple[Array, Array]:
+    """Two numbers of bfloat16 whose sum is ``x`` to 16 bits."""
+    high = x.astype(jnp.bfloat16)
+    return high, (x - high.astype(jnp.float32)).astype(jnp.bfloat16)
+
+
+def _two_parts(x: Float[Array, "K D E"]) -> Array:
+    return jnp.stack(_parts(x), axis=1)
+
+
+def _dot(left: Array, right: Array) -> Array:
+    return jnp.dot(left, right, preferred_element_type=jnp.float32)
+
+
+def _nearest(x: Array) -> Array:
+    return jax.lax.bitcast_convert_type(x + MAGIC, jnp.int32) - MAGIC_BITS
+
+
+def _bytes(numbers: Array) -> tuple[Array, Array]:
+    high = (numbers + 128) >> 8
+    return high, numbers - (high << 8)
+
+
+def _bits(x: Array) -> Array:
+    return jax.lax.bitcast_convert_type(x, jnp.int32)
+
+
+def _page_mean(code: KltCode) -> tuple[Array, Array]:
+    """Codes, and their scales in float32; zeros for none."""
     if code.page_mean is None or code.page_mean_scale is None:
-        return None
-    return code.page_mean.astype(jnp.float32) * code.page_mean_scale.astype(jnp.float32)[..., None]
+        scales = jnp.zeros(code.scale.shape[:3], jnp.float32)
+        return jnp.zeros((*scales.shape, DIM), jnp.int8), scales
+    return code.page_mean, code.page_mean_scale.astype(jnp.float32)
 
 
-def _mean_factors(value: Klt, code: KltCode) -> Int[Array, "count groups"]:
-    """Of a page's mean of values, in units of their channels; its bits."""
-    batch, pages, heads, _ = code.scale.shape
-    factors = jnp.zeros((batch, pages, heads, GROUPS), jnp.float32)
-    if code.page_mean_scale is not None:
-        factors = code.page_mean_scale.astype(jnp.float32)[..., None] / channel_units(value.layout, 1.0)
-    by_head = factors.transpose(0, 2, 1, 3).reshape(batch * heads * pages, GROUPS)
-    return jax.lax.bitcast_convert_type(by_head, jnp.int32)
+def _mean_factors(value: Klt, code: KltCode) -> tuple[Array, Array]:
+    """The scales of the page mean of values, and what turns them into units of a group's channels."""
+    _, scales = _page_mean(code)
+    return scales, jnp.asarray(1.0 / channel_units(value.layout, 1.0))

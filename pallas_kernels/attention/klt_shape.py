@@ -45,24 +45,14 @@ class KltShape(TileShape):
     value_widths: tuple[int, ...]
 
     @property
-    def record_starts(self) -> int:
-        """Where in a page's record the halves of sums are, bytes; queries come first, 32 bytes a lane and block."""
+    def query_nbytes(self) -> int:
+        """Of a page's queries, four bytes a lane, group and block."""
         return 1024 * self.blocks
 
     @property
-    def record_factors(self) -> int:
-        """Where the queries' factors are,"""
-        return self.record_starts + 4 * COLUMNS * self.blocks
-
-    @property
-    def record_means(self) -> int:
-        """and those of the values' page mean, one for each group."""
-        return self.record_factors + 4 * COLUMNS
-
-    @property
-    def record_nbytes(self) -> int:
-        """Of a page and head."""
-        return self.record_means + 4 * GROUPS
+    def extra_nbytes(self) -> int:
+        """Of what sums start from, factors of queries, and those of the values' page mean (``klt_queries``)."""
+        return 4 * (COLUMNS * self.blocks + COLUMNS + GROUPS)
 
     @property
     def stage_values(self) -> int:
@@ -81,15 +71,20 @@ class KltShape(TileShape):
 
     @property
     def stage_bias(self) -> int:
-        """Where the logits are that do not come from codes, token after token."""
+        """Where the logits are that do not come from codes, query after query."""
         return self.stage_means + DIM
 
     @property
-    def stage_record(self) -> int:
-        """Where the page's record is."""
+    def stage_queries(self) -> int:
+        """Where the page's queries are."""
         return self.stage_bias + 4 * TILE * self.rows
+
+    @property
+    def stage_extras(self) -> int:
+        """Where their sums and factors are."""
+        return self.stage_queries + self.query_nbytes
 
     @property
     def stage_nbytes(self) -> int:
         """Of one tile of one warp."""
-        return self.stage_record + self.record_nbytes
+        return self.stage_extras + self.extra_nbytes

@@ -81,6 +81,7 @@ def klt_step(
         coded,
         first_position=geometry.sinks,
         scale=scale,
+        interpret=interpret,
     )
     window = WindowShape(
         dim=dim,
@@ -90,6 +91,7 @@ def klt_step(
         geometry=geometry,
         query_dtype=query.dtype,
         dtype=jnp.dtype(jnp.float32),
+        value_dtype=value_stream.tail.dtype,
         scale=scale / LN2,
         states=states,
     )
@@ -103,6 +105,7 @@ def klt_step(
         dtype=query.dtype,
         maps=num_kv_heads,
     )
+    values = (value_stream.sinks, value_stream.tail)
     units = jnp.repeat(jnp.asarray(channel_units(value.layout, 1.0)), GROUP, axis=1)
     codes = [key_code.words, key_code.scale, value_code.words, value_code.scale, _mean_codes(value_code)]
     return attend_parts(
@@ -113,7 +116,7 @@ def klt_step(
         [jnp.asarray(layout_table(key.layout, value.layout, page)), *queries, *codes],
         query,
         positions,
-        [*_exact(key_stream, rope), *_exact(value_stream, rope)],
+        [*_exact_keys(key_stream, rope), *(each.reshape(heads, -1, dim) for each in values)],
         [value.synthesis * units[..., None], value.mean],
         jnp.zeros(heads, jnp.int32),
         interpret=interpret,
@@ -164,7 +167,7 @@ def _mean_codes(code: KltCode) -> Array:
     return jnp.zeros((batch, pages, heads, DIM), jnp.int8)
 
 
-def _exact(stream: Stream, rope: Rope) -> list[Array]:
+def _exact_keys(stream: Stream, rope: Rope) -> list[Array]:
     """Sinks and tail as queries meet them, ``[N, tokens, D]`` in float32."""
     batch, num_kv_heads, sinks, dim = stream.sinks.shape
     positions = jnp.broadcast_to(jnp.arange(sinks, dtype=jnp.int32), (batch, sinks))

@@ -4,6 +4,8 @@ import dataclasses
 import functools
 from typing import Any
 
+import jax.numpy as jnp
+
 from kakeya_jax.pallas_kernels.attention.exact_values import load_exact
 from kakeya_jax.pallas_kernels.attention.softmax_state import LOWEST
 from kakeya_jax.stream import Geometry
@@ -13,8 +15,8 @@ _QUERIES = 4
 """That are handled at once."""
 _LANES = 8
 """That share a token's channels when logits are computed."""
-_TOGETHER = 2
-"""Tokens of keys that a lane has under way at once."""
+_TOGETHER = 4
+"""Bytes of keys' channels that a lane has under way at once: two tokens of two bytes, or one of four."""
 _AHEAD = 8
 """Tokens of values that a thread has under way at once."""
 TOKENS = 64
@@ -32,7 +34,8 @@ class WindowShape:
         num_kv_heads: of a row of the batch.
         geometry: of the streams.
         query_dtype: of the queries.
-        dtype: of the exact tokens.
+        dtype: of exact keys, and
+        value_dtype: of exact values.
         scale: factor of logits, to the base 2.
         states: of a head, those of coded tokens first.
     """
@@ -44,8 +47,14 @@ class WindowShape:
     geometry: Geometry
     query_dtype: Any
     dtype: Any
+    value_dtype: Any
     scale: float
     states: int
+
+    @property
+    def together(self) -> int:
+        """Tokens of keys that a lane has under way at once."""
+        return _TOGETHER // jnp.dtype(self.dtype).itemsize
 
     @property
     def splits(self) -> int:
@@ -133,11 +142,11 @@ class _Seen:
         first = shape.states - shape.splits
         self.state = ops.add(ops.times(head, shape.states), ops.add(split, ops.integer(first)))
 
-    def row(self, index: Any, sink_ref: Any, tail_ref: Any) -> Any:
+    def row(self, index: Any, sink_ref: Any, tail_ref: Any, dtype: Any) -> Any:
         """Where the vector of the ``index``-th token is; of some token, if there is none."""
         ops, shape = self.ops, self.shape
         index = ops.add(self.start, index)
-        nbytes = shape.dim * shape.dtype.itemsize
+        nbytes = shape.dim * dtype.itemsize
         slot = ops.add(self.first, ops.subtract(index, self.sinks))
         capacity = shape.geometry.tail_capacity
         slot = ops.modulo(slot, capacity)  # of an index among the sinks: any
@@ -172,15 +181,15 @@ def _logits(
         load_exact(ops, start, width, shape.query_dtype, (block + n) * shape.dim * itemsize) for n in range(count)
     ]
     last = ops.larger(ops.subtract(seen.count, ops.integer(1)), ops.integer(0))
-    rounds = ops.divide(ops.add(seen.count, ops.integer(groups * _TOGETHER - 1)), groups * _TOGETHER)
+    rounds = ops.divide(ops.add(seen.count, ops.integer(groups * shape.together - 1)), groups * shape.together)
     scale = ops.real(shape.scale)
 
     def step(index: Any, carried: list[Any]) -> list[Any]:
-        first = ops.add(ops.times(index, groups * _TOGETHER), group_of)
-        tokens = [ops.add(first, ops.integer(groups * n)) for n in range(_TOGETHER)]
+        first = ops.add(ops.times(index, groups * shape.together), group_of)
+        tokens = [ops.add(first, ops.integer(groups * n)) for n in range(shape.together)]
         keys = []
         for token in tokens:
-            where = seen.row(ops.smaller(token, last), sink_ref, tail_ref)
+            where = seen.row(ops.smaller(token, last), sink_ref, tail_ref, shape.dtype)
             keys.append(
                 load_exact(ops, ops.offset(where, ops.times(part, width * shape.dtype.itemsize)), width, shape.dtype)
             )
@@ -265,9 +274,9 @@ def _values(
         tokens = [
             ops.add(ops.times(index, each), ops.add(ops.times(part, _AHEAD), ops.integer(n))) for n in range(_AHEAD)
         ]
-        rows = [seen.row(ops.smaller(token, last), sink_ref, tail_ref) for token in tokens]
-        rows = [ops.offset(row, ops.times(pair, 2 * shape.dtype.itemsize)) for row in rows]
-        values = [load_exact(ops, row, 2, shape.dtype) for row in rows]
+        rows = [seen.row(ops.smaller(token, last), sink_ref, tail_ref, shape.value_dtype) for token in tokens]
+        rows = [ops.offset(row, ops.times(pair, 2 * shape.value_dtype.itemsize)) for row in rows]
+        values = [load_exact(ops, row, 2, shape.value_dtype) for row in rows]
         for token, value in zip(tokens, values, strict=True):
             where = ops.shared_offset(shared, ops.times(ops.smaller(token, last), 4 * _QUERIES))
             real = ops.less(token, seen.count)
