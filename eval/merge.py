@@ -42,11 +42,11 @@ def merge_files(paths: Sequence[str | pathlib.Path]) -> EvalResult:
 
 
 def merge(results: Sequence[EvalResult]) -> EvalResult:
-    """The rows of all results in one; see ``merge_files``."""
+    """The rows of all results in one; see ``merge_files``. Rows from elsewhere than the first result's say so."""
     if not results:
         raise ValueError("nothing to merge; name at least one results file")
     _check_same(results)
-    rows = tuple(row for result in results for row in result.rows)
+    rows = tuple(row for result in results for row in _rows_beside(results[0], result))
     names = [row.recipe for row in rows]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -63,16 +63,18 @@ def replace_rows(old: EvalResult, new: EvalResult) -> EvalResult:
         ValueError: they measured different things, or ``new`` has a recipe that ``old`` has not.
     """
     _check_same([old, new])
-    found = {row.recipe: row for row in new.rows}
+    found = {row.recipe: row for row in _rows_beside(old, new)}
     unknown = sorted(found.keys() - {row.recipe for row in old.rows})
     if unknown:
         raise ValueError(f"recipe {', '.join(unknown)} has no row to replace")
-    if new.environment != old.environment:
-        found = {
-            recipe: dataclasses.replace(row, environment=row.environment or new.environment)
-            for recipe, row in found.items()
-        }
     return _with_rows([old, new], tuple(found.get(row.recipe, row) for row in old.rows))
+
+
+def _rows_beside(old: EvalResult, new: EvalResult) -> tuple[Row, ...]:
+    """The rows of ``new`` as they stand in a file of ``old``: with their environment, if it is another."""
+    if new.environment == old.environment:
+        return new.rows
+    return tuple(dataclasses.replace(row, environment=row.environment or new.environment) for row in new.rows)
 
 
 def _check_same(results: Sequence[EvalResult]) -> None:
