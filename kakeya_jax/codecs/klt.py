@@ -336,7 +336,7 @@ def _fit_scale(
         return quantize(layout, quantizer, unit, weights)
 
     def turn(_: int, state: tuple[Array, Array, list[Array]]) -> tuple[Array, Array, list[Array]]:
-        _, scale, _ = state
+        scale = state[1]
         codes = quantized(scale)
         levels = jnp.concatenate(dequantize(layout, quantizer, codes), axis=1)
         along, length = sum_heads(weights * groups * levels), sum_heads(weights * levels * levels)

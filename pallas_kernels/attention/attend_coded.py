@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from kakeya_jax.pallas_kernels.attention.byte_queries import LN2, byte_queries
 from kakeya_jax.pallas_kernels.attention.coded_program import coded_program
 from kakeya_jax.pallas_kernels.attention.coded_shape import CodedShape, Codes
+from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
 from kakeya_jax.pallas_kernels.attention.launch import launch
 from kakeya_jax.pallas_kernels.attention.softmax_state import SoftmaxState
 from kakeya_jax.typing import Array, Float, Int, UInt8
@@ -75,7 +76,8 @@ def attend_coded(
         jax.ShapeDtypeStruct((heads, splits, shape.rows), jnp.float32),
         jax.ShapeDtypeStruct((heads, splits, shape.rows, dim), jnp.float32),
     )
-    arguments = (*queries, key_codes, key_scales, value_codes, value_scales, lengths.astype(jnp.int32))
+    codes = (key_codes, key_scales, value_codes, value_scales)
+    arguments = (jnp.asarray(HeldWords(shape.codes).words), *queries, *codes, lengths.astype(jnp.int32))
     top, total, weighted = launch(
         functools.partial(_program, shape=shape),
         outputs,
@@ -93,7 +95,7 @@ def attend_coded(
 
 
 def _program(ops: Any, *refs: Any, shape: CodedShape) -> None:
-    arrays, length_ref = [*refs[:7], *refs[8:]], refs[7]
+    arrays, length_ref = [*refs[:8], *refs[9:]], refs[8]
 
     def tokens_of(head: Any) -> Any:
         return ops.load_words(ops.offset(ops.address(length_ref), ops.times(head, 4)), 1)[0]

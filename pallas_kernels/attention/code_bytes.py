@@ -5,31 +5,38 @@ from typing import Any
 from kakeya_jax.pallas_kernels.attention.coded_shape import Codes
 
 
-def decode_unit(ops: Any, unit: list[Any], codes: Codes) -> list[Any]:
-    """16 codes as four registers of four signed bytes."""
+def decode_unit(ops: Any, unit: list[Any], codes: Codes, table: list[Any] | None = None) -> list[Any]:
+    """16 codes as four registers of four signed bytes; ``table`` is ``decoder_words`` in registers, if they are."""
+    if table is None:
+        table = [ops.integer(word) for word in decoder_words(codes)]
     if codes.bits == 8 and not codes.halfway:
         return unit
     if codes.bits == 8:
         return [ops.differing(word, ops.integer(0x80808080)) for word in unit]
     if codes.bits == 4:
-        table = [ops.integer(word) for word in table_words(codes.table[7::-1])]
         return [
             ops.differing(ops.permute_bytes(*table, magnitude), sign) for magnitude, sign in _signed_quads(ops, unit)
         ]
     if codes.bits == 6:
-        return _of_four_tables(ops, unit, codes.table[31::-1])
+        return _of_four_tables(ops, unit, table)
     crumbs = _crumbs(ops, unit[0])
     if codes.bits == 3:
         high, mask = unit[1], ops.integer(0x4444)
         shifted = (high, ops.right(high, 1), ops.left(high, 2), ops.left(high, 1))
         crumbs = [ops.either(ops.both(bit, mask), crumb) for bit, crumb in zip(shifted, crumbs, strict=True)]
-    table = [ops.integer(word) for word in table_words(codes.table)]
     return [ops.permute_bytes(table[0], table[-1], each) for each in crumbs]
 
 
-def _of_four_tables(ops: Any, unit: list[Any], negative: tuple[int, ...]) -> list[Any]:
-    """Levels below 0, nearest first, in four tables of eight; the one that is meant is chosen byte by byte."""
-    words = [ops.integer(word) for word in table_words(negative)]
+def decoder_words(codes: Codes) -> list[int]:
+    """What codes are looked up in: levels, or those below 0, nearest first, where codes have signs."""
+    if codes.bits == 8:
+        return []
+    signed = {4: codes.table[7::-1], 6: codes.table[31::-1]}
+    return table_words(signed.get(codes.bits, codes.table))
+
+
+def _of_four_tables(ops: Any, unit: list[Any], words: list[Any]) -> list[Any]:
+    """Four tables of eight levels; the one that is meant is chosen byte by byte."""
     tables = [words[first : first + 2] for first in range(0, 8, 2)]
     odd, upper = (ops.integer(mask) for mask in (0xFF00FF00, 0xFFFF0000))
 

@@ -10,6 +10,7 @@ from kakeya_jax.pallas_kernels.attention.byte_queries import LN2, byte_queries
 from kakeya_jax.pallas_kernels.attention.coded_program import key_product, load_queries, logits_of
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, PRODUCTS, TILE, CodedShape, Codes
 from kakeya_jax.pallas_kernels.attention.coded_tiles import Tiles
+from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
 from kakeya_jax.pallas_kernels.attention.launch import launch
 from kakeya_jax.pallas_kernels.attention.tile_loop import over_tiles, share_of
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
@@ -60,7 +61,7 @@ def coded_logits(
     (out,) = launch(
         functools.partial(_program, shape=shape),
         [jax.ShapeDtypeStruct((heads, group, tokens), jnp.float32)],
-        [*queries, key_codes, key_scales],
+        [jnp.asarray(HeldWords(shape.codes).words), *queries, key_codes, key_scales],
         programs=heads * splits,
         warps=_WARPS,
         shared_floats=shape.shared_floats,
@@ -70,11 +71,12 @@ def coded_logits(
 
 
 def _program(ops: Any, *refs: Any, shape: CodedShape) -> None:
-    query_refs, key_ref, key_scale_ref, out_ref, shared_ref = refs[:3], *refs[3:]
+    constant_ref, *query_refs, key_ref, key_scale_ref, out_ref, shared_ref = refs
     lane = Lane(ops, shape, ops.program_index())
     head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
     share = share_of(ops, shape, lane, split, ops.integer(shape.capacity // TILE))
-    query, starts, factors = load_queries(ops, shape, lane, query_refs, head)
+    held = HeldWords(shape.codes).load(ops, lane, ops.address(constant_ref))
+    query, starts, factors = load_queries(ops, shape, lane, tuple(query_refs), head)
     tiles = Tiles(ops, shape, lane, head, (key_ref, key_scale_ref, key_ref, key_scale_ref))
 
     # Where a lane's first query has its first token; lanes of the low bytes have what those of the high ones have.
@@ -89,7 +91,7 @@ def _program(ops: Any, *refs: Any, shape: CodedShape) -> None:
         scales = tiles.scale_words(slot)[0]
         where = ops.offset(out, tile, 4 * TILE)
         for product in range(PRODUCTS):
-            sums = key_product(ops, shape, tiles.key_units(slot, product), query, starts)
+            sums = key_product(ops, shape, held, tiles.key_units(slot, product), query, starts)
             logits = logits_of(ops, shape, lane, sums, scales[product], factors)
             for n in range(2):
                 pair, at = logits[n::2], 4 * (4 * product + n * shape.capacity)

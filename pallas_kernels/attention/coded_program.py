@@ -19,6 +19,7 @@ from typing import Any
 from kakeya_jax.pallas_kernels.attention.code_bytes import decode_unit
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, PRODUCTS, TILE, CodedShape
 from kakeya_jax.pallas_kernels.attention.coded_tiles import Tiles
+from kakeya_jax.pallas_kernels.attention.held_words import Held, HeldWords
 from kakeya_jax.pallas_kernels.attention.tile_loop import over_tiles, share_of
 from kakeya_jax.pallas_kernels.attention.tile_shares import add_values, empty_state, number_of, shares_of
 from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC_BITS, Lane
@@ -30,6 +31,7 @@ def coded_program(
     shape: CodedShape,
     program: Any,
     tokens_of: Callable[[Any], Any],
+    constant_ref: Any,
     query_ref: Any,
     start_ref: Any,
     factor_ref: Any,
@@ -49,6 +51,7 @@ def coded_program(
         shape: sizes.
         program: number of the program: split after split, head after head.
         tokens_of: a head's coded tokens, a multiple of 64, by its number.
+        constant_ref: int32, ``HeldWords(shape.codes).words``.
         query_ref: int8 ``[N, query_rows, D]``, bytes of the queries' numbers.
         start_ref: int32 ``[N, query_rows]``, half the sum of those bytes, to be carried from row to row (see
             ``byte_queries``).
@@ -66,6 +69,7 @@ def coded_program(
     lane = Lane(ops, shape, program)
     head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
     share = share_of(ops, shape, lane, split, ops.divide(tokens_of(head), TILE))
+    held = HeldWords(shape.codes).load(ops, lane, ops.address(constant_ref))
     query, starts, factors = load_queries(ops, shape, lane, (query_ref, start_ref, factor_ref), head)
     tiles = Tiles(ops, shape, lane, head, (key_ref, key_scale_ref, value_ref, value_scale_ref))
 
@@ -74,7 +78,7 @@ def coded_program(
         scales = tiles.scale_words(slot)
         logits = []
         for product in range(PRODUCTS):
-            sums = key_product(ops, shape, tiles.key_units(slot, product), query, starts)
+            sums = key_product(ops, shape, held, tiles.key_units(slot, product), query, starts)
             logits.append(logits_of(ops, shape, lane, sums, scales[0][product], factors))
         shares = shares_of(
             ops,
@@ -87,8 +91,10 @@ def coded_program(
         )
         weighted = []
         for block in range(shape.dim // 16):
-            near, far = (decode_unit(ops, unit, shape.value) for unit in tiles.value_units(slot, block))
-            weighted += add_values(ops, shares, near, far, shares.weighted[4 * block : 4 * block + 4])
+            table, units = held.tables[shape.value], tiles.value_units(slot, block)
+            near, far = (decode_unit(ops, unit, shape.value, table) for unit in units)
+            mine = shares.weighted[4 * block : 4 * block + 4]
+            weighted += add_values(ops, shares, near, far, mine, held.magic)
         return [*shares.top, *shares.total, *shares.shift, *weighted]
 
     state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, step, lambda: empty_state(ops, shape))
@@ -135,11 +141,11 @@ def _load_query(ops: Any, shape: CodedShape, lane: Lane, ref: Any, head: Any) ->
     ]
 
 
-def key_product(ops: Any, shape: CodedShape, units: Any, query: Any, starts: Any) -> list[list[Any]]:
+def key_product(ops: Any, shape: CodedShape, held: Held, units: Any, query: Any, starts: Any) -> list[list[Any]]:
     """Sums of 16 tokens for every block of query rows, as bits of floats."""
     sums = [[start[0], start[1]] * 2 for start in starts]
     for unit in range(shape.units):
-        low, high = (decode_unit(ops, units[half][unit], shape.key) for half in range(2))
+        low, high = (decode_unit(ops, units[half][unit], shape.key, held.tables[shape.key]) for half in range(2))
         for pair in (0, 2):
             first = (low[pair], high[pair], low[pair + 1], high[pair + 1])
             sums = [

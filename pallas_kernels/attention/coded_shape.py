@@ -113,6 +113,11 @@ class CodedShape(TileShape):
     capacity: int
 
     @property
+    def codes(self) -> tuple[Codes, ...]:
+        """Both, once if they are equal."""
+        return tuple(dict.fromkeys((self.key, self.value)))
+
+    @property
     def query_rows(self) -> int:
         """Rows of bytes of a head's queries."""
         return COLUMNS * self.blocks

@@ -9,12 +9,16 @@ from kakeya_jax.pallas_kernels.attention.byte_queries import LN2
 from kakeya_jax.pallas_kernels.attention.coded_program import coded_program
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, CodedShape, Codes
 from kakeya_jax.pallas_kernels.attention.finish_program import FinishShape
+from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
 from kakeya_jax.pallas_kernels.attention.launch import launch
 from kakeya_jax.pallas_kernels.attention.query_program import QueryShape, query_program
 from kakeya_jax.pallas_kernels.attention.step_parts import attend_parts
 from kakeya_jax.pallas_kernels.attention.window_program import WARPS, WindowShape, exact_programs
 from kakeya_jax.stream import Geometry
 from kakeya_jax.typing import Array, Float, Int, UInt8
+
+_TEAMS = 1
+"""Programs of a block of threads."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,18 +113,19 @@ def decode_step(
         states=states,
     )
     finish = FinishShape(
-        dim=dim, group=group, rows=rows, coded=splits, exact=exact_splits, unit=value.unit, dtype=query.dtype
+        dim=dim, group=group, rows=rows, coded=splits, exact=exact_splits, dtype=query.dtype, unit=value.unit
     )
     return attend_parts(
         coded_program,
         coded,
         window,
         finish,
-        [*numbers, key.words, key.scales, value.words, value.scales],
+        [jnp.asarray(HeldWords(coded.codes).words), *numbers, key.words, key.scales, value.words, value.scales],
         query,
         positions,
         [key.sinks, key.tail, value.sinks, value.tail],
-        [value.rotation, jnp.zeros(dim, jnp.float32)],
+        [value.rotation],
         counters,
         interpret=interpret,
+        most_teams=_TEAMS,
     )

@@ -130,6 +130,10 @@ def right(value: Register, bits: int) -> Register:
     return value >> np.uint32(bits)
 
 
+def shifted_right(value: Register, bits: Register) -> Register:
+    return value >> bits
+
+
 def right_signed(value: Register, bits: int) -> Register:
     return (np.ascontiguousarray(value).view(np.int32) >> np.int32(bits)).view(np.uint32)
 

@@ -24,8 +24,8 @@ class FinishShape:
         rows: queries that a state has room for.
         coded: states of coded tokens.
         exact: states of exact tokens, which follow.
-        unit: factor of coded values.
         dtype: of the result.
+        unit: of the coordinates that the map takes; None if each has its own, and there is a mean.
         maps: that heads have, one after the other; 1 if one is of all.
     """
 
@@ -34,8 +34,8 @@ class FinishShape:
     rows: int
     coded: int
     exact: int
-    unit: float
     dtype: Any
+    unit: float | None = None
     maps: int = 1
 
     @property
@@ -58,6 +58,7 @@ def finish_program(
     weighted_ref: Any,
     map_ref: Any,
     mean_ref: Any,
+    unit_ref: Any,
     out_ref: Any,
     shared_ref: Any,
 ) -> None:
@@ -71,7 +72,8 @@ def finish_program(
         total_ref: is this, and
         weighted_ref: ``[N, states, rows, D]``.
         map_ref: float32 ``[maps, D, D]``: values are its transpose times what is coded,
-        mean_ref: float32 ``[maps, D]``: and this besides, in the same unit.
+        mean_ref: float32 ``[maps, D]``: and this besides, without ``shape.unit``,
+        unit_ref: float32 ``[maps, D]``: of the coordinates that the map takes, likewise.
         out_ref: ``[N, group, D]``.
         shared_ref: ``shape.shared_floats`` floats.
     """
@@ -137,12 +139,17 @@ def finish_program(
     coded_total, coded = add_up(0, shape.coded, [ops.real(0.0)] * rows)
     total, exact = add_up(shape.coded, states, coded_total)
     mine = ops.shared_offset(shared, place)
-    for n in range(group):
-        ops.shared_store(mine, [coded[n]], values_at + 4 * n * dim)
-    ops.barrier()
     of_head = ops.modulo(head, shape.maps)
+
+    def mine_of(ref: Any) -> Any:
+        return ops.load_reals(ops.offset(ops.offset(ops.address(ref), place), of_head, 4 * dim), 1)[0]
+
+    unit = mine_of(unit_ref) if shape.unit is None else ops.real(shape.unit)
+    for n in range(group):
+        ops.shared_store(mine, [ops.scaled(coded[n], unit)], values_at + 4 * n * dim)
+    ops.barrier()
     column = ops.offset(ops.offset(ops.address(map_ref), place), of_head, 4 * dim * dim)
-    mean = ops.load_reals(ops.offset(ops.offset(ops.address(mean_ref), place), of_head, 4 * dim), 1)[0]
+    mean = mine_of(mean_ref) if shape.unit is None else ops.real(0.0)
     means = [ops.scaled(mean, coded_total[n]) for n in range(group)]
 
     def turn(index: Any, carried: list[Any]) -> list[Any]:
@@ -164,7 +171,7 @@ def finish_program(
     def write() -> None:
         for n in range(group):
             inverse = ops.reciprocal(ops.maximum(total[n], ops.real(_SMALLEST)))
-            value = ops.scaled(ops.fused(turned[n], ops.real(shape.unit), exact[n]), inverse)
+            value = ops.scaled(ops.plus(turned[n], exact[n]), inverse)
             store_exact(ops, out, value, shape.dtype, n * dim * shape.dtype.itemsize)
 
     ops.only_if(works, write)

@@ -14,9 +14,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from kakeya_jax.klt_layout import quantizer_bytes
-from kakeya_jax.pallas_kernels.attention.code_bytes import decode_unit
-from kakeya_jax.pallas_kernels.attention.coded_shape import PRODUCTS, TILE, Codes
+from kakeya_jax.pallas_kernels.attention.coded_shape import PRODUCTS, TILE
 from kakeya_jax.pallas_kernels.attention.klt_shape import GROUP, GROUPS, KltShape
 from kakeya_jax.pallas_kernels.attention.klt_tiles import KltTiles
 from kakeya_jax.pallas_kernels.attention.tile_loop import over_tiles, share_of
@@ -86,28 +84,27 @@ def klt_program(
     write_state(ops, shape, lane, place, state, halves, top_ref, total_ref, weighted_ref, shared_ref)
 
 
-def codes_of(width: int) -> Codes:
-    """How codes of a width are packed."""
-    table, _ = quantizer_bytes(width)
-    return Codes(bits=width, table=() if width == 8 else table)
-
-
 def _width(ops: Any, widths: Any, group: int) -> Any:
     return ops.both(ops.right(widths, 4 * group), ops.integer(15))
 
 
 def _key_sums(ops: Any, shape: KltShape, tiles: KltTiles, slot: Any) -> list[list[list[Any]]]:
-    """For each product of 16 tokens and each block of query rows, sums over all channels, as bits of floats."""
+    """For each product of 16 tokens and each block of query rows, sums over all channels, as bits of floats.
+
+    A loop for each width over the groups that have it: their sums stay where they are, where a choice for every group
+    would move them about.
+    """
     starts = [[ops.add(ops.integer(MAGIC_BITS), word) for word in pair] for pair in tiles.starts(slot)]
     sums = [word for _ in range(PRODUCTS) for pair in starts for word in (*pair, *pair)]
-    start = ops.integer(0)
-    for group in range(GROUPS):
-        width = _width(ops, tiles.key_widths, group)
+    first = ops.integer(0)
+    for width in shape.key_widths:
+        after = ops.add(first, tiles.count_of(width))
 
-        def multiplied(bits: int, group: int = group, start: Any = start, sums: list[Any] = sums) -> list[Any]:
-            units = [decode_unit(ops, unit, codes_of(bits)) for unit in tiles.units(slot, 0, start, bits)]
-            queries = [tiles.query(slot, block, group) for block in range(shape.blocks)]
+        def multiplied(index: Any, sums: list[Any], width: int = width) -> list[Any]:
+            group, start = tiles.place(index)
+            units = [tiles.decoded(unit, width) for unit in tiles.units(slot, 0, start, width)]
             found = []
+            queries = [tiles.query(slot, block, group) for block in range(shape.blocks)]
             for product in range(PRODUCTS):
                 unit, quad = units[product // 2], 2 * (product % 2)
                 for block, query in enumerate(queries):
@@ -115,9 +112,8 @@ def _key_sums(ops: Any, shape: KltShape, tiles: KltTiles, slot: Any) -> list[lis
                     found += ops.multiply_half_bytes(sums[at : at + 4], unit[quad : quad + 2], query)
             return found
 
-        for bits in shape.key_widths:
-            sums = ops.choose(ops.equal(width, bits), functools.partial(multiplied, bits), sums)
-        start = ops.add(start, ops.times(width, 8 * GROUP))
+        sums = ops.loop(first, after, sums, multiplied)
+        first = after
     return [
         [sums[4 * (product * shape.blocks + block) :][:4] for block in range(shape.blocks)]
         for product in range(PRODUCTS)
@@ -128,15 +124,17 @@ def _logits(
     ops: Any, shape: KltShape, lane: Lane, tiles: KltTiles, slot: Any, sums: list[list[list[Any]]]
 ) -> list[list[Any]]:
     """Logits to the base 2, for each product of rows ``g`` and ``g + 8`` and columns ``2 t`` and ``2 t + 1``."""
-    scales, factors = tiles.scales(slot, 0), tiles.factors(slot)
+    scales, (factors, bias_units, bias_starts) = tiles.scales(slot, 0), tiles.factors(slot)
     found = []
     for product in range(PRODUCTS):
         bias = tiles.bias(slot, product)
         logits = []
         for index in range(4):
             number = number_of(ops, shape, lane, sums[product], index)
-            unit = ops.scaled(scales[product][index // 2], factors[index % 2])
-            logits.append(ops.fused(number, unit, bias[index]))
+            query = index % 2
+            unit = ops.scaled(scales[product][index // 2], factors[query])
+            beside = ops.fused(bias[index], bias_units[query], bias_starts[query])
+            logits.append(ops.fused(number, unit, beside))
         found.append(logits)
     return found
 
@@ -172,8 +170,8 @@ def _add_tile(
 
         def multiplied(bits: int, start: Any = start, mine: list[Any] = mine) -> list[Any]:
             units = tiles.units(slot, shape.stage_values, start, bits)
-            near, far = (decode_unit(ops, unit, codes_of(bits)) for unit in units)
-            return add_values(ops, shares, near, far, mine)
+            near, far = (tiles.decoded(unit, bits) for unit in units)
+            return add_values(ops, shares, near, far, mine, tiles.held.magic)
 
         for bits in shape.value_widths:
             mine = ops.choose(ops.equal(width, bits), functools.partial(multiplied, bits), mine)

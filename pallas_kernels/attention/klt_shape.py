@@ -2,7 +2,9 @@
 
 import dataclasses
 
-from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, TILE, TileShape
+from kakeya_jax.klt_layout import quantizer_bytes
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, TILE, Codes, TileShape
+from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
 
 DIM = 128
 """Of a head."""
@@ -13,9 +15,19 @@ GROUP = 16
 GROUPS = DIM // GROUP
 """and groups of a head."""
 
-HEAD_WORDS = 8
+HEAD_WORDS = 12
 """Of a head in the table of layouts: for keys and for values where a page's codes of this head begin, bytes of a tile
 of them and the widths of all groups, four bits each; and two words that say nothing."""
+
+
+def codes_of(width: int) -> Codes:
+    """How codes of a width are packed."""
+    table, _ = quantizer_bytes(width)
+    return Codes(bits=width, table=() if width == 8 else table)
+
+
+CONSTANTS = HeldWords(tuple(codes_of(width) for width in (2, 4, 6)))
+"""That the table of layouts begins with."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,8 +63,8 @@ class KltShape(TileShape):
 
     @property
     def extra_nbytes(self) -> int:
-        """Of what sums start from, factors of queries, and those of the values' page mean (``klt_queries``)."""
-        return 4 * (COLUMNS * self.blocks + COLUMNS + GROUPS)
+        """Of what ``klt_queries.PageQueries`` has besides numbers."""
+        return 4 * (COLUMNS * self.blocks + 3 * COLUMNS + GROUPS)
 
     @property
     def stage_values(self) -> int:
@@ -77,7 +89,7 @@ class KltShape(TileShape):
     @property
     def stage_queries(self) -> int:
         """Where the page's queries are."""
-        return self.stage_bias + 4 * TILE * self.rows
+        return self.stage_bias + 2 * TILE * self.rows
 
     @property
     def stage_extras(self) -> int:

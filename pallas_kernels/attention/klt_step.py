@@ -10,17 +10,19 @@ from kakeya_jax.codecs.klt import KltCode
 from kakeya_jax.klt_layout import Layout
 from kakeya_jax.pallas_kernels.attention.byte_queries import LN2
 from kakeya_jax.pallas_kernels.attention.coded_shape import TILE
-from kakeya_jax.pallas_kernels.attention.exact_tokens import rotate_if_stored_before
 from kakeya_jax.pallas_kernels.attention.exact_values import DTYPES
 from kakeya_jax.pallas_kernels.attention.finish_program import FinishShape
 from kakeya_jax.pallas_kernels.attention.klt_program import klt_program
 from kakeya_jax.pallas_kernels.attention.klt_queries import channel_units, page_queries
-from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, GROUP, HEAD_WORDS, KltShape
+from kakeya_jax.pallas_kernels.attention.klt_shape import CONSTANTS, DIM, GROUP, HEAD_WORDS, KltShape
 from kakeya_jax.pallas_kernels.attention.step_parts import attend_parts
 from kakeya_jax.pallas_kernels.attention.window_program import WARPS, WindowShape, exact_programs
 from kakeya_jax.rope import Rope
 from kakeya_jax.stream import Stream
 from kakeya_jax.typing import Array, Float, Int
+
+_TEAMS = 3
+"""Programs of a block of threads: the assembler takes 180 registers for a thread of one, and makes do with 168."""
 
 _ROOM = 1024
 """Stages have room for a multiple of so many bytes, so that layers of similar layouts share a program."""
@@ -73,14 +75,14 @@ def klt_step(
         warps=WARPS,
     )
     queries = page_queries(
-        query.reshape(batch, num_kv_heads, group, dim) * rope.attention_factor,
+        query.reshape(batch, num_kv_heads, group, dim),
         key,
         key_code,
         value,
         value_code,
         coded,
         first_position=geometry.sinks,
-        scale=scale,
+        scale=scale * rope.attention_factor,
         interpret=interpret,
     )
     window = WindowShape(
@@ -90,10 +92,11 @@ def klt_step(
         num_kv_heads=num_kv_heads,
         geometry=geometry,
         query_dtype=query.dtype,
-        dtype=jnp.dtype(jnp.float32),
+        dtype=key_stream.tail.dtype,
         value_dtype=value_stream.tail.dtype,
         scale=scale / LN2,
         states=states,
+        turns=True,
     )
     finish = FinishShape(
         dim=dim,
@@ -101,25 +104,25 @@ def klt_step(
         rows=coded.rows,
         coded=splits,
         exact=exact_splits,
-        unit=1.0,
         dtype=query.dtype,
         maps=num_kv_heads,
     )
-    values = (value_stream.sinks, value_stream.tail)
-    units = jnp.repeat(jnp.asarray(channel_units(value.layout, 1.0)), GROUP, axis=1)
+    exact = (key_stream.sinks, key_stream.tail, value_stream.sinks, value_stream.tail)
+    units = np.repeat(channel_units(value.layout, 1.0), GROUP, axis=1)
     codes = [key_code.words, key_code.scale, value_code.words, value_code.scale, _mean_codes(value_code)]
     return attend_parts(
         klt_program,
         coded,
         window,
         finish,
-        [jnp.asarray(layout_table(key.layout, value.layout, page)), *queries, *codes],
+        [jnp.asarray(program_table(key.layout, value.layout, page)), *queries, *codes],
         query,
         positions,
-        [*_exact_keys(key_stream, rope), *(each.reshape(heads, -1, dim) for each in values)],
-        [value.synthesis * units[..., None], value.mean],
+        [*(each.reshape(heads, -1, dim) for each in exact), *_turns(key_stream, rope)],
+        [value.synthesis, value.mean, jnp.asarray(units)],
         jnp.zeros(heads, jnp.int32),
         interpret=interpret,
+        most_teams=_TEAMS,
     )
 
 
@@ -143,15 +146,26 @@ def unsupported_klt(query: Array, key_stream: Stream, value_stream: Stream) -> l
     return list(dict.fromkeys(found))
 
 
+def program_table(key: Layout, value: Layout, page: int) -> np.ndarray:
+    """int32: ``klt_shape.CONSTANTS``, and then the layout of every head."""
+    return np.concatenate([CONSTANTS.words, layout_table(key, value, page).reshape(-1)])
+
+
 def layout_table(key: Layout, value: Layout, page: int) -> np.ndarray:
     """int32 ``[K, 8]``: see ``klt_shape.HEAD_WORDS``."""
     table = np.zeros((key.num_heads, HEAD_WORDS), np.int64)
     for first, layout in ((0, key), (3, value)):
-        widths = np.asarray(layout.widths)
-        row_bytes = widths.sum(axis=1) * GROUP // 8
+        row_bytes = np.asarray(layout.widths).sum(axis=1) * GROUP // 8
         table[:, first] = page * (np.cumsum(row_bytes) - row_bytes)
         table[:, first + 1] = TILE * row_bytes
-        table[:, first + 2] = np.sum(widths << 4 * np.arange(widths.shape[1]), axis=1)
+    keys, values = np.asarray(key.widths), np.asarray(value.widths)
+    nibbles, quads = 4 * np.arange(keys.shape[1]), 8 * np.arange(4)
+    table[:, 2] = np.sum(np.argsort(-keys, axis=1, kind="stable") << nibbles, axis=1)
+    table[:, 5] = np.sum(values << nibbles, axis=1)
+    before = np.cumsum(keys, axis=1) - keys
+    for half in range(2):
+        table[:, 6 + half] = np.sum(before[:, 4 * half : 4 * half + 4] << quads, axis=1)
+    table[:, 8] = sum(np.sum(keys == width, axis=1) << 2 * width for width in (2, 4, 6, 8))
     return table.astype(np.uint32).view(np.int32)
 
 
@@ -167,13 +181,14 @@ def _mean_codes(code: KltCode) -> Array:
     return jnp.zeros((batch, pages, heads, DIM), jnp.int8)
 
 
-def _exact_keys(stream: Stream, rope: Rope) -> list[Array]:
-    """Sinks and tail as queries meet them, ``[N, tokens, D]`` in float32."""
-    batch, num_kv_heads, sinks, dim = stream.sinks.shape
-    positions = jnp.broadcast_to(jnp.arange(sinks, dtype=jnp.int32), (batch, sinks))
-    parts = ((stream.sinks, positions), (stream.tail, stream.tail_positions()))
-    rotated = [rotate_if_stored_before(each.astype(jnp.float32), stream, where, rope) for each, where in parts]
-    return [each.reshape(batch * num_kv_heads, -1, dim) for each in rotated]
+def _turns(stream: Stream, rope: Rope) -> list[Array]:
+    """Cosines and sines of the positions of sinks and tail, float32 ``[B, tokens, D]``."""
+    batch, _, sinks, _ = stream.sinks.shape
+    of_sinks = np.broadcast_to(np.arange(sinks, dtype=np.float32), (batch, sinks))[..., None] * rope.frequencies
+    of_tail = stream.tail_positions()[..., None].astype(jnp.float32) * rope.frequencies
+    in_sinks = np.concatenate([np.cos(of_sinks), np.sin(of_sinks)], axis=-1) * np.float32(rope.attention_factor)
+    in_tail = jnp.concatenate([jnp.cos(of_tail), jnp.sin(of_tail)], axis=-1) * rope.attention_factor
+    return [jnp.asarray(in_sinks), in_tail]
 
 
 def _room(layout: Layout) -> int:

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from kakeya_jax.pallas_kernels.attention.code_bytes import decode_unit
 from kakeya_jax.pallas_kernels.attention.coded_shape import PRODUCTS, TILE
-from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, GROUP, HEAD_WORDS, KltShape
+from kakeya_jax.pallas_kernels.attention.klt_shape import CONSTANTS, DIM, GROUP, HEAD_WORDS, KltShape, codes_of
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 
 _CHUNK = 512
@@ -14,16 +15,19 @@ class KltTiles:
     """Tiles of one head; each warp has room for ``shape.stages`` of them.
 
     Attributes:
-        key_widths: of the head's groups of keys, four bits each, and
-        value_widths: of values.
+        value_widths: of the head's groups of values, four bits each.
     """
 
     def __init__(self, ops: Any, shape: KltShape, lane: Lane, head: Any, table_ref: Any, refs: tuple[Any, ...]) -> None:
         self.ops, self.shape, self.lane, self.head = ops, shape, lane, head
         self.row, self.kv_head = ops.divide(head, shape.num_kv_heads), ops.modulo(head, shape.num_kv_heads)
-        where = ops.offset(ops.address(table_ref), ops.times(self.kv_head, 4 * HEAD_WORDS))
-        self.key_start, self.key_tile, self.key_widths, self.value_start = ops.load_words(where, 4, once=False)
-        self.value_tile, self.value_widths, _, _ = ops.load_words(where, 4, 16, once=False)
+        table = ops.address(table_ref)
+        self.held = CONSTANTS.load(ops, lane, table)
+        first = ops.integer(4 * len(CONSTANTS.words))
+        where = ops.offset(table, ops.add(ops.times(self.kv_head, 4 * HEAD_WORDS), first))
+        self.key_start, self.key_tile, self._order, self.value_start = ops.load_words(where, 4, once=False)
+        self.value_tile, self.value_widths, *self._places = ops.load_words(where, 4, 16, once=False)
+        self._counts = ops.load_words(where, 1, 32, once=False)[0]
         self._queries, self._extras, self._bias, *codes = map(ops.address, refs)
         self._key, self._key_scale, self._value, self._value_scale, self._mean = codes
         half = ops.modulo(lane.row, 2)
@@ -59,14 +63,14 @@ class KltTiles:
             self._copy(slot, ops.offset(where, by_head, nbytes), to, nbytes)
 
     def _copy_bias(self, slot: Any, by_head: Any, inside: Any) -> None:
-        """A tile of every query, two of them at once."""
+        """A tile of every query, four of them at once."""
         ops, shape, lane = self.ops, self.shape, self.lane.lane
-        source = ops.offset(self._bias, by_head, 4 * shape.page * shape.rows)
-        place = ops.add(ops.times(ops.divide(lane, 16), 4 * shape.page), ops.times(ops.modulo(lane, 16), 16))
-        source = ops.offset(source, ops.add(ops.times(inside, 4 * TILE), place))
+        source = ops.offset(self._bias, by_head, 2 * shape.page * shape.rows)
+        place = ops.add(ops.times(ops.divide(lane, 8), 2 * shape.page), ops.times(ops.modulo(lane, 8), 16))
+        source = ops.offset(source, ops.add(ops.times(inside, 2 * TILE), place))
         target = ops.shared_offset(slot, ops.times(lane, 16))
-        for first in range(0, shape.rows, 2):
-            ops.copy(target, source, 16, shape.stage_bias + 4 * TILE * first, 4 * shape.page * first)
+        for first in range(0, shape.rows, 4):
+            ops.copy(target, source, 16, shape.stage_bias + 2 * TILE * first, 2 * shape.page * first)
 
     def _copy(self, slot: Any, source: Any, to: int, most: int, nbytes: Any = None) -> None:
         """``nbytes`` bytes, a multiple of 16 and at most ``most``; ``most`` if None."""
@@ -91,11 +95,27 @@ class KltTiles:
             words += ops.shared_words(where, size, at + 4 * first)
         return [words[: width // 2], words[width // 2 :]]
 
-    def query(self, slot: Any, block: int, group: int) -> Any:
+    def decoded(self, unit: list[Any], width: int) -> list[Any]:
+        """A unit's codes as bytes."""
+        return decode_unit(self.ops, unit, codes_of(width), self.held.tables.get(codes_of(width)))
+
+    def count_of(self, width: int) -> Any:
+        """Groups of keys that have a width."""
+        ops = self.ops
+        return ops.both(ops.right(self._counts, 2 * width), ops.integer(15))
+
+    def place(self, index: Any) -> tuple[Any, Any]:
+        """The group of keys that comes so far in the order of widths, and where its codes begin in a tile."""
+        ops = self.ops
+        group = ops.both(ops.shifted_right(self._order, ops.times(index, 4)), ops.integer(15))
+        place = ops.both(ops.permute_bytes(*self._places, group), ops.integer(255))
+        return group, ops.times(place, 8 * GROUP)
+
+    def query(self, slot: Any, block: int, group: Any) -> Any:
         """Of a group of channels and a block of eight columns."""
         ops = self.ops
-        where = ops.shared_offset(slot, ops.times(self.lane.lane, 4))
-        return ops.shared_words(where, 1, self.shape.stage_queries + 1024 * block + 128 * group)[0]
+        where = ops.shared_offset(slot, ops.add(ops.times(self.lane.lane, 4), ops.times(group, 128)))
+        return ops.shared_words(where, 1, self.shape.stage_queries + 1024 * block)[0]
 
     def starts(self, slot: Any) -> list[list[Any]]:
         """For each block, what the sums of this lane's two columns start from."""
@@ -103,11 +123,11 @@ class KltTiles:
         where = ops.shared_offset(slot, ops.times(self.lane.column, 8))
         return [ops.shared_words(where, 2, shape.stage_extras + 32 * block) for block in range(shape.blocks)]
 
-    def factors(self, slot: Any) -> list[Any]:
-        """Of this lane's two queries."""
+    def factors(self, slot: Any) -> list[list[Any]]:
+        """Of this lane's two queries: of their sums, of their logits' numbers, and what is added to those."""
         ops, shape = self.ops, self.shape
         where = ops.shared_offset(slot, ops.times(self._query_column(), 8))
-        return ops.shared_load(where, 2, shape.stage_extras + 32 * shape.blocks)
+        return [ops.shared_load(where, 2, shape.stage_extras + 32 * (shape.blocks + part)) for part in (0, 2, 3)]
 
     def mean_factor(self, slot: Any, group: int) -> Any:
         """Of the page mean of a group's values."""
@@ -122,14 +142,19 @@ class KltTiles:
         return ops.converted(ops.permute_bytes(word, word, self.mean_pick))
 
     def bias(self, slot: Any, product: int) -> list[Any]:
-        """Logits that do not come from codes: of this lane's two rows and, faster, two queries."""
+        """Numbers of the logits that do not come from codes, as floats ``2 ** 23`` larger: of this lane's two rows and,
+        faster, two queries."""
         ops = self.ops
-        where = ops.add(ops.times(self.token, 4), ops.times(self._query_column(), 8 * TILE))
+        where = ops.add(ops.times(self.token, 2), ops.times(self._query_column(), 4 * TILE))
         where = ops.shared_offset(slot, where)
-        first, second = (
-            ops.shared_load(where, 2, self.shape.stage_bias + 16 * product + 4 * TILE * n) for n in range(2)
-        )
-        return [first[0], second[0], first[1], second[1]]
+        at = self.shape.stage_bias + 8 * product
+        words = [ops.shared_words(where, 1, at + 2 * TILE * n)[0] for n in range(2)]
+        exponent = ops.integer(0x4B00)
+        return [
+            ops.as_real(ops.permute_bytes(word, exponent, ops.integer(selector)))
+            for selector in (0x5410, 0x5432)
+            for word in words
+        ]
 
     def scales(self, slot: Any, stream: int) -> list[list[Any]]:
         """Of keys or values, for each product the scales of this lane's two rows: ``2 ** ((code - 128) / 16)``."""

@@ -20,6 +20,7 @@ def launch(
     warps: int,
     shared_floats: int,
     interpret: bool,
+    teams: int = 1,
 ) -> tuple[Array, ...]:
     """The outputs of ``program(ops, *inputs, *outputs, shared memory)``.
 
@@ -31,9 +32,11 @@ def launch(
         warps: of each, a multiple of 4.
         shared_floats: of shared memory for each.
         interpret: in numpy, on any machine, instead of on the GPU.
+        teams: programs that run as one block of threads, which bounds their registers (see ``team_ops``).
     """
-    run = _emulated if interpret else _mosaic
-    return run(program, tuple(outputs), tuple(arguments), programs, warps, shared_floats)
+    if interpret:
+        return _emulated(program, tuple(outputs), tuple(arguments), programs, warps, shared_floats)
+    return _mosaic(program, tuple(outputs), tuple(arguments), programs, warps, shared_floats, teams)
 
 
 def _mosaic(
@@ -43,27 +46,35 @@ def _mosaic(
     programs: int,
     warps: int,
     shared_floats: int,
+    teams: int,
 ) -> tuple[Array, ...]:
+
     from jax.experimental.pallas import mosaic_gpu as plgpu  # from jax 0.11 on
 
     from kakeya_jax.pallas_kernels.attention import warp_ops
+    from kakeya_jax.pallas_kernels.attention.team_ops import TeamOps
 
     def body(*refs: Any) -> None:
         @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),) * len(refs), return_type=None)
         def inline(context: Any, *refs: Any) -> None:
             del context
-            program(warp_ops, *refs)
+            if teams == 1:
+                program(warp_ops, *refs)
+                return
+            ops = TeamOps(teams, warps, 4 * shared_floats)
+            real = ops.less(ops.program_index(), ops.integer(programs))
+            ops.only_if(real, lambda: program(ops, *refs))
 
         inline(*refs)
 
     return plgpu.kernel(
         body,
         out_type=outputs,
-        grid=(programs,),
+        grid=(-(-programs // teams),),
         grid_names=("program",),
-        num_threads=warps // 4,
+        num_threads=teams * warps // 4,
         thread_name="warpgroup",
-        scratch_types=(plgpu.SMEM((shared_floats,), jnp.float32),),
+        scratch_types=(plgpu.SMEM((teams * shared_floats,), jnp.float32),),
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
     )(*arguments)
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kakeya_jax.pallas_kernels.attention.coded_shape import TileShape
+from kakeya_jax.pallas_kernels.attention.coded_shape import SHARED_NBYTES, TileShape
 from kakeya_jax.pallas_kernels.attention.finish_program import FinishShape, finish_program
 from kakeya_jax.pallas_kernels.attention.launch import launch
 from kakeya_jax.pallas_kernels.attention.window_program import WindowShape, window_program
@@ -28,6 +28,7 @@ def attend_parts(
     counters: Int[Array, " N"],
     *,
     interpret: bool,
+    most_teams: int = 1,
 ) -> Float[Array, "N G D"]:
     """Attention of a step's queries.
 
@@ -40,23 +41,32 @@ def attend_parts(
         codes: what ``program`` reads.
         query: see ``window_program``, as
         positions: are these, and
-        exact: sinks and tail of keys, then of values.
-        maps: what values are turned back with; see ``finish_program``.
+        exact: sinks and tail of keys, of values, and, if keys are to be rotated, of what by.
+        maps: what values are turned back with: a map, and unless ``finish.unit`` says all, a mean and units.
         counters: int32 zeros: programs of each head that are done.
         interpret: in numpy, on any machine.
+        most_teams: programs that are one block of threads, if their shared memory allows (``team_ops``).
     """
     heads, group, dim = query.shape
+
+    def present(arrays: Sequence[Array], count: int) -> list[Array]:
+        """With another array for what is empty or not there: programs take no empty ones, and do not read it."""
+        filled = [array if math.prod(array.shape) else query for array in arrays]
+        return filled + [query] * (count - len(filled))
+
+    shared_floats = max(coded.shared_floats, window.shared_floats, finish.shared_floats)
     *_, out = launch(
         functools.partial(_run, program=program, coded=coded, window=window, finish=finish, heads=heads),
         [
             *(jax.ShapeDtypeStruct((heads, coded.states, coded.rows, *dims), jnp.float32) for dims in ((), (), (dim,))),
             jax.ShapeDtypeStruct((heads, group, dim), query.dtype),
         ],
-        [*codes, query, positions, *map(_some, exact), *maps, counters],
+        [*codes, query, positions, *present(exact, 6), *present(maps, 3), counters],
         programs=heads * coded.states,
         warps=coded.warps,
-        shared_floats=max(coded.shared_floats, window.shared_floats, finish.shared_floats),
+        shared_floats=shared_floats,
         interpret=interpret,
+        teams=most_teams if 4 * most_teams * shared_floats <= SHARED_NBYTES else 1,
     )
     return out
 
@@ -76,8 +86,8 @@ def _run(
     Which is last depends on chance, what it computes does not: it takes states in their order. It sets the head's
     counter back, for a launch that is given the same one.
     """
-    *codes, query, positions, sink_key, tail_key, sink_value, tail_value = refs[:-8]
-    value_map, value_mean, counters, *states, out, shared = refs[-8:]
+    *codes, query, positions, sink_key, tail_key, sink_value, tail_value, sink_turn, tail_turn = refs[:-9]
+    value_map, value_mean, value_unit, counters, *states, out, shared = refs[-9:]
     number, programs = ops.program_index(), heads * finish.coded
     first = ops.less(number, ops.integer(programs))
     beyond = ops.subtract(number, ops.integer(programs))
@@ -93,12 +103,12 @@ def _run(
         return ops.times(closed, geometry.page)
 
     def attend_exact() -> None:
-        tokens = (sink_key, tail_key, sink_value, tail_value)
+        tokens = (sink_key, tail_key, sink_value, tail_value, sink_turn, tail_turn)
         arrays: list[Any] = [query, positions, *tokens, *states, shared]
         window_program(ops, window, head, ops.modulo(beyond, window.splits), *arrays)
 
     def add_up() -> None:
-        arrays: list[Any] = [*states, value_map, value_mean, out, shared]
+        arrays: list[Any] = [*states, value_map, value_mean, value_unit, out, shared]
         finish_program(ops, finish, head, *arrays)
         ops.only_if(ops.less(ops.thread_index(), ops.integer(1)), lambda: ops.store_words(counter, [ops.integer(0)]))
 
@@ -107,10 +117,3 @@ def _run(
     counter = ops.offset(ops.address(counters), ops.times(head, 4))
     done = ops.arrive(counter, ops.shared_address(shared))
     ops.only_if(ops.less(ops.integer(finish.states - 2), done), add_up)
-
-
-def _some(array: Array) -> Array:
-    """Programs take no empty arrays."""
-    if math.prod(array.shape):
-        return array
-    return jnp.zeros((1, 1, array.shape[-1]), array.dtype)

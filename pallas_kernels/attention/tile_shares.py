@@ -114,11 +114,16 @@ def shares_of(
     return Shares(top, total, shift, weighted, columns, units, tile_total, decay)
 
 
-def add_values(ops: Any, shares: Shares, near: list[Any], far: list[Any], weighted: list[Any]) -> list[Any]:
-    """``weighted`` of 16 channels, with a tile's codes of channels ``g`` (``near``) and ``g + 8`` times its shares."""
-    found = list(weighted)
+def add_values(
+    ops: Any, shares: Shares, near: list[Any], far: list[Any], weighted: list[Any], start: list[Any] | None = None
+) -> list[Any]:
+    """``weighted`` of 16 channels, with a tile's codes of channels ``g`` (``near``) and ``g + 8`` times its shares.
+
+    ``start`` is ``MAGIC_BITS`` in four registers, if there are.
+    """
+    found, start = list(weighted), start or [ops.integer(MAGIC_BITS)] * 4
     for right, units in zip(shares.columns, shares.units, strict=True):
-        sums = [ops.integer(MAGIC_BITS)] * 4
+        sums = start
         for pair in (0, 2):
             first = (near[pair], far[pair], near[pair + 1], far[pair + 1])
             sums = ops.multiply_bytes(sums, first, right[pair : pair + 2])

@@ -130,6 +130,11 @@ def right(value: Register, bits: int) -> Register:
     return arith.shrui(value, integer(bits))
 
 
+def shifted_right(value: Register, bits: Register) -> Register:
+    """Shifted right by less than 32 bits, zeros coming in."""
+    return arith.shrui(value, bits)
+
+
 def right_signed(value: Register, bits: int) -> Register:
     """Shifted right, the sign coming in."""
     return arith.shrsi(value, integer(bits))
@@ -348,14 +353,15 @@ def load_fresh(where: Register, count: int, at: int = 0) -> list[Register]:
     return [as_real(word) for word in found]
 
 
-def arrive(counter: Register, slot: Register) -> Register:
+def arrive(counter: Register, slot: Register, ops: Any = None) -> Register:
     """Adds one to a counter in global memory, once for the program, after all it wrote; returns what was there.
 
     Whoever finds the number of programs but one there sees what all of them wrote, with ``load_fresh``. ``slot`` is a
-    word of shared memory that is free.
+    word of shared memory that is free. ``ops`` says what a program is, if not a whole block of threads.
     """
+    wait, thread = (barrier, thread_index()) if ops is None else (ops.barrier, ops.thread_index())
     _asm("fence.acq_rel.gpu;", results=None)
-    barrier()
+    wait()
 
     def count() -> None:
         found = utils.inline_ptx(  # pyright: ignore[reportAttributeAccessIssue]
@@ -363,10 +369,10 @@ def arrive(counter: Register, slot: Register) -> Register:
         )
         shared_store(slot, [as_real(found)])
 
-    only_if(less(thread_index(), integer(1)), count)
-    barrier()
+    only_if(less(thread, integer(1)), count)
+    wait()
     found = as_integer(shared_load(slot, 1)[0])
-    barrier()  # the slot is free again
+    wait()  # the slot is free again
     _asm("fence.acq_rel.gpu;", results=None)
     return found
 
@@ -450,9 +456,12 @@ def shared_load(where: Register, count: int, at: int = 0) -> list[Register]:
     return [as_real(word) for word in shared_words(where, count, at)]
 
 
-def barrier() -> None:
-    """Waits for all threads of the program."""
-    _asm("bar.sync 0;", results=None, collective=True)
+def barrier(name: Register | None = None, threads: int = 0) -> None:
+    """Waits for all threads of the program; with a name, for so many that wait under it, whole warps."""
+    if name is None:
+        _asm("bar.sync 0;", results=None, collective=True)
+    else:
+        _asm(f"bar.sync $0, {threads};", name, results=None, collective=True)
 
 
 def _store(space: str, where: Register, values: Sequence[Register], at: int) -> None:

@@ -38,6 +38,7 @@ class WindowShape:
         value_dtype: of exact values.
         scale: factor of logits, to the base 2.
         states: of a head, those of coded tokens first.
+        turns: whether keys are stored before their rotary embedding.
     """
 
     dim: int
@@ -50,6 +51,7 @@ class WindowShape:
     value_dtype: Any
     scale: float
     states: int
+    turns: bool = False
 
     @property
     def together(self) -> int:
@@ -84,6 +86,8 @@ def window_program(
     key_tail_ref: Any,
     value_sink_ref: Any,
     value_tail_ref: Any,
+    turn_sink_ref: Any,
+    turn_tail_ref: Any,
     top_ref: Any,
     total_ref: Any,
     weighted_ref: Any,
@@ -102,6 +106,8 @@ def window_program(
         key_tail_ref: ``[N, tail, D]``: see ``Stream``;
         value_sink_ref: of the values, and
         value_tail_ref: likewise.
+        turn_sink_ref: float32 ``[B, sinks, D]``, cosines and then sines that keys are rotated by, if they are, and
+        turn_tail_ref: ``[B, tail, D]``.
         top_ref: float32 ``[N, states, rows]``, to the base 2.
         total_ref: likewise.
         weighted_ref: float32 ``[N, states, rows, D]``.
@@ -113,7 +119,8 @@ def window_program(
     for block in range(0, shape.rows, _QUERIES):
         if block >= shape.group:
             break
-        _logits(ops, shape, seen, thread, block, query_ref, key_sink_ref, key_tail_ref, shared)
+        keys, turns = (key_sink_ref, key_tail_ref), (turn_sink_ref, turn_tail_ref)
+        _logits(ops, shape, seen, thread, block, query_ref, keys, turns, shared)
         ops.barrier()
         _softmax(ops, shape, seen, thread, block, shared, top_ref, total_ref)
         ops.barrier()
@@ -127,8 +134,9 @@ class _Seen:
 
     def __init__(self, ops: Any, shape: WindowShape, head: Any, split: Any, position_ref: Any) -> None:
         self.ops, self.shape, self.head = ops, shape, head
+        self.batch_row = ops.divide(head, shape.num_kv_heads)
         geometry = shape.geometry
-        where = ops.offset(ops.address(position_ref), ops.times(ops.divide(head, shape.num_kv_heads), 4))
+        where = ops.offset(ops.address(position_ref), ops.times(self.batch_row, 4))
         length = ops.add(ops.load_words(where, 1, once=False)[0], ops.integer(1))
         self.sinks = ops.smaller(length, ops.integer(geometry.sink_capacity))
         behind = ops.subtract(length, ops.integer(geometry.sinks + geometry.recent))
@@ -142,18 +150,20 @@ class _Seen:
         first = shape.states - shape.splits
         self.state = ops.add(ops.times(head, shape.states), ops.add(split, ops.integer(first)))
 
-    def row(self, index: Any, sink_ref: Any, tail_ref: Any, dtype: Any) -> Any:
-        """Where the vector of the ``index``-th token is; of some token, if there is none."""
+    def row(self, index: Any, sink_ref: Any, tail_ref: Any, dtype: Any, owner: Any = None) -> Any:
+        """Where the vector of the ``index``-th token is, of a head or another ``owner``; of some token, if there is
+        none."""
+        owner = self.head if owner is None else owner
         ops, shape = self.ops, self.shape
         index = ops.add(self.start, index)
         nbytes = shape.dim * dtype.itemsize
         slot = ops.add(self.first, ops.subtract(index, self.sinks))
         capacity = shape.geometry.tail_capacity
         slot = ops.modulo(slot, capacity)  # of an index among the sinks: any
-        in_tail = ops.offset(ops.offset(ops.address(tail_ref), self.head, capacity * nbytes), ops.times(slot, nbytes))
+        in_tail = ops.offset(ops.offset(ops.address(tail_ref), owner, capacity * nbytes), ops.times(slot, nbytes))
         if not shape.geometry.sink_capacity:
             return in_tail
-        in_sinks = ops.offset(ops.address(sink_ref), self.head, shape.geometry.sink_capacity * nbytes)
+        in_sinks = ops.offset(ops.address(sink_ref), owner, shape.geometry.sink_capacity * nbytes)
         in_sinks = ops.offset(in_sinks, ops.times(index, nbytes))
         return ops.select_address(ops.less(index, self.sinks), in_sinks, in_tail)
 
@@ -165,21 +175,26 @@ def _logits(
     thread: Any,
     block: int,
     query_ref: Any,
-    sink_ref: Any,
-    tail_ref: Any,
+    key_refs: tuple[Any, Any],
+    turn_refs: tuple[Any, Any],
     shared: Any,
 ) -> None:
-    """Eight lanes share a token; its logits to four queries go to shared memory side by side."""
-    part, width = ops.modulo(thread, _LANES), shape.dim // _LANES
+    """Eight lanes share a token; its logits to four queries go to shared memory side by side. A lane has neighbouring
+    channels of both halves, which a rotary embedding mixes."""
+    part, width = ops.modulo(thread, _LANES), shape.dim // 2 // _LANES
     group_of = ops.divide(thread, _LANES)
     groups = 32 * WARPS // _LANES
     itemsize = shape.query_dtype.itemsize
+
+    def load(where: Any, dtype: Any, at: int = 0) -> list[Any]:
+        size = jnp.dtype(dtype).itemsize
+        mine = ops.offset(where, ops.times(part, width * size))
+        halves = (load_exact(ops, mine, width, dtype, at + first * size) for first in (0, shape.dim // 2))
+        return [each for half in halves for each in half]
+
     start = ops.offset(ops.address(query_ref), seen.head, shape.group * shape.dim * itemsize)
-    start = ops.offset(start, ops.times(part, width * itemsize))
     count = min(_QUERIES, shape.group - block)
-    queries = [
-        load_exact(ops, start, width, shape.query_dtype, (block + n) * shape.dim * itemsize) for n in range(count)
-    ]
+    queries = [load(start, shape.query_dtype, (block + n) * shape.dim * itemsize) for n in range(count)]
     last = ops.larger(ops.subtract(seen.count, ops.integer(1)), ops.integer(0))
     rounds = ops.divide(ops.add(seen.count, ops.integer(groups * shape.together - 1)), groups * shape.together)
     scale = ops.real(shape.scale)
@@ -189,10 +204,12 @@ def _logits(
         tokens = [ops.add(first, ops.integer(groups * n)) for n in range(shape.together)]
         keys = []
         for token in tokens:
-            where = seen.row(ops.smaller(token, last), sink_ref, tail_ref, shape.dtype)
-            keys.append(
-                load_exact(ops, ops.offset(where, ops.times(part, width * shape.dtype.itemsize)), width, shape.dtype)
-            )
+            index = ops.smaller(token, last)
+            key = load(seen.row(index, *key_refs, shape.dtype), shape.dtype)
+            if shape.turns:
+                turn = seen.row(index, *turn_refs, jnp.dtype(jnp.float32), seen.batch_row)
+                key = _turned(ops, key, load(turn, jnp.float32))
+            keys.append(key)
         for token, key in zip(tokens, keys, strict=True):
             found = []
             for query in queries:
@@ -209,6 +226,16 @@ def _logits(
         return carried
 
     ops.loop(ops.integer(0), rounds, [], step)
+
+
+def _turned(ops: Any, key: list[Any], turn: list[Any]) -> list[Any]:
+    """Channels of both halves, rotated by angles of these cosines and sines."""
+    width = len(key) // 2
+    found: list[list[Any]] = [[], []]
+    for first, second, cos, sin in zip(key[:width], key[width:], turn[:width], turn[width:], strict=True):
+        found[0].append(ops.minus(ops.scaled(first, cos), ops.scaled(second, sin)))
+        found[1].append(ops.fused(second, cos, ops.scaled(first, sin)))
+    return found[0] + found[1]
 
 
 def _softmax(
