@@ -28,8 +28,15 @@ def finite(block: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def to_f16(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Float16, to nearest even, saturating at ``F16_MAX`` instead of overflowing to infinity."""
-    return jnp.clip(x, -F16_MAX, F16_MAX).astype(jnp.float16)
+    """Float16, to nearest even, saturating at ``F16_MAX`` instead of overflowing to infinity.
+
+    Rounded before it is converted: on a GPU, XLA takes a conversion back when the result becomes float32 again
+    (``xla_allow_excess_precision``), and codes would then be relative to a scale that is not the stored one.
+    """
+    x = jnp.clip(x.astype(jnp.float32), -F16_MAX, F16_MAX)
+    normal = jax.lax.reduce_precision(x, exponent_bits=5, mantissa_bits=10)  # flushes what is below 2^-14
+    small = jnp.round(x * 2.0**24) * 2.0**-24
+    return jnp.where(jnp.abs(x) < 2.0**-14, small, normal).astype(jnp.float16)
 
 
 def check_finite(tree: object, what: str = "input") -> None:

@@ -251,7 +251,7 @@ def _residual(
             seed=config.seed,
             weights=weights,
         )
-        centers = _contract("kl,rl->kr", rotated_centers, rotation).astype(jnp.float16)
+        centers = to_f16(_contract("kl,rl->kr", rotated_centers, rotation))
         stored = _contract("kr,rl->kl", centers.astype(jnp.float32), rotation)
         assignment = kmeans.assign(residual, stored)
         residual = residual - assignment.projection[:, None] * stored[assignment.segment]
