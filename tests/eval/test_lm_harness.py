@@ -164,7 +164,7 @@ def test_tasks_from_local_files(tmp_path: pathlib.Path, folder, sentences, monke
     for name, task in (("choice", CHOICE), ("text", ROLLING), ("until", UNTIL)):
         (tmp_path / f"{name}.yaml").write_text(task.format(folder=tmp_path))
     out = tmp_path / "out.json"
-    words = ["lm-eval", str(folder), "--task", "kakeya_choice,kakeya_text", "--task", "kakeya_until", "--limit", "4"]
+    words = ["lm-eval", str(folder), "--task", "kakeya_choice,kakeya_text", "--task", "kakeya_until", "--limit", "2"]
     words += ["--include", str(tmp_path), "--recipe", "identity", "--recipe", TIGHT, "--json", str(out), "--offline"]
     assert run(words) == 0
     results = json.loads(out.read_text())
