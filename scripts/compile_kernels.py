@@ -29,7 +29,7 @@ gpu_device_info {
 platform_name: "CUDA"
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-"""What XLA asks about a device: https://openxla.org/xla/tools, "Deviceless compilation"."""
+"""An H100, as XLA's GpuTargetConfigProto describes devices."""
 
 PRODUCT = "IMMA"
 """The instruction by which the loop over tiles is told from others."""
@@ -54,6 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
     topology: Any = topologies.get_topology_desc("h100", "cuda", target_config=DEVICE, topology="1x1x1")
     sharding = SingleDeviceSharding(topology.devices[0])
     jax.default_backend = lambda: "gpu"  # what kernels ask before they run
+    if options.shape not in ARG_SPECS:
+        print(f"compile_kernels.py: no shape {options.shape}; there are {', '.join(ARG_SPECS)}", file=sys.stderr)
+        return 2
     spec = ARG_SPECS[options.shape]
     shape = CacheShape(num_layers=1, num_kv_heads=spec.num_kv_heads, head_dim=spec.head_dim)
     for name in options.recipe:

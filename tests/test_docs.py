@@ -7,11 +7,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
+from script_modules import load_script
 
 import kakeya_jax
 
@@ -24,15 +24,6 @@ BUILT_BY_HOOKS = {"index.md", "contributing.md", "changelog.md"}
 needs_mkdocs = pytest.mark.skipif(
     importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed (`pip install 'kakeya-jax[docs]'`)"
 )
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def navigation() -> list[str]:
@@ -73,7 +64,7 @@ def test_relative_links_resolve(path: Path) -> None:
 
 
 def test_codec_page_is_that_of_the_code() -> None:
-    assert (DOCS / "codecs.md").read_text() == script("make_codecs").build(), "run: python scripts/make_codecs.py"
+    assert (DOCS / "codecs.md").read_text() == load_script("make_codecs").build(), "run: python scripts/make_codecs.py"
 
 
 def test_every_public_name_of_the_core_is_in_the_reference() -> None:
@@ -103,7 +94,7 @@ def test_links_of_the_repository_become_links_of_the_site() -> None:
 
     def translated(uri: str, text: str) -> str:
         Page.file.src_uri = uri
-        return script("docs_hooks").on_page_markdown(text, Page, None, Files())
+        return load_script("docs_hooks").on_page_markdown(text, Page, None, Files())
 
     assert translated("index.md", "[a](docs/klt.md#limits)") == "[a](klt.md#limits)"
     assert translated("klt.md", "[a](../README.md)") == "[a](index.md)"

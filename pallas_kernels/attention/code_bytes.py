@@ -5,10 +5,8 @@ from typing import Any
 from kakeya_jax.pallas_kernels.attention.coded_shape import Codes
 
 
-def decode_unit(ops: Any, unit: list[Any], codes: Codes, table: list[Any] | None = None) -> list[Any]:
-    """16 codes as four registers of four signed bytes; ``table`` is ``decoder_words`` in registers, if they are."""
-    if table is None:
-        table = [ops.integer(word) for word in decoder_words(codes)]
+def decode_unit(ops: Any, unit: list[Any], codes: Codes, table: list[Any]) -> list[Any]:
+    """16 codes as four registers of four signed bytes; ``table`` is ``decoder_words`` in registers."""
     if codes.bits == 8 and not codes.halfway:
         return unit
     if codes.bits == 8:

@@ -17,9 +17,6 @@ from kakeya_jax.pallas_kernels.attention.window_program import WARPS, WindowShap
 from kakeya_jax.stream import Geometry
 from kakeya_jax.typing import Array, Float, Int, UInt8
 
-_TEAMS = 1
-"""Programs of a block of threads."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CodedStream:
@@ -127,5 +124,4 @@ def decode_step(
         [value.rotation],
         counters,
         interpret=interpret,
-        most_teams=_TEAMS,
     )

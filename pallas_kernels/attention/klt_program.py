@@ -5,8 +5,8 @@ Rows, columns, products and shares are those of ``coded_program``. What differs:
 * a page has queries of its own (``klt_queries``): turned to where the page starts, in the coordinates of its codes, and
   with the unit and gain of each channel in them. Logits have a part besides, for each token of a page, which does not
   come from codes;
-* codes of 16 channels have a width, equal for all lanes, so choosing the decoder is a branch of the whole warp.
-  Products of keys have a depth of one group; groups without codes take nothing;
+* codes of 16 channels have a width, equal for all lanes. Products of keys, one group deep, run in a loop for each
+  width; for values the decoder is chosen group by group, a branch of the whole warp. Groups without codes take nothing;
 * values add up in units of their channels; the page's mean is added once a tile, times the tile's weights.
 """
 
@@ -49,7 +49,7 @@ def klt_program(
         shape: sizes.
         program: number of the program: split after split, head after head.
         tokens_of: a head's coded tokens, whole pages, by its number.
-        table_ref: int32 ``[K, 8]``: layouts (``klt_shape.HEAD_WORDS``).
+        table_ref: int32, constants and layouts (``klt_step.program_table``).
         query_ref: see ``klt_queries.PageQueries``, as
         extra_ref: are these
         bias_ref: three.

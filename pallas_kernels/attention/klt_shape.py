@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from kakeya_jax.klt_layout import quantizer_bytes
+from kakeya_jax.klt_layout import FAST_WIDTHS, quantizer_bytes
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, TILE, Codes, TileShape
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
 
@@ -16,8 +16,9 @@ GROUPS = DIM // GROUP
 """and groups of a head."""
 
 HEAD_WORDS = 12
-"""Of a head in the table of layouts: for keys and for values where a page's codes of this head begin, bytes of a tile
-of them and the widths of all groups, four bits each; and two words that say nothing."""
+"""Of a head in the table of layouts. Of keys: where a page's codes of this head begin, bytes of a tile of them, and the
+groups, widest first, four bits each; likewise of values, but the widths of all groups. Then of keys: for each group the
+widths before it, eight bits each, in two words, and how many groups have a width, four bits each. Three say nothing."""
 
 
 def codes_of(width: int) -> Codes:
@@ -26,7 +27,7 @@ def codes_of(width: int) -> Codes:
     return Codes(bits=width, table=() if width == 8 else table)
 
 
-CONSTANTS = HeldWords(tuple(codes_of(width) for width in (2, 4, 6)))
+CONSTANTS = HeldWords(tuple(codes_of(width) for width in FAST_WIDTHS))
 """That the table of layouts begins with."""
 
 

@@ -152,7 +152,7 @@ def program_table(key: Layout, value: Layout, page: int) -> np.ndarray:
 
 
 def layout_table(key: Layout, value: Layout, page: int) -> np.ndarray:
-    """int32 ``[K, 8]``: see ``klt_shape.HEAD_WORDS``."""
+    """int32 ``[K, HEAD_WORDS]``: see ``klt_shape``."""
     table = np.zeros((key.num_heads, HEAD_WORDS), np.int64)
     for first, layout in ((0, key), (3, value)):
         row_bytes = np.asarray(layout.widths).sum(axis=1) * GROUP // 8

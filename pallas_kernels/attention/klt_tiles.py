@@ -97,7 +97,7 @@ class KltTiles:
 
     def decoded(self, unit: list[Any], width: int) -> list[Any]:
         """A unit's codes as bytes."""
-        return decode_unit(self.ops, unit, codes_of(width), self.held.tables.get(codes_of(width)))
+        return decode_unit(self.ops, unit, codes_of(width), self.held.tables[codes_of(width)])
 
     def count_of(self, width: int) -> Any:
         """Groups of keys that have a width."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import LARGEST, PRODUCTS, TileShape
 from kakeya_jax.pallas_kernels.attention.softmax_state import LOWEST
-from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, MAGIC_BITS, Lane, over_rows
+from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, Lane, over_rows
 
 _SMALLEST = 1e-30
 
@@ -115,15 +115,15 @@ def shares_of(
 
 
 def add_values(
-    ops: Any, shares: Shares, near: list[Any], far: list[Any], weighted: list[Any], start: list[Any] | None = None
+    ops: Any, shares: Shares, near: list[Any], far: list[Any], weighted: list[Any], magic: list[Any]
 ) -> list[Any]:
     """``weighted`` of 16 channels, with a tile's codes of channels ``g`` (``near``) and ``g + 8`` times its shares.
 
-    ``start`` is ``MAGIC_BITS`` in four registers, if there are.
+    ``magic`` is ``MAGIC_BITS`` in four registers.
     """
-    found, start = list(weighted), start or [ops.integer(MAGIC_BITS)] * 4
+    found = list(weighted)
     for right, units in zip(shares.columns, shares.units, strict=True):
-        sums = start
+        sums = magic
         for pair in (0, 2):
             first = (near[pair], far[pair], near[pair + 1], far[pair + 1])
             sums = ops.multiply_bytes(sums, first, right[pair : pair + 2])

@@ -1,6 +1,5 @@
 """Bytes from a bare config.json: `kakeya explain --config-json`, and the committed table."""
 
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -8,6 +7,7 @@ from types import ModuleType
 
 import jax.numpy as jnp
 import pytest
+from script_modules import load_script
 
 from kakeya_jax.cache import CacheShape, CompressedCache, cache_nbytes
 from kakeya_jax.eval.cli import run
@@ -25,12 +25,7 @@ pytestmark = pytest.mark.usefixtures("keep_environment")
 
 @pytest.fixture(scope="module")
 def flagship() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_flagship", ROOT / "scripts" / "make_flagship.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("make_flagship")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The program that tries other quantisers inside klt starts from klt itself; its trellis takes the cheapest path."""
 
-import importlib.util
 import itertools
 import pathlib
 from typing import Any
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from script_modules import load_script
 
 from kakeya_jax.codecs.klt import Klt, KltConfig
 from kakeya_jax.stream import Geometry, Stream
@@ -22,11 +22,7 @@ pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="needs a checkout")
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("explore_klt", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("explore_klt")
     module.SEQUENCES = 100  # pyright: ignore[reportAttributeAccessIssue]
     return module
 

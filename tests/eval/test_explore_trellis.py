@@ -1,10 +1,10 @@
 """The table of what more states buy: a row for each code, its errors falling with the states."""
 
-import importlib.util
 import pathlib
 from typing import Any
 
 import pytest
+from script_modules import load_script
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "explore_trellis.py"
 
@@ -12,11 +12,7 @@ pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="needs a checkout")
 
 
 def test_a_row_for_each_code(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    spec = importlib.util.spec_from_file_location("explore_trellis", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("explore_trellis")
     for name, value in {"WIDTHS": (1, 2), "RUNS": 128, "CODES": {4: script.CODES[4], 16: script.CODES[16]}}.items():
         monkeypatch.setattr(script, name, value)
     script.main()

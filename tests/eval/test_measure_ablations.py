@@ -1,16 +1,15 @@
 """The one command that measures every ablation: all of its cells, put together; and the page that is made of it."""
 
-import importlib.util
 import json
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jsonschema
 import pytest
+from script_modules import load_script
 
 import kakeya_jax.models
 from kakeya_jax.eval.ablations.registry import ABLATIONS
@@ -23,19 +22,9 @@ COMMITTED = sorted((ROOT / "docs" / "results" / "ablations").glob("*.json"))
 pytestmark = pytest.mark.skipif(not (ROOT / "scripts" / "make_ablations.py").is_file(), reason="needs a checkout")
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look for their annotations
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    return load("measure_ablations")
+    return load_script("measure_ablations")
 
 
 @pytest.fixture
@@ -47,7 +36,7 @@ def arguments(tmp_path: Path) -> list[str]:
 
 
 def test_the_page_is_made_of_the_files():
-    page = load("make_ablations")
+    page = load_script("make_ablations")
     assert page.build() == page.PAGE.read_text(), "run scripts/make_ablations.py"
     assert all(f"## {name}" in page.PAGE.read_text() for name in ABLATIONS)
 

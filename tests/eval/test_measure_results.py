@@ -1,16 +1,15 @@
 """The one command that measures the results page anew: every row of it, and nothing lost on the way."""
 
-import importlib.util
 import itertools
 import json
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from script_modules import load_script
 
 import kakeya_jax.models
 
@@ -24,13 +23,7 @@ pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="needs a checkout")
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("measure_results", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["measure_results"] = module  # where dataclasses look for their annotations
-    spec.loader.exec_module(module)
-    return module
+    return load_script("measure_results")
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 import dataclasses
-import importlib.util
 import json
 import pathlib
 
 import jsonschema
 import pytest
+from script_modules import load_script
 
 from kakeya_jax.eval.merge import load_result, merge, merge_files, replace_rows
 from kakeya_jax.eval.results import SCHEMA, EvalResult, Row
@@ -80,11 +80,6 @@ def test_other_files_are_refused(tmp_path):
 
 @pytest.mark.skipif(not (ROOT / "scripts").is_dir(), reason="needs a checkout")
 def test_the_results_page_says_what_the_files_say():
-    path = ROOT / "scripts" / "make_results.py"
-    spec = importlib.util.spec_from_file_location("make_results", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("make_results")
     assert (ROOT / "docs" / "results.md").read_text() == module.build()
     assert (ROOT / "README.md").read_text() == module.build_readme()

@@ -7,7 +7,7 @@ import pytest
 from kakeya_jax import code_words
 from kakeya_jax.klt_layout import quantizer_bytes
 from kakeya_jax.pallas_kernels.attention import emulated_ops
-from kakeya_jax.pallas_kernels.attention.code_bytes import decode_unit
+from kakeya_jax.pallas_kernels.attention.code_bytes import decode_unit, decoder_words
 from kakeya_jax.pallas_kernels.attention.coded_shape import Codes
 
 LANES = 32
@@ -22,7 +22,7 @@ def test_codes_become_bytes(bits: int) -> None:
     codes = Codes(bits=bits, table=() if bits == 8 else table)
     with emulated_ops.launch(1, 1):
         unit = [column[None] for column in words.T.copy()]
-        found = decode_unit(emulated_ops, unit, codes)
+        found = decode_unit(emulated_ops, unit, codes, [emulated_ops.integer(word) for word in decoder_words(codes)])
     assert len(unit) == codes.unit_words
     levels = np.stack([np.asarray(each).reshape(-1).view(np.int8).reshape(LANES, 4) for each in found], axis=1)
     np.testing.assert_array_equal(levels.reshape(LANES, 16), np.array(table)[indices])

@@ -1,11 +1,10 @@
 """What ``scripts/compile_kernels.py`` makes of what a compiler prints; compiling takes packages that tests lack."""
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from script_modules import load_script
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "compile_kernels.py"
 PRINTED = """
@@ -26,13 +25,7 @@ ptxas info    : Used 167 registers, used 16 barriers, 1 bytes smem
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("compile_kernels", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["compile_kernels"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("compile_kernels")
 
 
 def test_registers_spills_and_loops_are_read(script: Any):
