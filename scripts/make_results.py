@@ -75,7 +75,10 @@ def build() -> str:
             "(1 to 128 recent tokens exact, 1 to 512 for `kakeya`).\n\n" + _table(result, TIGHT)
         )
     parts += [_goals(results), _ladder(results), _stress(results), _comparison(results)]
-    parts.append((FOLDER / "reading.md").read_text().strip().replace("{klt against turboquant}", _against(results)))
+    reading = (FOLDER / "reading.md").read_text().strip()
+    for place, made in (("{klt against turboquant}", _against(results)), ("{klt on a trellis}", _trellis(results))):
+        reading = reading.replace(place, made)
+    parts.append(reading)
     parts.append(_encode_speed())
     return "\n\n".join(parts) + "\n"
 
@@ -222,6 +225,22 @@ def _against(results: Results) -> str:
                     for result in results.values()
                 ]
                 cells.append(f"{min(shares):.1f} to {max(shares):.1f}")
+        lines.append(f"| {bits} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _trellis(results: Results) -> str:
+    pairs = (("klt-trellis", "klt-quality"), ("klt-trellis-pairs", "klt-pairs"))
+    heads = [f"`{ours}` to `{theirs}`, {window}" for window in ("standard", "tight") for ours, theirs in pairs]
+    lines = ["| payload bits | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    for bits in (1, 2, 3, 4):
+        cells = []
+        for window in ("", TIGHTLY):
+            for kinds in pairs:
+                ours, theirs = (f"{kind}-{bits}{window}" for kind in kinds)
+                held = [{row.recipe: row.kl_mean for row in result.rows} for result in results.values()]
+                shares = [kl[ours] / kl[theirs] for kl in held if ours in kl and theirs in kl]
+                cells.append(f"{min(shares):.2f} to {max(shares):.2f}" if shares else "")
         lines.append(f"| {bits} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
