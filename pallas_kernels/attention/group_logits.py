@@ -1,8 +1,8 @@
 """Logits over keys with a scale for each group of channels, in integer products.
 
 A product is 32 channels deep, so that one, or a few, are of one group: their sums are multiplied by the token's scale
-of it and added up as floats. Sums start at the bits of 1.5 * 2^23 (see ``tile_shares``). That number times the scales is
-taken off once for each token instead of from each sum; what floats of that size round away is about as much as what
+of it and added up as floats. Sums start at the bits of 1.5 * 2^23 (see ``tile_shares``). That number times the scales
+is taken off once for each token instead of from each sum; what floats of that size round away is about as much as what
 rounding queries to 16 bits does.
 """
 
