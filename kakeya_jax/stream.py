@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from kakeya_jax.frame import Frame
+from kakeya_jax.page_encoders import encode_by_device
 from kakeya_jax.pytree import pytree_dataclass, static_field
 from kakeya_jax.typing import Array, Bool, Float, Int, RopeClass
 
@@ -256,7 +257,11 @@ def read(stream: Stream) -> Float[Array, "B K max_length D"]:
 
 def encode_blocks(codec, blocks: Float[Array, "B K blocks n D"]):
     """The codes of many blocks; leaves ``[B, K, blocks, ...]``, or ``[B, 1, blocks, ...]`` if heads share a block."""
-    return jax.vmap(jax.vmap(jax.vmap(lambda block: codec.encode(block))))(_as_coded(codec, blocks))
+
+    def reference(codec, blocks):
+        return jax.vmap(jax.vmap(jax.vmap(lambda block: codec.encode(block))))(_as_coded(codec, blocks))
+
+    return encode_by_device(reference, codec, blocks)
 
 
 def _as_coded(codec, blocks: Float[Array, "B K blocks n D"]) -> Array:
