@@ -1,9 +1,10 @@
 """Faster ways to encode whole pages, which layers above the core bring: kernels of a GPU.
 
 A codec's own ``encode`` says what codes are, and runs anywhere. Where a package that is above the core knows how to
-compute the same codes faster on some device, it registers that here when it is imported, and every cache uses it there.
+compute the same codes faster on a GPU, it registers that here when it is imported, and every cache uses it there.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import jax
 from kakeya_jax.typing import Array, Float
 
 EncodePages = Callable[[Any, Float[Array, "B K blocks n D"]], Any]
-"""From a codec and blocks to their codes, leaves ``[B, K, blocks, ...]``, ``[B, 1, blocks, ...]`` if heads share one."""
+"""From a codec and blocks to codes, leaves ``[B, K, blocks, ...]``; ``[B, 1, blocks, ...]`` if heads share a block."""
 
 
 class PageEncoder(NamedTuple):
@@ -38,14 +39,18 @@ def register_page_encoder(codec: type, encoder: PageEncoder) -> None:
     _encoders[codec] = encoder
 
 
-def encode_by_device(
-    reference: EncodePages, codec: Any, blocks: Float[Array, "B K blocks n D"]
-) -> Any:
-    """What ``reference`` gives; computed by a registered encoder where there is one for the device.
+def encode_by_device(reference: EncodePages, codec: Any, blocks: Float[Array, "B K blocks n D"]) -> Any:
+    """What ``reference``, which must be hashable, gives; by a registered encoder where there is one for the device.
 
-    The device is the one that a program is compiled for, not the default one.
+    That is the device that a program is compiled for, which need not be the default one.
     """
     encoder = _encoders.get(type(codec))
     if encoder is None or jax.default_backend() != "gpu" or not encoder.supports(codec, *blocks.shape[-2:]):
         return reference(codec, blocks)
-    return jax.lax.platform_dependent(codec, blocks, cuda=encoder.encode, default=reference)
+    return _either(codec, blocks, on_gpu=encoder.encode, elsewhere=reference)
+
+
+@functools.partial(jax.jit, static_argnames=("on_gpu", "elsewhere"))
+def _either(codec: Any, blocks: Array, *, on_gpu: EncodePages, elsewhere: EncodePages) -> Any:
+    """Compiled even when called op by op: only then does the device of the arrays decide."""
+    return jax.lax.platform_dependent(codec, blocks, cuda=on_gpu, default=elsewhere)

@@ -257,11 +257,11 @@ def read(stream: Stream) -> Float[Array, "B K max_length D"]:
 
 def encode_blocks(codec, blocks: Float[Array, "B K blocks n D"]):
     """The codes of many blocks; leaves ``[B, K, blocks, ...]``, or ``[B, 1, blocks, ...]`` if heads share a block."""
+    return encode_by_device(_encode_each, codec, blocks)
 
-    def reference(codec, blocks):
-        return jax.vmap(jax.vmap(jax.vmap(lambda block: codec.encode(block))))(_as_coded(codec, blocks))
 
-    return encode_by_device(reference, codec, blocks)
+def _encode_each(codec, blocks: Float[Array, "B K blocks n D"]):
+    return jax.vmap(jax.vmap(jax.vmap(lambda block: codec.encode(block))))(_as_coded(codec, blocks))
 
 
 def _as_coded(codec, blocks: Float[Array, "B K blocks n D"]) -> Array:

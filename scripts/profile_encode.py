@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kakeya_jax import pallas_kernels as pallas_kernels  # its encoders
 from kakeya_jax.cache import CacheShape, CompressedCache
 from kakeya_jax.neutral_tables import neutral_tables
 from kakeya_jax.recipe import Recipe
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
             busy = kernel_times(functools.partial(compiled, *inputs))
             total = sum(busy.values())
             print(f"\n{name}, {part}: {total:.3f} ms")
-            described = operations(compiled.as_text())
+            described = operations(compiled.as_text() or "")
             for kernel, milliseconds in sorted(busy.items(), key=lambda each: -each[1]):
                 if milliseconds >= options.least * total:
                     print(f"  {milliseconds:8.4f}  {kernel}  {described.get(kernel.replace('.', '_'), '')}", flush=True)
@@ -80,9 +81,7 @@ def kernel_times(call: Callable[[], Any]) -> dict[str, float]:
         jax.block_until_ready(call())
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder, create_perfetto_trace=True):
-            for _ in range(CALLS):
-                last = call()
-            jax.block_until_ready(last)
+            jax.block_until_ready([call() for _ in range(CALLS)])
         (path,) = pathlib.Path(folder).rglob("perfetto_trace.json.gz")
         loaded = json.loads(gzip.decompress(path.read_bytes()))
     events = loaded["traceEvents"] if isinstance(loaded, dict) else loaded

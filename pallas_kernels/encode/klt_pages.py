@@ -6,6 +6,7 @@ channel's codes are and where their words lie.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,9 +19,9 @@ from kakeya_jax.codecs.klt import Klt, KltCode, farthest
 from kakeya_jax.klt_layout import Layout
 from kakeya_jax.klt_words import GROUP, TILE
 from kakeya_jax.page_encoders import PageEncoder
-from kakeya_jax.pallas_kernels.encode.klt_page_program import encode_page
+from kakeya_jax.pallas_kernels.encode.klt_page_program import codes_program, coordinates_program, token_order
 from kakeya_jax.pallas_kernels.encode.level_tables import half_units, level_tables, table_starts
-from kakeya_jax.typing import Array, Float
+from kakeya_jax.typing import Array, Float, StreamName
 
 _DIM = 128
 _PAGES = (64, 128)
@@ -28,7 +29,7 @@ _WARPS = 8
 
 
 def supports(codec: Klt, tokens: int, head_dim: int) -> bool:
-    """Whether the kernel takes pages of so many tokens: head_dim 128, heads alone, widths that words have an order for."""
+    """Whether the kernel takes pages of so many tokens: of head_dim 128, in the fast form, heads alone."""
     config = codec.config
     return (
         config.form == "fast"
@@ -47,38 +48,38 @@ def encode_klt_pages(codec: Klt, blocks: Float[Array, "B K pages n D"], *, inter
         blocks: its pages, before anything is taken out.
         interpret: run without a GPU, slowly.
     """
-    layout, n = codec.layout, blocks.shape[3]
-    words = codec.page_words(n)
+    batch, _, pages, n, _ = blocks.shape
     tables = {
         "map": _three_parts(codec.analysis),
         "mean": codec.mean,
         "farthest": farthest(codec),
-        "channels": _channels(layout, codec.variances),
-        "places": jnp.asarray(_places(layout, codec.stream, n)),
+        "channels": jnp.asarray(_channels(codec.layout)),
+        "costs": codec.variances * jnp.asarray(np.square(_half_units(codec.layout)), jnp.float32),
+        "groups": jnp.asarray(_groups(codec.layout, n)),
         "levels": jnp.asarray(level_tables().levels),
         "fields": jnp.asarray(level_tables().fields),
+        "tokens": token_order(n, codec.stream),
     }
     if codec.rope_frequencies is not None:
         angles = jnp.arange(n, dtype=jnp.float32)[:, None] * codec.rope_frequencies
         tables["turns"] = jnp.stack([jnp.cos(angles), jnp.sin(angles)])
-    config = codec.config
     found = _encode(
         blocks.astype(jnp.float32),
         tables,
-        nbytes=words.nbytes,
+        nbytes=codec.page_words(n).nbytes,
         stream=codec.stream,
-        rounds=config.scale_rounds,
-        page_mean=config.page_mean,
+        rounds=codec.config.scale_rounds,
+        page_mean=codec.config.page_mean,
         interpret=interpret,
     )
-    packed = jax.lax.bitcast_convert_type(found["words"], jnp.uint8).reshape(*found["words"].shape[:-1], -1)
+    packed = jax.lax.bitcast_convert_type(found["words"], jnp.uint8).reshape(batch * pages, -1)
     code = KltCode(
         words=packed,
         scale=found["scale"],
         page_mean=found.get("page_mean"),
         page_mean_scale=found.get("page_mean_scale"),
     )
-    return jax.tree.map(lambda leaf: leaf[:, None], code)
+    return jax.tree.map(lambda leaf: leaf.reshape(batch, 1, pages, *leaf.shape[1:]), code)
 
 
 KLT_PAGES = PageEncoder(supports=supports, encode=encode_klt_pages)
@@ -91,38 +92,62 @@ def _encode(
     tables: dict[str, Array],
     *,
     nbytes: int,
-    stream: str,
+    stream: StreamName,
     rounds: int,
     page_mean: bool,
     interpret: bool,
 ) -> dict[str, Array]:
-    """Leaves ``[B, pages, ...]``; a function of arrays alone, so that layers share what is compiled."""
+    """Leaves ``[B pages, ...]``; a function of arrays alone, so that layers share what is compiled."""
     batch, heads, pages, n, dim = blocks.shape
-    lead = (batch, pages)
-    shapes = {
-        "words": jax.ShapeDtypeStruct((*lead, nbytes // 4), jnp.int32),
-        "scale": jax.ShapeDtypeStruct((*lead, heads, n), jnp.uint8),
+    count = batch * pages
+    made = {
+        "coordinates": jax.ShapeDtypeStruct((count, heads, dim, n), jnp.float32),
+        "first_scale": jax.ShapeDtypeStruct((count, heads, n), jnp.uint8),
     }
     if page_mean:
-        shapes["page_mean"] = jax.ShapeDtypeStruct((*lead, heads, dim), jnp.int8)
-        shapes["page_mean_scale"] = jax.ShapeDtypeStruct((*lead, heads), jnp.float16)
+        made["page_mean"] = jax.ShapeDtypeStruct((count, heads, dim), jnp.int8)
+        made["page_mean_scale"] = jax.ShapeDtypeStruct((count, heads), jnp.float16)
+    coded = {
+        "words": jax.ShapeDtypeStruct((count, nbytes // 4), jnp.int32),
+        "scale": jax.ShapeDtypeStruct((count, heads, n), jnp.uint8),
+    }
+    some = {name: tables[name] for name in ("map", "mean", "farthest", "channels", "turns") if name in tables}
+    names = ("blocks", *some, *made)
+
+    def klt_coordinates(*refs: Any) -> None:
+        coordinates_program(refs[0], dict(zip(names, refs, strict=True)))
+
+    found = _call(klt_coordinates, (count, heads), (blocks, *some.values()), made, _WARPS, interpret)
+    held = {name: tables[name] for name in ("costs", "groups", "levels", "fields", "tokens")}
+    held |= {name: found.pop(name) for name in ("coordinates", "first_scale")}
+
+    def klt_codes(*refs: Any) -> None:
+        codes_program(dict(zip((*held, *coded), refs, strict=True)), stream=stream, rounds=rounds)
+
+    # A thread for each token.
+    return found | _call(klt_codes, (count, heads), tuple(held.values()), coded, n // 32, interpret)
+
+
+def _call(
+    program: Callable[..., None],
+    grid: tuple[int, ...],
+    arguments: tuple[Array, ...],
+    results: dict[str, jax.ShapeDtypeStruct],
+    warps: int,
+    interpret: bool,
+) -> dict[str, Array]:
     whole = pl.BlockSpec(memory_space=pl.ANY)
-    names = (*tables, *shapes)
-
-    def klt_pages(block_ref: Any, *refs: Any) -> None:
-        encode_page(block_ref, dict(zip(names, refs, strict=True)), stream=stream, rounds=rounds)
-
     found = pl.pallas_call(
-        klt_pages,
-        grid=(batch * pages, heads),
-        in_specs=[whole] * (1 + len(tables)),
-        out_specs=[whole] * len(shapes),
-        out_shape=list(shapes.values()),
-        compiler_params=plgpu.CompilerParams(num_warps=_WARPS, num_stages=1),
+        program,
+        grid=grid,
+        in_specs=[whole] * len(arguments),
+        out_specs=[whole] * len(results),
+        out_shape=list(results.values()),
+        compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=1),
         interpret=interpret,
-        name="klt_pages",
-    )(blocks, *tables.values())
-    return dict(zip(shapes, found, strict=True))
+        name=program.__name__,
+    )(*arguments)
+    return dict(zip(results, found, strict=True))
 
 
 def _three_parts(x: Float[Array, "K D E"]) -> Array:
@@ -135,27 +160,26 @@ def _three_parts(x: Float[Array, "K D E"]) -> Array:
     return jnp.stack(parts, axis=1).astype(jnp.bfloat16)
 
 
-def _channels(layout: Layout, variances: Float[Array, "K D"]) -> Float[Array, "K 4 D"]:
-    """Of each channel: one over half the unit of its levels, and half that unit squared times what error costs; whether
-    it is stored, as a share of its head's stored channels. Zeros where nothing is stored."""
-    widths = np.repeat(np.asarray(layout.widths), GROUP, axis=1)
-    half = half_units(widths)
-    stored = widths > 0
+def _channels(layout: Layout) -> np.ndarray:
+    """Of each channel, float32 ``[K, 2, D]``: one over half the unit of its levels; one over how many channels its head
+    stores. Zeros where nothing is stored."""
+    half = _half_units(layout)
+    stored = half > 0
     inverse = np.where(stored, 1 / np.where(stored, half, 1.0), 0.0)
     share = stored / np.maximum(stored.sum(axis=1, keepdims=True), 1)
-    costs = variances * jnp.asarray(np.square(half), jnp.float32)
-    fixed = jnp.asarray(np.stack([inverse, share], axis=1), jnp.float32)
-    return jnp.concatenate([fixed, costs[:, None]], axis=1)
+    return np.stack([inverse, share], axis=1).astype(np.float32)
 
 
-def _places(layout: Layout, stream: str, n: int) -> np.ndarray:
-    """Of each channel, int32 ``[K, 4, D]``: its width; where its table starts; the word at which the first unit of its
-    group lies in a page; words from a tile of its head to the next."""
+def _half_units(layout: Layout) -> np.ndarray:
+    return np.repeat(half_units(np.asarray(layout.widths)), GROUP, axis=1)
+
+
+def _groups(layout: Layout, n: int) -> np.ndarray:
+    """Of each group, int32 ``[K, G, 4]``: its width; where its table starts; the word at which it begins in a page;
+    words from a tile of its head to the next."""
     widths = np.asarray(layout.widths)
-    tile_words = widths * (TILE * GROUP // 32)
-    groups = np.cumsum(tile_words, axis=1) - tile_words
-    heads = tile_words.sum(axis=1) * (n // TILE)
-    first = groups + (np.cumsum(heads) - heads)[:, None]
-    stride = np.broadcast_to(tile_words.sum(axis=1)[:, None], widths.shape)
-    stacked = np.stack([widths, table_starts(widths), first, stride], axis=1)
-    return np.repeat(stacked, GROUP, axis=2).astype(np.int32)
+    words = widths * (TILE * GROUP // 32)
+    heads = words.sum(axis=1) * (n // TILE)
+    first = np.cumsum(words, axis=1) - words + (np.cumsum(heads) - heads)[:, None]
+    stride = np.broadcast_to(words.sum(axis=1)[:, None], widths.shape)
+    return np.stack([widths, table_starts(widths), first, stride], axis=2).astype(np.int32)
