@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from kakeya_jax.frame import Frame
+from kakeya_jax.page_encoders import encode_by_device
 from kakeya_jax.pytree import pytree_dataclass, static_field
 from kakeya_jax.typing import Array, Bool, Float, Int, RopeClass
 
@@ -256,6 +257,10 @@ def read(stream: Stream) -> Float[Array, "B K max_length D"]:
 
 def encode_blocks(codec, blocks: Float[Array, "B K blocks n D"]):
     """The codes of many blocks; leaves ``[B, K, blocks, ...]``, or ``[B, 1, blocks, ...]`` if heads share a block."""
+    return encode_by_device(_encode_each, codec, blocks)
+
+
+def _encode_each(codec, blocks: Float[Array, "B K blocks n D"]):
     return jax.vmap(jax.vmap(jax.vmap(lambda block: codec.encode(block))))(_as_coded(codec, blocks))
 
 

@@ -1,0 +1,185 @@
+"""Pages of the fast form of ``klt`` encoded by one Triton kernel: a program for each page and head.
+
+Everything about a page stays in registers between the reading of its tokens and the writing of its words; what the
+kernel reads besides, one set for all layers of equal shapes, is made here: maps in three parts, and tables of what each
+channel's codes are and where their words lie.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from kakeya_jax.codecs.klt import Klt, KltCode, farthest
+from kakeya_jax.klt_layout import Layout
+from kakeya_jax.klt_words import GROUP, TILE
+from kakeya_jax.page_encoders import PageEncoder
+from kakeya_jax.pallas_kernels.encode.klt_page_program import codes_program, coordinates_program, token_order
+from kakeya_jax.pallas_kernels.encode.level_tables import half_units, level_tables, table_starts
+from kakeya_jax.typing import Array, Float, StreamName
+
+_DIM = 128
+_PAGES = (64, 128)
+_WARPS = 8
+
+
+def supports(codec: Klt, tokens: int, head_dim: int) -> bool:
+    """Whether the kernel takes pages of so many tokens: of head_dim 128, in the fast form, heads alone."""
+    config = codec.config
+    return (
+        config.form == "fast"
+        and config.heads_together == 1
+        and head_dim == _DIM
+        and tokens in _PAGES
+        and bool(codec.layout.used_widths)
+    )
+
+
+def encode_klt_pages(codec: Klt, blocks: Float[Array, "B K pages n D"], *, interpret: bool = False) -> KltCode:
+    """The codes of pages, leaves ``[B, 1, pages, ...]``.
+
+    Args:
+        codec: one that is supported, and
+        blocks: its pages, before anything is taken out.
+        interpret: run without a GPU, slowly.
+    """
+    batch, _, pages, n, _ = blocks.shape
+    tables = {
+        "map": _three_parts(codec.analysis),
+        "mean": codec.mean,
+        "farthest": farthest(codec),
+        "channels": jnp.asarray(_channels(codec.layout)),
+        "costs": codec.variances * jnp.asarray(np.square(_half_units(codec.layout)), jnp.float32),
+        "groups": jnp.asarray(_groups(codec.layout, n)),
+        "levels": jnp.asarray(level_tables().levels),
+        "fields": jnp.asarray(level_tables().fields),
+        "tokens": token_order(n, codec.stream),
+    }
+    if codec.rope_frequencies is not None:
+        angles = jnp.arange(n, dtype=jnp.float32)[:, None] * codec.rope_frequencies
+        tables["turns"] = jnp.stack([jnp.cos(angles), jnp.sin(angles)])
+    found = _encode(
+        blocks.astype(jnp.float32),
+        tables,
+        nbytes=codec.page_words(n).nbytes,
+        stream=codec.stream,
+        rounds=codec.config.scale_rounds,
+        page_mean=codec.config.page_mean,
+        interpret=interpret,
+    )
+    packed = jax.lax.bitcast_convert_type(found["words"], jnp.uint8).reshape(batch * pages, -1)
+    code = KltCode(
+        words=packed,
+        scale=found["scale"],
+        page_mean=found.get("page_mean"),
+        page_mean_scale=found.get("page_mean_scale"),
+    )
+    return jax.tree.map(lambda leaf: leaf.reshape(batch, 1, pages, *leaf.shape[1:]), code)
+
+
+KLT_PAGES = PageEncoder(supports=supports, encode=encode_klt_pages)
+"""The encoder of ``Klt``."""
+
+
+@functools.partial(jax.jit, static_argnames=("nbytes", "stream", "rounds", "page_mean", "interpret"))
+def _encode(
+    blocks: Float[Array, "B K pages n D"],
+    tables: dict[str, Array],
+    *,
+    nbytes: int,
+    stream: StreamName,
+    rounds: int,
+    page_mean: bool,
+    interpret: bool,
+) -> dict[str, Array]:
+    """Leaves ``[B pages, ...]``; a function of arrays alone, so that layers share what is compiled."""
+    batch, heads, pages, n, dim = blocks.shape
+    count = batch * pages
+    made = {
+        "coordinates": jax.ShapeDtypeStruct((count, heads, dim, n), jnp.float32),
+        "first_scale": jax.ShapeDtypeStruct((count, heads, n), jnp.uint8),
+    }
+    if page_mean:
+        made["page_mean"] = jax.ShapeDtypeStruct((count, heads, dim), jnp.int8)
+        made["page_mean_scale"] = jax.ShapeDtypeStruct((count, heads), jnp.float16)
+    coded = {
+        "words": jax.ShapeDtypeStruct((count, nbytes // 4), jnp.int32),
+        "scale": jax.ShapeDtypeStruct((count, heads, n), jnp.uint8),
+    }
+    some = {name: tables[name] for name in ("map", "mean", "farthest", "channels", "turns") if name in tables}
+    names = ("blocks", *some, *made)
+
+    def klt_coordinates(*refs: Any) -> None:
+        coordinates_program(refs[0], dict(zip(names, refs, strict=True)))
+
+    found = _call(klt_coordinates, (count, heads), (blocks, *some.values()), made, _WARPS, interpret)
+    held = {name: tables[name] for name in ("costs", "groups", "levels", "fields", "tokens")}
+    held |= {name: found.pop(name) for name in ("coordinates", "first_scale")}
+
+    def klt_codes(*refs: Any) -> None:
+        codes_program(dict(zip((*held, *coded), refs, strict=True)), stream=stream, rounds=rounds)
+
+    # A thread for each token.
+    return found | _call(klt_codes, (count, heads), tuple(held.values()), coded, n // 32, interpret)
+
+
+def _call(
+    program: Callable[..., None],
+    grid: tuple[int, ...],
+    arguments: tuple[Array, ...],
+    results: dict[str, jax.ShapeDtypeStruct],
+    warps: int,
+    interpret: bool,
+) -> dict[str, Array]:
+    whole = pl.BlockSpec(memory_space=pl.ANY)
+    found = pl.pallas_call(
+        program,
+        grid=grid,
+        in_specs=[whole] * len(arguments),
+        out_specs=[whole] * len(results),
+        out_shape=list(results.values()),
+        compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=1),
+        interpret=interpret,
+        name=program.__name__,
+    )(*arguments)
+    return dict(zip(results, found, strict=True))
+
+
+def _three_parts(x: Float[Array, "K D E"]) -> Array:
+    """Three numbers of bfloat16 whose sum is ``x``: ``[K, 3, D, E]``. Rounded by ``reduce_precision``, for XLA takes a
+    conversion back."""
+    parts = []
+    for _ in range(3):
+        parts.append(jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7))
+        x = x - parts[-1]
+    return jnp.stack(parts, axis=1).astype(jnp.bfloat16)
+
+
+def _channels(layout: Layout) -> np.ndarray:
+    """Of each channel, float32 ``[K, 2, D]``: one over half the unit of its levels; one over how many channels its head
+    stores. Zeros where nothing is stored."""
+    half = _half_units(layout)
+    stored = half > 0
+    inverse = np.where(stored, 1 / np.where(stored, half, 1.0), 0.0)
+    share = stored / np.maximum(stored.sum(axis=1, keepdims=True), 1)
+    return np.stack([inverse, share], axis=1).astype(np.float32)
+
+
+def _half_units(layout: Layout) -> np.ndarray:
+    return np.repeat(half_units(np.asarray(layout.widths)), GROUP, axis=1)
+
+
+def _groups(layout: Layout, n: int) -> np.ndarray:
+    """Of each group, int32 ``[K, G, 4]``: its width; where its table starts; the word at which it begins in a page;
+    words from a tile of its head to the next."""
+    widths = np.asarray(layout.widths)
+    words = widths * (TILE * GROUP // 32)
+    heads = words.sum(axis=1) * (n // TILE)
+    first = np.cumsum(words, axis=1) - words + (np.cumsum(heads) - heads)[:, None]
+    stride = np.broadcast_to(words.sum(axis=1)[:, None], widths.shape)
+    return np.stack([widths, table_starts(widths), first, stride], axis=2).astype(np.int32)
