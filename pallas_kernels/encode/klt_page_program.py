@@ -29,16 +29,15 @@ _MAGIC_BITS = 0x4B400000
 _LARGE = 1e30
 
 
-def coordinates_program(block_ref: Any, refs: dict[str, Any]) -> None:
+def coordinates_program(refs: dict[str, Any]) -> None:
     """Writes coordinates, each token's first scale, and the page's mean if ``refs`` has a place for it.
 
     Args:
-        block_ref: ``[B, K, pages, n, D]``.
-        refs: tables and results, as ``klt_pages`` names them.
+        refs: pages, tables and results, as ``klt_pages`` names them.
     """
-    pages, n = block_ref.shape[2:4]
+    pages, n = refs["blocks"].shape[2:4]
     place, head = pl.program_id(0), pl.program_id(1)
-    z = _coordinates(block_ref, refs, (place // pages, head, place % pages))
+    z = _coordinates(refs, (place // pages, head, place % pages))
     if "page_mean" in refs:
         average = jnp.sum(z, axis=0) * (1 / n)
         scale = jnp.minimum(jnp.max(jnp.abs(average)) / 127.0, F16_MAX).astype(jnp.float16)
@@ -112,11 +111,11 @@ def token_order(n: int, stream: StreamName) -> Int[Array, " n"]:
     return thread & ~6 | (thread & 2) << 1 | (thread & 4) >> 1
 
 
-def _coordinates(block_ref: Any, refs: dict[str, Any], where: Any) -> Float[Array, "n D"]:
-    half, head = block_ref.shape[-1] // 2, where[1]
+def _coordinates(refs: dict[str, Any], where: Any) -> Float[Array, "n D"]:
+    half, head = refs["blocks"].shape[-1] // 2, where[1]
     halves, parts = [pl.ds(0, half), pl.ds(half, half)], []
     for some in halves:
-        x = block_ref[(*where, slice(None), some)]
+        x = refs["blocks"][(*where, slice(None), some)].astype(jnp.float32)
         x = jnp.clip(jnp.where(x == x, x, 0.0), -_LARGE, _LARGE)
         parts.append(x - refs["mean"][head, some][None])
     if "turns" in refs:
