@@ -28,6 +28,9 @@ _MAGIC_BITS = 0x4B400000
 
 _LARGE = 1e30
 
+_TOGETHER = 16
+"""Channels of each half that products are made of at a time."""
+
 
 def coordinates_program(refs: dict[str, Any]) -> None:
     """Writes coordinates, each token's first scale, and the page's mean if ``refs`` has a place for it.
@@ -39,17 +42,17 @@ def coordinates_program(refs: dict[str, Any]) -> None:
     place, head = pl.program_id(0), pl.program_id(1)
     z = _coordinates(refs, (place // pages, head, place % pages))
     if "page_mean" in refs:
-        average = jnp.sum(z, axis=0) * (1 / n)
+        average = jnp.sum(z, axis=1) * (1 / n)
         scale = jnp.minimum(jnp.max(jnp.abs(average)) / 127.0, F16_MAX).astype(jnp.float16)
         stored = scale.astype(jnp.float32)
         codes = jnp.clip(_nearest(average / jnp.maximum(stored, 1e-12)), -127.0, 127.0)
         refs["page_mean_scale"][place, head] = scale
         refs["page_mean"][place, head, :] = codes.astype(jnp.int32).astype(jnp.int8)
-        z = z - (codes * stored)[None]
-    inverse, share = (refs["channels"][head, index, :][None] for index in range(2))
-    first = _scale_code(jnp.sqrt(jnp.sum(z * z * share, axis=1)))
+        z = z - (codes * stored)[:, None]
+    inverse, share = (refs["channels"][head, index, :][:, None] for index in range(2))
+    first = _scale_code(jnp.sqrt(jnp.sum(z * z * share, axis=0)))
     refs["first_scale"][place, head, :] = first.astype(jnp.int32).astype(jnp.uint8)
-    refs["coordinates"][place, head, :, :] = (z * inverse).T
+    refs["coordinates"][place, head, :, :] = z * inverse
 
 
 def codes_program(refs: dict[str, Any], *, stream: StreamName, rounds: int) -> None:
@@ -111,25 +114,31 @@ def token_order(n: int, stream: StreamName) -> Int[Array, " n"]:
     return thread & ~6 | (thread & 2) << 1 | (thread & 4) >> 1
 
 
-def _coordinates(refs: dict[str, Any], where: Any) -> Float[Array, "n D"]:
-    half, head = refs["blocks"].shape[-1] // 2, where[1]
-    halves, parts = [pl.ds(0, half), pl.ds(half, half)], []
-    for some in halves:
-        x = refs["blocks"][(*where, slice(None), some)].astype(jnp.float32)
-        x = jnp.clip(jnp.where(x == x, x, 0.0), -_LARGE, _LARGE)
-        parts.append(x - refs["mean"][head, some][None])
-    if "turns" in refs:
-        first, second = parts
-        cos, sin = (refs["turns"][index, :, :] for index in range(2))
-        parts = [first * cos - second * sin, second * cos + first * sin]
-    total: Any = 0.0
-    for some, part in zip(halves, parts, strict=True):
-        most = refs["farthest"][head, some][None]
-        left = _three_parts(jnp.clip(part, -most, most))
-        right = [refs["map"][head, index, some, :] for index in range(3)]
-        for one, other in ((2, 0), (0, 2), (1, 1), (1, 0), (0, 1), (0, 0)):
-            total += jnp.dot(left[one], right[other], preferred_element_type=jnp.float32)
-    return total
+def _coordinates(refs: dict[str, Any], where: Any) -> Float[Array, "D n"]:
+    """Some channels after the other, with those they turn with, so that few are held at a time."""
+    (n, dim), head = refs["blocks"].shape[-2:], where[1]
+
+    products = (((1,), (1,)), ((), ()))
+
+    def add(step: Any, total: Float[Array, "D n"]) -> Float[Array, "D n"]:
+        halves, parts = [pl.ds(step * _TOGETHER + first, _TOGETHER) for first in (0, dim // 2)], []
+        for some in halves:
+            x = refs["blocks"][(*where, slice(None), some)].astype(jnp.float32)
+            x = jnp.clip(jnp.where(x == x, x, 0.0), -_LARGE, _LARGE)
+            parts.append(x - refs["mean"][head, some][None])
+        if "turns" in refs:
+            first, second = parts
+            cos, sin = (refs["turns"][index, :, halves[0]] for index in range(2))
+            parts = [first * cos - second * sin, second * cos + first * sin]
+        for some, part in zip(halves, parts, strict=True):
+            most = refs["farthest"][head, some][None]
+            x = _three_parts(jnp.clip(part, -most, most))
+            maps = [refs["map"][head, index, :, some] for index in range(3)]
+            for one, other in ((2, 0), (0, 2), (1, 1), (1, 0), (0, 1), (0, 0)):
+                total += jax.lax.dot_general(maps[one], x[other], products, preferred_element_type=jnp.float32)
+        return total
+
+    return jax.lax.fori_loop(0, dim // 2 // _TOGETHER, add, jnp.zeros((dim, n), jnp.float32))
 
 
 def _store_words(

@@ -25,7 +25,7 @@ from kakeya_jax.typing import Array, Float, StreamName
 
 _DIM = 128
 _PAGES = (64, 128)
-_WARPS = 8
+_WARPS = 4
 """Of a program that makes coordinates."""
 
 _LANES = 32
@@ -54,7 +54,7 @@ def encode_klt_pages(codec: Klt, blocks: Float[Array, "B K pages n D"], *, inter
     batch, _, pages, n, _ = blocks.shape
     layout, config = codec.layout, codec.config
     tables = {
-        "map": _three_parts(codec.analysis),
+        "map": _three_parts(jnp.swapaxes(codec.analysis, 1, 2)),
         "mean": codec.mean,
         "farthest": farthest(codec),
         "channels": jnp.asarray(_channels(layout)),
@@ -153,8 +153,8 @@ def _call(
     return dict(zip(results, found, strict=True))
 
 
-def _three_parts(x: Float[Array, "K D E"]) -> Array:
-    """Three numbers of bfloat16 whose sum is ``x``: ``[K, 3, D, E]``. Rounded by ``reduce_precision``, for XLA takes a
+def _three_parts(x: Float[Array, "K E D"]) -> Array:
+    """Three numbers of bfloat16 whose sum is ``x``: ``[K, 3, E, D]``. Rounded by ``reduce_precision``, for XLA takes a
     conversion back."""
     parts = []
     for _ in range(3):
