@@ -75,7 +75,7 @@ def codes_program(refs: dict[str, Any], *, stream: StreamName, rounds: int) -> N
 
     def table_index(group: Any, y: Float[Array, "16 n"], inverse: Float[Array, " n"]) -> Int[Array, "16 n"]:
         above = jnp.clip(jnp.ceil(y * inverse[None]), LOWEST, HIGHEST)
-        return refs["groups"][head, group, 1] + above.astype(jnp.int32)
+        return refs["groups"][head, group, 1] + _integer(above)
 
     def turn(_: Any, scale: Float[Array, " n"]) -> Float[Array, " n"]:
         inverse = _inverse_scale(scale)
@@ -205,5 +205,10 @@ def _three_parts(x: Array) -> list[Array]:
 
 
 def _nearest(x: Array) -> Array:
-    """The nearest integer of a number below 2^22, as float32."""
-    return (jax.lax.bitcast_convert_type(x + _MAGIC, jnp.int32) - _MAGIC_BITS).astype(jnp.float32)
+    """``_integer``, as float32."""
+    return _integer(x).astype(jnp.float32)
+
+
+def _integer(x: Array) -> Array:
+    """The nearest integer of a number below 2^22."""
+    return jax.lax.bitcast_convert_type(x + _MAGIC, jnp.int32) - _MAGIC_BITS
