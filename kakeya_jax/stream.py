@@ -261,7 +261,8 @@ def encode_blocks(codec, blocks: Float[Array, "B K blocks n D"]):
 
 
 def _encode_each(codec, blocks: Float[Array, "B K blocks n D"]):
-    return jax.vmap(jax.vmap(jax.vmap(lambda block: codec.encode(block))))(_as_coded(codec, blocks))
+    blocks = _as_coded(codec, blocks.astype(jnp.float32))
+    return jax.vmap(jax.vmap(jax.vmap(lambda block: codec.encode(block))))(blocks)
 
 
 def _as_coded(codec, blocks: Float[Array, "B K blocks n D"]) -> Array:
@@ -366,9 +367,10 @@ def _close_pages(stream: Stream, new: Array, new_length: Array) -> Any:
 
 
 def _enter(stream: Stream, pages: Float[Array, "B K tokens D"], index: Int[Array, "B tokens"]) -> Array:
-    """Tokens in float32 and in the codec's coordinates; ``index`` counts them without the sinks."""
-    pages = pages.astype(jnp.float32)
-    return pages if stream.frame is None else stream.frame.enter(pages, index + stream.geometry.sinks)
+    """Tokens in the codec's coordinates: float32, or as they are; ``index`` counts them without the sinks."""
+    if stream.frame is None:
+        return pages
+    return stream.frame.enter(pages.astype(jnp.float32), index + stream.geometry.sinks)
 
 
 def _write(held: Array, slots: Int[Array, "B new"], new: Array) -> Array:

@@ -66,7 +66,7 @@ def parts(name: str, heads: int, head_dim: int, context: int) -> dict[str, tuple
 
     def pages(stream: Any, new: Any) -> Any:
         tokens = new[:, : stream.geometry.num_pages * stream.geometry.page]
-        return encode_pages(stream.codec, jnp.swapaxes(tokens, 1, 2).astype(jnp.float32))
+        return encode_pages(stream.codec, jnp.swapaxes(tokens, 1, 2))
 
     found: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         stream: (pages, (held, new)) for (stream, held), new in zip(layer.streams(), (key, value), strict=True)

@@ -28,29 +28,31 @@ _MAGIC_BITS = 0x4B400000
 
 _LARGE = 1e30
 
+_TOGETHER = 16
+"""Channels of each half that products are made of at a time."""
 
-def coordinates_program(block_ref: Any, refs: dict[str, Any]) -> None:
+
+def coordinates_program(refs: dict[str, Any]) -> None:
     """Writes coordinates, each token's first scale, and the page's mean if ``refs`` has a place for it.
 
     Args:
-        block_ref: ``[B, K, pages, n, D]``.
-        refs: tables and results, as ``klt_pages`` names them.
+        refs: pages, tables and results, as ``klt_pages`` names them.
     """
-    pages, n = block_ref.shape[2:4]
+    pages, n = refs["blocks"].shape[2:4]
     place, head = pl.program_id(0), pl.program_id(1)
-    z = _coordinates(block_ref, refs, (place // pages, head, place % pages))
+    z = _coordinates(refs, (place // pages, head, place % pages))
     if "page_mean" in refs:
-        average = jnp.sum(z, axis=0) * (1 / n)
+        average = jnp.sum(z, axis=1) * (1 / n)
         scale = jnp.minimum(jnp.max(jnp.abs(average)) / 127.0, F16_MAX).astype(jnp.float16)
         stored = scale.astype(jnp.float32)
         codes = jnp.clip(_nearest(average / jnp.maximum(stored, 1e-12)), -127.0, 127.0)
         refs["page_mean_scale"][place, head] = scale
         refs["page_mean"][place, head, :] = codes.astype(jnp.int32).astype(jnp.int8)
-        z = z - (codes * stored)[None]
-    inverse, share = (refs["channels"][head, index, :][None] for index in range(2))
-    first = _scale_code(jnp.sqrt(jnp.sum(z * z * share, axis=1)))
+        z = z - (codes * stored)[:, None]
+    inverse, share = (refs["channels"][head, index, :][:, None] for index in range(2))
+    first = _scale_code(jnp.sqrt(jnp.sum(z * z * share, axis=0)))
     refs["first_scale"][place, head, :] = first.astype(jnp.int32).astype(jnp.uint8)
-    refs["coordinates"][place, head, :, :] = (z * inverse).T
+    refs["coordinates"][place, head, :, :] = z * inverse
 
 
 def codes_program(refs: dict[str, Any], *, stream: StreamName, rounds: int) -> None:
@@ -73,7 +75,7 @@ def codes_program(refs: dict[str, Any], *, stream: StreamName, rounds: int) -> N
 
     def table_index(group: Any, y: Float[Array, "16 n"], inverse: Float[Array, " n"]) -> Int[Array, "16 n"]:
         above = jnp.clip(jnp.ceil(y * inverse[None]), LOWEST, HIGHEST)
-        return refs["groups"][head, group, 1] + above.astype(jnp.int32)
+        return refs["groups"][head, group, 1] + _integer(above)
 
     def turn(_: Any, scale: Float[Array, " n"]) -> Float[Array, " n"]:
         inverse = _inverse_scale(scale)
@@ -112,25 +114,31 @@ def token_order(n: int, stream: StreamName) -> Int[Array, " n"]:
     return thread & ~6 | (thread & 2) << 1 | (thread & 4) >> 1
 
 
-def _coordinates(block_ref: Any, refs: dict[str, Any], where: Any) -> Float[Array, "n D"]:
-    half, head = block_ref.shape[-1] // 2, where[1]
-    halves, parts = [pl.ds(0, half), pl.ds(half, half)], []
-    for some in halves:
-        x = block_ref[(*where, slice(None), some)]
-        x = jnp.clip(jnp.where(x == x, x, 0.0), -_LARGE, _LARGE)
-        parts.append(x - refs["mean"][head, some][None])
-    if "turns" in refs:
-        first, second = parts
-        cos, sin = (refs["turns"][index, :, :] for index in range(2))
-        parts = [first * cos - second * sin, second * cos + first * sin]
-    total: Any = 0.0
-    for some, part in zip(halves, parts, strict=True):
-        most = refs["farthest"][head, some][None]
-        left = _three_parts(jnp.clip(part, -most, most))
-        right = [refs["map"][head, index, some, :] for index in range(3)]
-        for one, other in ((2, 0), (0, 2), (1, 1), (1, 0), (0, 1), (0, 0)):
-            total += jnp.dot(left[one], right[other], preferred_element_type=jnp.float32)
-    return total
+def _coordinates(refs: dict[str, Any], where: Any) -> Float[Array, "D n"]:
+    """Some channels after the other, with those they turn with, so that few are held at a time."""
+    (n, dim), head = refs["blocks"].shape[-2:], where[1]
+
+    products = (((1,), (1,)), ((), ()))
+
+    def add(step: Any, total: Float[Array, "D n"]) -> Float[Array, "D n"]:
+        halves, parts = [pl.ds(step * _TOGETHER + first, _TOGETHER) for first in (0, dim // 2)], []
+        for some in halves:
+            x = refs["blocks"][(*where, slice(None), some)].astype(jnp.float32)
+            x = jnp.clip(jnp.where(x == x, x, 0.0), -_LARGE, _LARGE)
+            parts.append(x - refs["mean"][head, some][None])
+        if "turns" in refs:
+            first, second = parts
+            cos, sin = (refs["turns"][index, :, halves[0]] for index in range(2))
+            parts = [first * cos - second * sin, second * cos + first * sin]
+        for some, part in zip(halves, parts, strict=True):
+            most = refs["farthest"][head, some][None]
+            x = _three_parts(jnp.clip(part, -most, most))
+            maps = [refs["map"][head, index, :, some] for index in range(3)]
+            for one, other in ((2, 0), (0, 2), (1, 1), (1, 0), (0, 1), (0, 0)):
+                total += jax.lax.dot_general(maps[one], x[other], products, preferred_element_type=jnp.float32)
+        return total
+
+    return jax.lax.fori_loop(0, dim // 2 // _TOGETHER, add, jnp.zeros((dim, n), jnp.float32))
 
 
 def _store_words(
@@ -197,5 +205,10 @@ def _three_parts(x: Array) -> list[Array]:
 
 
 def _nearest(x: Array) -> Array:
-    """The nearest integer of a number below 2^22, as float32."""
-    return (jax.lax.bitcast_convert_type(x + _MAGIC, jnp.int32) - _MAGIC_BITS).astype(jnp.float32)
+    """``_integer``, as float32."""
+    return _integer(x).astype(jnp.float32)
+
+
+def _integer(x: Array) -> Array:
+    """The nearest integer of a number below 2^22."""
+    return jax.lax.bitcast_convert_type(x + _MAGIC, jnp.int32) - _MAGIC_BITS

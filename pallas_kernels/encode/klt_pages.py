@@ -25,7 +25,10 @@ from kakeya_jax.typing import Array, Float, StreamName
 
 _DIM = 128
 _PAGES = (64, 128)
-_WARPS = 8
+_WARPS = 4
+"""Of a program that makes coordinates."""
+
+_LANES = 32
 
 
 def supports(codec: Klt, tokens: int, head_dim: int) -> bool:
@@ -49,35 +52,34 @@ def encode_klt_pages(codec: Klt, blocks: Float[Array, "B K pages n D"], *, inter
         interpret: run without a GPU, slowly.
     """
     batch, _, pages, n, _ = blocks.shape
+    layout, config = codec.layout, codec.config
     tables = {
-        "map": _three_parts(codec.analysis),
+        "map": _three_parts(jnp.swapaxes(codec.analysis, 1, 2)),
         "mean": codec.mean,
         "farthest": farthest(codec),
-        "channels": jnp.asarray(_channels(codec.layout)),
-        "costs": codec.variances * jnp.asarray(np.square(_half_units(codec.layout)), jnp.float32),
-        "groups": jnp.asarray(_groups(codec.layout, n)),
-        "levels": jnp.asarray(level_tables().levels),
-        "fields": jnp.asarray(level_tables().fields),
-        "tokens": token_order(n, codec.stream),
+        "channels": jnp.asarray(_channels(layout)),
     }
     if codec.rope_frequencies is not None:
         angles = jnp.arange(n, dtype=jnp.float32)[:, None] * codec.rope_frequencies
         tables["turns"] = jnp.stack([jnp.cos(angles), jnp.sin(angles)])
-    found = _encode(
-        blocks.astype(jnp.float32),
-        tables,
-        nbytes=codec.page_words(n).nbytes,
-        stream=codec.stream,
-        rounds=codec.config.scale_rounds,
-        page_mean=codec.config.page_mean,
-        interpret=interpret,
-    )
-    packed = jax.lax.bitcast_convert_type(found["words"], jnp.uint8).reshape(batch * pages, -1)
+    made = _coordinates(blocks, tables, page_mean=config.page_mean, interpret=interpret)
+    costs = codec.variances * jnp.asarray(np.square(_half_units(layout)), jnp.float32)
+    inputs = {
+        "coordinates": made["coordinates"],
+        "first_scale": made["first_scale"],
+        "costs": costs,
+        "groups": jnp.asarray(_groups(layout, n)),
+        "levels": jnp.asarray(level_tables().levels),
+        "fields": jnp.asarray(level_tables().fields),
+        "tokens": token_order(n, codec.stream),
+    }
+    nbytes = codec.page_words(n).nbytes
+    coded = _codes(inputs, nbytes=nbytes, stream=codec.stream, rounds=config.scale_rounds, interpret=interpret)
     code = KltCode(
-        words=packed,
-        scale=found["scale"],
-        page_mean=found.get("page_mean"),
-        page_mean_scale=found.get("page_mean_scale"),
+        words=jax.lax.bitcast_convert_type(coded["words"], jnp.uint8).reshape(-1, nbytes),
+        scale=coded["scale"],
+        page_mean=made.get("page_mean"),
+        page_mean_scale=made.get("page_mean_scale"),
     )
     return jax.tree.map(lambda leaf: leaf.reshape(batch, 1, pages, *leaf.shape[1:]), code)
 
@@ -86,72 +88,73 @@ KLT_PAGES = PageEncoder(supports=supports, encode=encode_klt_pages)
 """The encoder of ``Klt``."""
 
 
-@functools.partial(jax.jit, static_argnames=("nbytes", "stream", "rounds", "page_mean", "interpret"))
-def _encode(
-    blocks: Float[Array, "B K pages n D"],
-    tables: dict[str, Array],
-    *,
-    nbytes: int,
-    stream: StreamName,
-    rounds: int,
-    page_mean: bool,
-    interpret: bool,
+# Functions of arrays alone, so that layers share what is traced and compiled.
+
+
+@functools.partial(jax.jit, static_argnames=("page_mean", "interpret"))
+def _coordinates(
+    blocks: Float[Array, "B K pages n D"], tables: dict[str, Array], *, page_mean: bool, interpret: bool
 ) -> dict[str, Array]:
-    """Leaves ``[B pages, ...]``; a function of arrays alone, so that layers share what is compiled."""
+    """Leaves ``[B pages, K, ...]``."""
     batch, heads, pages, n, dim = blocks.shape
-    count = batch * pages
+    lead = (batch * pages, heads)
     made = {
-        "coordinates": jax.ShapeDtypeStruct((count, heads, dim, n), jnp.float32),
-        "first_scale": jax.ShapeDtypeStruct((count, heads, n), jnp.uint8),
+        "coordinates": jax.ShapeDtypeStruct((*lead, dim, n), jnp.float32),
+        "first_scale": jax.ShapeDtypeStruct((*lead, n), jnp.uint8),
     }
     if page_mean:
-        made["page_mean"] = jax.ShapeDtypeStruct((count, heads, dim), jnp.int8)
-        made["page_mean_scale"] = jax.ShapeDtypeStruct((count, heads), jnp.float16)
+        made["page_mean"] = jax.ShapeDtypeStruct((*lead, dim), jnp.int8)
+        made["page_mean_scale"] = jax.ShapeDtypeStruct(lead, jnp.float16)
+
+    def klt_coordinates(**refs: Any) -> None:
+        coordinates_program(refs)
+
+    return _call(klt_coordinates, lead, {"blocks": blocks, **tables}, made, _WARPS, interpret)
+
+
+@functools.partial(jax.jit, static_argnames=("nbytes", "stream", "rounds", "interpret"))
+def _codes(
+    inputs: dict[str, Array], *, nbytes: int, stream: StreamName, rounds: int, interpret: bool
+) -> dict[str, Array]:
+    """Words ``[B pages, nbytes / 4]`` and scales ``[B pages, K, n]``."""
+    count, heads, _, n = inputs["coordinates"].shape
     coded = {
         "words": jax.ShapeDtypeStruct((count, nbytes // 4), jnp.int32),
         "scale": jax.ShapeDtypeStruct((count, heads, n), jnp.uint8),
     }
-    some = {name: tables[name] for name in ("map", "mean", "farthest", "channels", "turns") if name in tables}
-    names = ("blocks", *some, *made)
 
-    def klt_coordinates(*refs: Any) -> None:
-        coordinates_program(refs[0], dict(zip(names, refs, strict=True)))
+    def klt_codes(**refs: Any) -> None:
+        codes_program(refs, stream=stream, rounds=rounds)
 
-    found = _call(klt_coordinates, (count, heads), (blocks, *some.values()), made, _WARPS, interpret)
-    held = {name: tables[name] for name in ("costs", "groups", "levels", "fields", "tokens")}
-    held |= {name: found.pop(name) for name in ("coordinates", "first_scale")}
-
-    def klt_codes(*refs: Any) -> None:
-        codes_program(dict(zip((*held, *coded), refs, strict=True)), stream=stream, rounds=rounds)
-
-    # A thread for each token.
-    return found | _call(klt_codes, (count, heads), tuple(held.values()), coded, n // 32, interpret)
+    return _call(klt_codes, (count, heads), inputs, coded, n // _LANES, interpret)
 
 
 def _call(
     program: Callable[..., None],
     grid: tuple[int, ...],
-    arguments: tuple[Array, ...],
+    inputs: dict[str, Array],
     results: dict[str, jax.ShapeDtypeStruct],
     warps: int,
     interpret: bool,
 ) -> dict[str, Array]:
+    """Runs a program, which takes all arrays by name."""
+    names = (*inputs, *results)
     whole = pl.BlockSpec(memory_space=pl.ANY)
     found = pl.pallas_call(
-        program,
+        functools.wraps(program)(lambda *refs: program(**dict(zip(names, refs, strict=True)))),
         grid=grid,
-        in_specs=[whole] * len(arguments),
+        in_specs=[whole] * len(inputs),
         out_specs=[whole] * len(results),
         out_shape=list(results.values()),
         compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=1),
         interpret=interpret,
         name=program.__name__,
-    )(*arguments)
+    )(*inputs.values())
     return dict(zip(results, found, strict=True))
 
 
-def _three_parts(x: Float[Array, "K D E"]) -> Array:
-    """Three numbers of bfloat16 whose sum is ``x``: ``[K, 3, D, E]``. Rounded by ``reduce_precision``, for XLA takes a
+def _three_parts(x: Float[Array, "K E D"]) -> Array:
+    """Three numbers of bfloat16 whose sum is ``x``: ``[K, 3, E, D]``. Rounded by ``reduce_precision``, for XLA takes a
     conversion back."""
     parts = []
     for _ in range(3):
