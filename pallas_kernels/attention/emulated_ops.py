@@ -475,3 +475,12 @@ def square_root(value: Register) -> Register:
 
 def load_short(where: Pointer, at: int = 0) -> Register:
     return _read(where, at, np.uint16).astype(np.uint32)
+
+
+def offset_product(where: Pointer, nbytes: Register, count: Register) -> Pointer:
+    return Pointer(where.memory, where.at + nbytes.astype(np.int64) * count)
+
+
+def fetch(where: Pointer, at: int = 0) -> None:
+    """Only that it is there."""
+    _read(where, at, np.uint8)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import PRODUCTS, TILE
+from kakeya_jax.pallas_kernels.attention.klt_ahead import codes_ahead
 from kakeya_jax.pallas_kernels.attention.klt_queries import PageQueries, write_queries
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
 from kakeya_jax.pallas_kernels.attention.klt_shape import GROUP, GROUPS, KltShape
@@ -55,7 +56,9 @@ def klt_program(
     lane = Lane(ops, shape, program)
     head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
     count = ops.divide(tokens_of(head), TILE)
-    write_queries(ops, shape, lane, head, _pages(ops, shape, split, count), query_ref, tables, queries, shared_ref)
+    pages = _pages(ops, shape, split, count)
+    ahead = codes_ahead(ops, shape, lane, head, pages, (table_ref, codes[0], codes[2]))
+    write_queries(ops, shape, lane, head, pages, query_ref, tables, queries, ahead, shared_ref)
     share = share_of(ops, shape, lane, split, count)
     tiles = KltTiles(ops, shape, lane, head, table_ref, (queries.numbers, queries.extras, queries.bias, *codes))
 

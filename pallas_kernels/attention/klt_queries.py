@@ -84,6 +84,7 @@ def write_queries(
     query_ref: Any,
     tables: QueryTables,
     queries: PageQueries,
+    ahead: Callable[[Any], None],
     shared_ref: Any,
 ) -> None:
     """Writes the queries of pages, which all warps of the program may read afterwards.
@@ -97,10 +98,11 @@ def write_queries(
         query_ref: ``[N, group, 128]`` of ``shape.dtype``, after their rotary embedding.
         tables: references.
         queries: references.
+        ahead: called while products are on their way, with every other page from the first one on.
         shared_ref: shared memory.
     """
     writer = _Writer(ops, shape, lane, head, pages, query_ref, tables, queries, shared_ref)
-    writer.write_numbers()
+    writer.write_numbers(ahead)
     ops.barrier()
     writer.write_logits()
 
@@ -131,7 +133,7 @@ class _Writer:
         self.query, self.slot = ops.modulo(twice, self.rows), ops.divide(twice, self.rows)
         self.vectors = self._vectors(query_ref)
 
-    def write_numbers(self) -> None:
+    def write_numbers(self, ahead: Callable[[Any], None]) -> None:
         """Queries in the coordinates of codes."""
         ops, lane, shape = self.ops, self.lane, self.shape
         sizes = [self._over_warp(functools.reduce(ops.maximum, map(ops.magnitude, each))) for each in self.vectors]
@@ -177,7 +179,11 @@ class _Writer:
                 where = self._top(page, query)
                 ops.only_if(of_first_warp, lambda where=where, top=top: ops.store_reals(where, [top]))
 
-        self._over_pages(vectors, operands, lambda base: None, finish)
+        def begin(base: Any) -> None:
+            done = ops.times(ops.divide(ops.subtract(base, self.first), self.pages), 2)
+            ahead(ops.add(self.first, done))
+
+        self._over_pages(vectors, operands, begin, finish)
 
     def write_logits(self) -> None:
         """Logits that do not come from codes; and what belongs to a page's queries besides."""

@@ -536,3 +536,13 @@ def load_short(where: Register, at: int = 0) -> Register:
     """16 bits of global memory, zeros above."""
     text = f"{{ .reg .b16 h; ld.global.nc.b16 h, [$1+{at}]; cvt.u32.u16 $0, h; }}"
     return _asm(text, where, results=_i32())
+
+
+def offset_product(where: Register, nbytes: Register, count: Register) -> Register:
+    """An address ``nbytes * count`` bytes further, neither negative."""
+    return arith.addi(where, arith.muli(arith.extui(_i64(), nbytes), arith.extui(_i64(), count)))
+
+
+def fetch(where: Register, at: int = 0) -> None:
+    """Starts bringing 128 bytes of global memory to the second-level cache."""
+    _asm(f"prefetch.global.L2 [$0+{at}];", where, results=None)
