@@ -518,3 +518,41 @@ def only_if(condition: Register, body: Callable[[], None]) -> None:
     with ir.InsertionPoint(op.then_block):
         body()
         scf.YieldOp([])
+
+
+# Products and roots for queries of pages
+
+
+def multiply_halves(total: Sequence[Register], first: Sequence[Register], second: Sequence[Register]) -> list[Register]:
+    """``total + first @ second`` of fragments 16 x 16 and 16 x 8 of float16, in float32 (``mma.sync``)."""
+    text = (
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, "
+        "{$10, $11, $12, $13};"
+    )
+    return list(_asm(text, *first, *second, *total, results=[_f32()] * 4, collective=True))
+
+
+def dot_bytes(first: Register, second: Register, total: Register) -> Register:
+    """``total`` plus the products of the four signed bytes of two words."""
+    return _asm("dp4a.s32.s32 $0, $1, $2, $3;", first, second, total, results=_i32())
+
+
+def square_root(value: Register) -> Register:
+    """To about one unit in the last place."""
+    return _asm("sqrt.approx.ftz.f32 $0, $1;", value, results=_f32())
+
+
+def load_short(where: Register, at: int = 0) -> Register:
+    """16 bits of global memory, zeros above."""
+    text = f"{{ .reg .b16 h; ld.global.nc.b16 h, [$1+{at}]; cvt.u32.u16 $0, h; }}"
+    return _asm(text, where, results=_i32())
+
+
+def offset_product(where: Register, nbytes: Register, count: Register) -> Register:
+    """An address ``nbytes * count`` bytes further, neither negative."""
+    return arith.addi(where, arith.muli(arith.extui(_i64(), nbytes), arith.extui(_i64(), count)))
+
+
+def fetch(where: Register, at: int = 0) -> None:
+    """Starts bringing 128 bytes of global memory to the second-level cache."""
+    _asm(f"prefetch.global.L2 [$0+{at}];", where, results=None)

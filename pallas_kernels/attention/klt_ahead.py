@@ -1,0 +1,55 @@
+"""Codes on their way from memory to the second-level cache while a program finds the queries of its pages."""
+
+from collections.abc import Callable
+from typing import Any
+
+from kakeya_jax.pallas_kernels.attention.coded_shape import TILE
+from kakeya_jax.pallas_kernels.attention.klt_shape import CONSTANTS, HEAD_WORDS, KltShape
+from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
+
+_LINE = 128
+"""Bytes that memory gives at once."""
+
+
+def codes_ahead(
+    ops: Any, shape: KltShape, lane: Lane, head: Any, pages: tuple[Any, Any], refs: tuple[Any, Any, Any]
+) -> Callable[[Any], None]:
+    """A function of a page that fetches its codes, or those of the page after it: two warps do either, one for keys and
+    one for values.
+
+    Args:
+        ops: ``warp_ops``, or ``emulated_ops``.
+        shape: sizes; ``shape.ahead`` pages from the first one are fetched.
+        lane: who this thread is.
+        head: of all rows.
+        pages: the first one, and the one after the last.
+        refs: the table of layouts (see ``klt_shape``), codes of keys, and of values.
+    """
+    table, key, value = map(ops.address, refs)
+    row, kv_head = ops.divide(head, shape.num_kv_heads), ops.modulo(head, shape.num_kv_heads)
+    of_head = ops.offset(table, ops.times(kv_head, 4 * HEAD_WORDS))
+    words = [ops.load_words(of_head, 1, 4 * (len(CONSTANTS.words) + index), once=False)[0] for index in (0, 1, 3, 4)]
+    of_keys = ops.equal(ops.modulo(lane.warp, 2), 0)
+    start, tile = (ops.select(of_keys, *pair) for pair in (words[0::2], words[1::2]))
+    codes = ops.offset(ops.select_address(of_keys, key, value), start)
+    page_nbytes = ops.select(of_keys, ops.integer(shape.key_nbytes), ops.integer(shape.value_nbytes))
+    tiles = shape.page // TILE
+    nbytes, most = ops.times(tile, tiles), tiles * max(shape.key_tile, shape.value_tile)
+    place = ops.times(lane.lane, _LINE)
+    first, stop = pages
+    stop = ops.smaller(stop, ops.add(first, ops.integer(shape.ahead)))
+    before = ops.times(row, shape.pages)
+
+    def fetch(page: Any) -> None:
+        page = ops.add(page, ops.divide(lane.warp, 2))
+
+        def lines() -> None:
+            where = ops.offset_product(codes, ops.add(before, page), page_nbytes)
+            where = ops.offset(where, place)
+            for at in range(0, most, 32 * _LINE):
+                there = ops.less(ops.add(place, ops.integer(at)), nbytes)
+                ops.only_if(there, lambda at=at: ops.fetch(where, at))
+
+        ops.only_if(ops.less(page, stop), lines)
+
+    return fetch
