@@ -78,7 +78,7 @@ def _program(ops: Any, *refs: Any, shape: CodedShape) -> None:
     held = HeldWords(shape.codes).load(ops, lane, ops.address(constant_ref))
     query, starts, factors = load_queries(ops, shape, lane, tuple(query_refs), head)
     refs = StreamRefs(key_ref, key_scale_ref, key_scale_ref)
-    tiles = Tiles(ops, shape, lane, head, (refs, refs))
+    tiles = Tiles(ops, shape, lane, head, (refs, refs), shared_ref)
 
     # Where a lane's first query has its first token; lanes of the low bytes have what those of the high ones have.
     column = ops.times(ops.modulo(lane.column, 2) if shape.paired else lane.column, 2)

@@ -80,31 +80,42 @@ def coded_program(
         StreamRefs(key_ref, key_scale_ref, key_minimum_ref),
         StreamRefs(value_ref, value_scale_ref, value_minimum_ref),
     )
-    tiles = Tiles(ops, shape, lane, head, (keys, values))
+    tiles = Tiles(ops, shape, lane, head, (keys, values), shared_ref)
     logits_of_tile = tile_logits(ops, shape, lane, held, tiles, (query_ref, start_ref, factor_ref), head)
     grouped, blocks = shape.value.scales > 1, shape.dim // 16
 
-    def weigh(slot: Any, state: list[Any]) -> tuple[Shares, Callable[[int], Shares]]:
+    def start_scales(tile: Any) -> None:
+        """Of a tile, where there is room for those of one only."""
+        if shape.scales_apart:
+            here = ops.less(tile, share[1])
+            ops.only_if(here, lambda: tiles.start_scales(tile, None))
+
+    def weigh(tile: Any, slot: Any, state: list[Any]) -> tuple[Shares, Callable[[int], Shares]]:
         """What a tile's tokens weigh, and what they do for a group of channels."""
+        scales = [] if grouped else tiles.scale_words(slot, 1)
+        logits = logits_of_tile(slot)
+        scales = scales or tiles.scale_words(slot, 1)
+        minima = tiles.scale_words(slot, 1, minima=True) if shape.value.step else []
+        if shape.scales_apart:
+            ops.wait_for_copies(1)  # every lane has its scales
+            start_scales(ops.add(tile, ops.integer(1)))
+            ops.commit_copies()
         if grouped:
-            logits, scales = logits_of_tile(slot), tiles.scale_words(slot, 1)
-            minima = tiles.scale_words(slot, 1, minima=True) if shape.value.step else []
             return group_shares(ops, shape, lane, state, logits, scales, minima)
-        words = [each[0] for each in tiles.scale_words(slot, 1)]
+        words = [each[0] for each in scales]
         shares = shares_of(
             ops,
             shape,
             lane,
             state,
-            logits_of_tile(slot),
+            logits,
             lambda: ops.largest_half(words),
             lambda product: halves_of(ops, words[product]),
         )
         return shares, lambda group: shares
 
     def step(tile: Any, slot: Any, state: list[Any]) -> list[Any]:
-        del tile
-        shares, of_group = weigh(slot, state)
+        shares, of_group = weigh(tile, slot, state)
         weighted, shift, right = [], [], shares
         for block in range(blocks):
             if block * shape.value.scales % blocks == 0:
@@ -116,6 +127,7 @@ def coded_program(
             weighted += add_values(ops, right, near, far, mine, held.magic)
         return [*shares.top, *shares.total, *shift[: 2 * shape.shifts], *weighted]
 
+    start_scales(share[0])
     state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, step, lambda: empty_state(ops, shape))
     ops.barrier()  # stages become states
     place = ops.add(ops.times(head, shape.states), split)

@@ -109,9 +109,14 @@ class TileShape(abc.ABC):
         return max(2, min(4, SHARED_NBYTES // 12 // self.stage_nbytes))
 
     @property
+    def warp_nbytes(self) -> int:
+        """Shared memory of a warp."""
+        return self.stages * self.stage_nbytes
+
+    @property
     def shared_floats(self) -> int:
-        """Shared memory of a program: stages, and later its warps' states."""
-        return self.warps * max(self.stages * self.stage_nbytes // 4, self.rows * (self.dim + 2))
+        """Shared memory of a program: that of its warps, later their states."""
+        return self.warps * max(self.warp_nbytes // 4, self.rows * (self.dim + 2))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,6 +188,21 @@ class CodedShape(TileShape):
     @property
     def stage_nbytes(self) -> int:
         """Of one tile of one warp."""
+        return self.stage_scales if self.scales_apart else self._tile_nbytes
+
+    @property
+    def warp_nbytes(self) -> int:
+        """See ``TileShape``."""
+        return super().warp_nbytes + (self._tile_nbytes - self.stage_scales if self.scales_apart else 0)
+
+    @property
+    def scales_apart(self) -> bool:
+        """Whether there is room for the scales of one tile only, behind the stages: so that twelve warps have room."""
+        most = SHARED_NBYTES // 12
+        return 2 * self._tile_nbytes > most >= self.stage_scales + self._tile_nbytes
+
+    @property
+    def _tile_nbytes(self) -> int:
         return self.stage_value_scales + self.scale_nbytes(self.value)
 
     def scale_nbytes(self, codes: Codes) -> int:

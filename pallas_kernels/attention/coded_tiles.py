@@ -18,11 +18,16 @@ class Tiles:
     """Tiles of one head on their way through shared memory: each warp has room for ``stages`` of them.
 
     A stage holds what lanes will read of keys, one lane's words beside another's; a tile of values, channel after
-    channel; and the scales of both.
+    channel; and the scales of both, unless there is room for those of one tile only (``shape.scales_apart``).
     """
 
-    def __init__(self, ops: Any, shape: CodedShape, lane: Lane, head: Any, refs: tuple[StreamRefs, StreamRefs]) -> None:
+    def __init__(
+        self, ops: Any, shape: CodedShape, lane: Lane, head: Any, refs: tuple[StreamRefs, StreamRefs], shared_ref: Any
+    ) -> None:
         self.ops, self.shape, self.lane = ops, shape, lane
+        behind = ops.add(ops.times(lane.warp, shape.warp_nbytes), ops.integer(shape.stages * shape.stage_nbytes))
+        behind = ops.subtract(behind, ops.integer(shape.stage_scales))
+        self._apart = ops.shared_offset(ops.shared_address(shared_ref), behind) if shape.scales_apart else None
         key, value = shape.key, shape.value
         self.key_row = shape.dim * key.bits // 8
         self.value_row = shape.page * value.bits // 8
@@ -44,12 +49,22 @@ class Tiles:
 
     def start(self, tile: Any, slot: Any) -> None:
         """Starts the copies of a tile into a stage."""
-        self.start_keys(tile, slot)
+        self._start_codes_of_keys(tile, slot)
         self._start_values(tile, slot)
-        self._start_scales(tile, slot, 1)
+        if not self.shape.scales_apart:
+            self.start_scales(tile, slot)
 
     def start_keys(self, tile: Any, slot: Any) -> None:
         """Starts those of keys and their scales."""
+        self._start_codes_of_keys(tile, slot)
+        self._start_scales(tile, slot, 0)
+
+    def start_scales(self, tile: Any, slot: Any) -> None:
+        """Starts those of scales; if they are apart, whatever the stage."""
+        for stream in range(2):
+            self._start_scales(tile, slot, stream)
+
+    def _start_codes_of_keys(self, tile: Any, slot: Any) -> None:
         ops, shape, lane = self.ops, self.shape, self.lane
         key = shape.key
         where = ops.offset(self.key, tile, TILE * self.key_row)
@@ -64,7 +79,6 @@ class Tiles:
             target = ops.shared_offset(slot, ops.times(lane.lane, 4))
             for index, token in enumerate(LANE_TOKENS):
                 ops.copy(target, where, 4, shape.stage_key_high + 128 * index, token * self.key_row + shape.dim // 4)
-        self._start_scales(tile, slot, 0)
 
     def _start_values(self, tile: Any, slot: Any) -> None:
         ops, shape, lane, value = self.ops, self.shape, self.lane, self.shape.value
@@ -101,7 +115,7 @@ class Tiles:
     def _start_scales(self, tile: Any, slot: Any, stream: int) -> None:
         ops, shape, lane, codes = self.ops, self.shape, self.lane.lane, self._codes[stream]
         nbytes = shape.dim // 8 if codes.tokens else 4 * codes.scales
-        target = ops.shared_offset(slot, ops.times(lane, nbytes))
+        target = ops.shared_offset(self._scale_slot(slot), ops.times(lane, nbytes))
         for index, where in enumerate(self.scales[stream]):
             if codes.tokens:  # half the lanes copy those of 32 tokens
                 part = ops.add(ops.times(tile, TILE // GROUP), ops.divide(lane, 16))
@@ -152,7 +166,7 @@ class Tiles:
         """Of keys (0) or values (1), for each product the scales of this lane's two tokens, packed float16: all of the
         first token, then all of the second. Or their minima."""
         ops, scales = self.ops, self._codes[stream].scales
-        where = ops.shared_offset(slot, ops.times(self.token, 2 * scales))
+        where = ops.shared_offset(self._scale_slot(slot), ops.times(self.token, 2 * scales))
         at = self._scales_at(stream) + 2 * TILE * scales * minima
         return [ops.shared_words(where, scales, at + 8 * scales * product) for product in range(PRODUCTS)]
 
@@ -161,9 +175,13 @@ class Tiles:
         their minima."""
         ops, shape, lane = self.ops, self.shape, self.lane
         of_tokens = ops.times(ops.divide(lane.row, 4), 2 * shape.dim)
-        where = ops.shared_offset(slot, ops.add(of_tokens, ops.times(lane.column, shape.dim // 2)))
+        where = ops.shared_offset(self._scale_slot(slot), ops.add(of_tokens, ops.times(lane.column, shape.dim // 2)))
         at = self._scales_at(0) + 2 * (TILE // GROUP) * shape.dim * minima
         return [word for first in range(0, shape.dim // 2, 16) for word in ops.shared_words(where, 4, at + first)]
+
+    def _scale_slot(self, slot: Any) -> Any:
+        """A stage, or what makes the same places in it those apart."""
+        return slot if self._apart is None else self._apart
 
     @property
     def _codes(self) -> tuple[Codes, Codes]:
