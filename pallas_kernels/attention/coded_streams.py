@@ -81,7 +81,7 @@ def _unsupported_codec(codec: Any, name: StreamName, dim: int, limits: Limits) -
         return [] if taken else [f"{name}s of kivi(group_size={group_size}, axis={codec.axis})"]
     if codec.bits == 8:
         return [] if group_size is None else [f"int8(group_size={group_size})"]
-    taken = group_size % GROUP == 0 and not (codec.affine and (name == "key" or group_size == dim))
+    taken = group_size % GROUP == 0 and not (codec.affine and group_size == dim)
     return [] if taken else [f"{name}s of int4(group_size={group_size}, affine={codec.affine})"]
 
 

@@ -18,7 +18,7 @@ from kakeya_jax.stream import Geometry
 from kakeya_jax.typing import Array, Float, Int, UInt8
 
 _TEAMS = 3
-"""Programs in a block of threads, which bounds their registers, where keys have scales by channel."""
+"""Programs in a block of threads, which bounds their registers, where levels have minima."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,5 +134,5 @@ def decode_step(
         [value.rotation],
         counters,
         interpret=interpret,
-        most_teams=_TEAMS if key.codes.tokens else 1,
+        most_teams=_TEAMS if key.codes.step or value.codes.step else 1,
     )

@@ -7,7 +7,7 @@ from kakeya_jax.pallas_kernels.attention.channel_logits import channel_logits, c
 from kakeya_jax.pallas_kernels.attention.code_bytes import decode_unit
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, PRODUCTS, CodedShape
 from kakeya_jax.pallas_kernels.attention.coded_tiles import Tiles
-from kakeya_jax.pallas_kernels.attention.group_logits import group_logits
+from kakeya_jax.pallas_kernels.attention.group_logits import group_logits, query_sums
 from kakeya_jax.pallas_kernels.attention.held_words import Held
 from kakeya_jax.pallas_kernels.attention.tile_shares import number_of
 from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC_BITS, Lane
@@ -36,13 +36,16 @@ def tile_logits(
 
         return by_channel
     query, starts, factors = load_queries(ops, shape, lane, refs, head)
+    sums_of_query = query_sums(ops, shape, query) if shape.key.step else []
 
     def by_token(slot: Any) -> list[list[Any]]:
         words, found = tiles.scale_words(slot, 0), []
+        minima = tiles.scale_words(slot, 0, minima=True) if shape.key.step else [[]] * PRODUCTS
         for product in range(PRODUCTS):
             units = tiles.key_units(slot, product)
             if shape.key.scales > 1:
-                found.append(group_logits(ops, shape, lane, held, units, words[product], query, factors))
+                scales = words[product], minima[product]
+                found.append(group_logits(ops, shape, lane, held, units, *scales, query, sums_of_query, factors))
             else:
                 sums = key_product(ops, shape, held, units, query, starts)
                 found.append(logits_of(ops, shape, lane, sums, words[product][0], factors))

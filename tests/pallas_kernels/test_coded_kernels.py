@@ -182,7 +182,7 @@ def test_whole_steps_lower_for_cuda(recipe: str, group: int, monkeypatch: pytest
         ("triton", "both=int8", "int8"),
         ("mosaic_gpu", "both=int8(group_size=32)", r"int8\(group_size=32\)"),
         ("triton", "both=int4", "int4"),
-        ("mosaic_gpu", "both=int4(affine=true)", r"keys of int4\(group_size=32, affine=True"),
+        ("mosaic_gpu", "both=int4(affine=true,group_size=64)", r"keys of int4\(group_size=64, affine=True"),
         ("mosaic_gpu", "both=int4(group_size=16)", r"values of int4\(group_size=16, affine=False"),
         ("mosaic_gpu", "both=kivi(axis=token)", r"keys of kivi\(group_size=32, axis=token"),
         ("mosaic_gpu", "both=kivi(group_size=64)", r"values of kivi\(group_size=64"),

@@ -22,7 +22,9 @@ CASES = [
     ("key=int4(group_size=64),value=int4(group_size=128)", 128, 3),
     ("key=int4,value=turboquant(bits=2)", 64, 4),
     ("key=turboquant(bits=3),value=int4", 128, 8),
-    ("key=int8,value=int4(group_size=64)", 64, 1),
+    ("key=int8,value=int4(affine=true)", 64, 1),
+    ("both=int4(affine=true)", 128, 4),
+    ("key=int4(affine=true,group_size=64),value=int4", 128, 6),
 ]
 
 
