@@ -3,17 +3,15 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kakeya_jax import bitpack, level_words
 
 LOWEST = {2: 0, 4: -8}
 
 
-@given(st.sampled_from([2, 4]), st.sampled_from([5, 6, 8, 16, 48]), st.integers(0, 2**32 - 1))
-def test_packing_is_undone_and_takes_as_many_bytes_as_any(bits: int, count: int, seed: int) -> None:
-    levels = np.random.default_rng(seed).integers(LOWEST[bits], LOWEST[bits] + 2**bits, (3, count))
+@pytest.mark.parametrize(("bits", "count"), [(2, 24), (2, 48), (4, 5), (4, 24)])
+def test_packing_is_undone_and_takes_as_many_bytes_as_any(bits: int, count: int) -> None:
+    levels = np.random.default_rng(count).integers(LOWEST[bits], LOWEST[bits] + 2**bits, (3, count))
     packed = level_words.pack(jnp.asarray(levels), bits)
     assert packed.shape == (3, bitpack.packed_nbytes(count, bits))
     np.testing.assert_array_equal(level_words.unpack(packed, bits, count), levels)
