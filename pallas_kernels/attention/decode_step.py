@@ -17,9 +17,6 @@ from kakeya_jax.pallas_kernels.attention.window_program import WARPS, WindowShap
 from kakeya_jax.stream import Geometry
 from kakeya_jax.typing import Array, Float, Int, UInt8
 
-_TEAMS = 3
-"""Programs in a block of threads, which bounds their registers, where levels have minima."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CodedStream:
@@ -134,5 +131,12 @@ def decode_step(
         [value.rotation],
         counters,
         interpret=interpret,
-        most_teams=_TEAMS if key.codes.step or value.codes.step else 1,
+        most_teams=_most_teams(coded),
     )
+
+
+def _most_teams(shape: CodedShape) -> int:
+    """Programs in a block of threads: three, which bounds registers, where one alone takes so many that but two run on
+    a multiprocessor."""
+    many = shape.key.step or shape.value.step or (not shape.paired and shape.dim > 64)
+    return 3 if many else 1
