@@ -24,7 +24,8 @@ class CodedStream:
 
     Attributes:
         words: uint8, keys ``[N, T, D b / 8]``, values ``[N, T / page, D, page b / 8]``.
-        scales: float16 ``[N, T, codes.scales]``.
+        scales: float16 ``[N, T, codes.scales]``, or ``[N, T / codes.tokens, D]``.
+        minima: likewise, if there are any.
         sinks: exact ``[N, sinks, D]``.
         tail: exact ``[N, tail, D]``, a ring.
         rotation: float32 ``[D, D]``: what is coded is this times a vector.
@@ -34,11 +35,17 @@ class CodedStream:
 
     words: UInt8[Array, "..."]
     scales: Float[Array, "N T scales"]
+    minima: Float[Array, "N T scales"] | None
     sinks: Float[Array, "N sinks D"]
     tail: Float[Array, "N tail D"]
     rotation: Float[Array, "D D"]
     codes: Codes
     unit: float
+
+    @property
+    def arrays(self) -> tuple[Array, Array, Array]:
+        """What programs read of it; for minima that there are none of, something that they do not read."""
+        return self.words, self.scales, self.scales if self.minima is None else self.minima
 
 
 def decode_step(
@@ -67,11 +74,11 @@ def decode_step(
     heads, group, dim = query.shape
     base_two = scale / LN2
 
-    asked = QueryShape(dim=dim, group=group, dtype=query.dtype, scale=base_two * key.unit)
+    asked = QueryShape(dim=dim, group=group, dtype=query.dtype, scale=base_two * key.unit, halves=key.codes.tokens > 0)
     *numbers, counters = launch(
         lambda ops, *refs: query_program(ops, asked, *refs),
         [
-            jax.ShapeDtypeStruct((heads, 2 * asked.rows, dim), jnp.int8),
+            jax.ShapeDtypeStruct((heads, 2 * asked.rows, dim), jnp.float16 if asked.halves else jnp.int8),
             jax.ShapeDtypeStruct((heads, 2 * asked.rows), jnp.int32),
             jax.ShapeDtypeStruct((heads, COLUMNS), jnp.float32),
             jax.ShapeDtypeStruct((heads,), jnp.int32),
@@ -117,11 +124,19 @@ def decode_step(
         coded,
         window,
         finish,
-        [jnp.asarray(HeldWords(coded.codes).words), *numbers, key.words, key.scales, value.words, value.scales],
+        [jnp.asarray(HeldWords(coded.codes).words), *numbers, *key.arrays, *value.arrays],
         query,
         positions,
         [key.sinks, key.tail, value.sinks, value.tail],
         [value.rotation],
         counters,
         interpret=interpret,
+        most_teams=_most_teams(coded),
     )
+
+
+def _most_teams(shape: CodedShape) -> int:
+    """Programs in a block of threads: three, which bounds registers, where one alone takes so many that but two run on
+    a multiprocessor."""
+    many = shape.key.step or shape.value.step or (not shape.paired and shape.dim > 64)
+    return 3 if many else 1

@@ -120,6 +120,11 @@ def differing(first: Register, second: Register) -> Register:
     return arith.xori(first, second)
 
 
+def masked(value: Register, mask: Register, others: Register) -> Register:
+    """``value & mask | others`` in one instruction."""
+    return _asm("lop3.b32 $0, $1, $2, $3, 0xEA;", value, mask, others, results=_i32())
+
+
 def left(value: Register, bits: int) -> Register:
     """Shifted left."""
     return arith.shli(value, integer(bits))
@@ -238,6 +243,11 @@ def scaled_halves(first: Register, second: Register) -> Register:
     return _asm("mul.rn.f16x2 $0, $1, $2;", first, second, results=_i32())
 
 
+def fused_halves(first: Register, second: Register, third: Register) -> Register:
+    """``first * second + third`` of pairs of packed float16, rounded once."""
+    return _asm("fma.rn.f16x2 $0, $1, $2, $3;", first, second, third, results=_i32())
+
+
 def pack_brain_halves(low: Register, high: Register) -> Register:
     """Two floats rounded to packed bfloat16."""
     return _asm("cvt.rn.bf16x2.f32 $0, $2, $1;", low, high, results=_i32())
@@ -316,6 +326,15 @@ def multiply_half_bytes(total: Sequence[Register], first: Sequence[Register], se
     """``total + first @ second`` of fragments 16 x 16 and 16 x 8 of signed bytes, in int32 (``mma.sync``)."""
     text = "mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {$0, $1, $2, $3}, {$4, $5}, {$6}, {$7, $8, $9, $10};"
     return list(_asm(text, *first, second, *total, results=[_i32()] * 4, collective=True))
+
+
+def multiply_halves(total: Sequence[Register], first: Sequence[Register], second: Sequence[Register]) -> list[Register]:
+    """``total + first @ second`` of fragments 16 x 16 and 16 x 8 of float16, in float32 (``mma.sync``)."""
+    text = (
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, "
+        "{$10, $11, $12, $13};"
+    )
+    return list(_asm(text, *first, *second, *total, results=[_f32()] * 4, collective=True))
 
 
 # Memory
