@@ -4,7 +4,7 @@ The first makes coordinates by products of bfloat16, six for each half of the ch
 of float32, takes the page's mean out, and writes them channel after channel, in half units of their levels. The second
 has a thread for each token. It finds the token's scale by least squares, quantising anew in each round, reads the
 coordinates again each time, a group of channels at once, and puts the codes of the last scale together to words in the
-order of ``klt_words``. In half units a code is one look-up at any width (``level_tables``).
+order of ``klt_words``. In half units a code is one look-up at any width (``klt_code_tables``).
 """
 
 from typing import Any
@@ -15,9 +15,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from kakeya_jax.codecs.klt import SCALE_STEPS, SCALE_ZERO
+from kakeya_jax.klt_code_tables import HIGHEST, LOWEST
 from kakeya_jax.klt_words import GROUP
 from kakeya_jax.numeric import F16_MAX
-from kakeya_jax.pallas_kernels.encode.level_tables import HIGHEST, LOWEST
 from kakeya_jax.typing import Array, Float, Int, StreamName
 
 _MAGIC = 1.5 * 2.0**23

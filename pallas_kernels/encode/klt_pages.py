@@ -26,7 +26,10 @@ from kakeya_jax.typing import Array, Float, StreamName
 _DIM = 128
 _PAGES = (64, 128)
 _WARPS = 4
-"""Of a program that makes coordinates."""
+"""Of a program that makes coordinates,"""
+
+_STAGES = 1
+"""and steps of its loop whose loads are under way at a time."""
 
 _LANES = 32
 
@@ -109,7 +112,7 @@ def _coordinates(
     def klt_coordinates(**refs: Any) -> None:
         coordinates_program(refs)
 
-    return _call(klt_coordinates, lead, {"blocks": blocks, **tables}, made, _WARPS, interpret)
+    return _call(klt_coordinates, lead, {"blocks": blocks, **tables}, made, interpret, warps=_WARPS, stages=_STAGES)
 
 
 @functools.partial(jax.jit, static_argnames=("nbytes", "stream", "rounds", "interpret"))
@@ -126,7 +129,7 @@ def _codes(
     def klt_codes(**refs: Any) -> None:
         codes_program(refs, stream=stream, rounds=rounds)
 
-    return _call(klt_codes, (count, heads), inputs, coded, n // _LANES, interpret)
+    return _call(klt_codes, (count, heads), inputs, coded, interpret, warps=n // _LANES)
 
 
 def _call(
@@ -134,8 +137,10 @@ def _call(
     grid: tuple[int, ...],
     inputs: dict[str, Array],
     results: dict[str, jax.ShapeDtypeStruct],
-    warps: int,
     interpret: bool,
+    *,
+    warps: int,
+    stages: int = 1,
 ) -> dict[str, Array]:
     """Runs a program, which takes all arrays by name."""
     names = (*inputs, *results)
@@ -146,7 +151,7 @@ def _call(
         in_specs=[whole] * len(inputs),
         out_specs=[whole] * len(results),
         out_shape=list(results.values()),
-        compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=1),
+        compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=stages),
         interpret=interpret,
         name=program.__name__,
     )(*inputs.values())

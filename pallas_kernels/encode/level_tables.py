@@ -1,23 +1,12 @@
-"""Quantisers as tables: in half units of its levels, a channel's code is a function of the integer above its value.
-
-Levels are ``unit (byte + 1/2)``, so what lies in the middle of two of them is a whole number of half units: a value is
-above it if the next integer is. One look-up then stands for any number of comparisons, at every width.
-"""
+"""What a code is in tables of all widths (``kakeya_jax.klt_code_tables``): its level, and its bits in words."""
 
 import functools
 from typing import NamedTuple
 
 import numpy as np
 
+from kakeya_jax.klt_code_tables import ENTRIES, LOWEST, code_table
 from kakeya_jax.klt_layout import FAST_WIDTHS, quantizer_bytes
-
-LOWEST = -255
-"""The least integer with an entry of its own,"""
-
-HIGHEST = 256
-"""and the largest."""
-
-_ENTRIES = HIGHEST - LOWEST + 1
 
 
 class LevelTables(NamedTuple):
@@ -36,20 +25,16 @@ class LevelTables(NamedTuple):
 @functools.cache
 def level_tables() -> LevelTables:
     """The tables."""
-    levels, fields = [], []
-    for width in FAST_WIDTHS:
-        found = np.asarray(quantizer_bytes(width)[0])
-        middles = found[:-1] + found[1:] + 1
-        codes = np.searchsorted(middles, np.arange(LOWEST, HIGHEST + 1), side="left")
-        levels.append(found[codes])
-        fields.append(_fields(codes, width))
+    codes = {width: code_table(width) for width in FAST_WIDTHS}
+    levels = [np.asarray(quantizer_bytes(width)[0])[each] for width, each in codes.items()]
+    fields = [_fields(each, width) for width, each in codes.items()]
     return LevelTables(np.concatenate(levels).astype(np.int8), np.concatenate(fields).astype(np.uint8))
 
 
 def table_starts(widths: np.ndarray) -> np.ndarray:
     """Where the entry of 0 is for each width; any where there are no bits."""
     places = np.searchsorted(FAST_WIDTHS, np.maximum(widths, FAST_WIDTHS[0]))
-    return places * _ENTRIES - LOWEST
+    return places * ENTRIES - LOWEST
 
 
 def half_units(widths: np.ndarray) -> np.ndarray:
