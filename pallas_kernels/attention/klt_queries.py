@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, LARGEST
 from kakeya_jax.pallas_kernels.attention.exact_values import load_exact
-from kakeya_jax.pallas_kernels.attention.klt_query_tables import MAP_LARGEST, QueryTables
+from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
 from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, GROUP, GROUPS, UNIT_WORDS, KltShape
 from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, Lane
 
@@ -32,6 +32,9 @@ _ROWS_NBYTES = _STEPS * _STEP_NBYTES
 _TOPS, _TOPS_NBYTES = 2 * _ROWS_NBYTES, 4 * 4 * 16
 _SIZES = _TOPS + 2 * _TOPS_NBYTES
 """Where sizes of queries are, and of their products with the mean."""
+
+_MAP_LARGEST = 1024.0
+"""What the largest entry of 16 channels becomes in float16: those 2^24 times smaller still have all their bits."""
 
 _QUERY_LARGEST = 64.0
 """What a query's largest entry becomes in float16."""
@@ -140,8 +143,7 @@ class _Writer:
         sizes = [ops.maximum(each, ops.real(1e-30)) for each in sizes]
         self._keep_sizes(sizes, 0)
         vectors = self._scaled(self.vectors, sizes, _QUERY_LARGEST)
-        place = ops.add(ops.times(self.kv_head, 4), lane.warp)
-        operands = self._operands(ops.offset(self.tables.maps, place, 16 * 512), 4)
+        operands, weights = self._maps()
         quads = ops.times(lane.row, 16)  # of this lane's row, the largest number of each warp
         first_column = ops.less(lane.column, ops.integer(1))
         of_first_warp = ops.both(first_column, ops.less(lane.thread, ops.integer(32)))
@@ -151,8 +153,9 @@ class _Writer:
             largest = []
             tops = ops.shared_offset(self.shared, ops.add(ops.times(turn, _TOPS_NBYTES), quads))
             for half in range(2):
-                mine = [ops.magnitude(each) for four in sums for each in four[2 * half : 2 * half + 2]]
-                top = functools.reduce(ops.maximum, mine)
+                sizes = [[ops.magnitude(each) for each in four[2 * half : 2 * half + 2]] for four in sums]
+                tops_here = [functools.reduce(ops.maximum, sizes[at] + sizes[at + 1]) for at in (0, 2)]
+                top = ops.maximum(*map(ops.scaled, tops_here, weights))
                 for distance in (1, 2):
                     top = ops.maximum(top, ops.exchange(top, distance))
                 largest.append(top)
@@ -172,7 +175,8 @@ class _Writer:
                 where = ops.offset(where, ops.times(lane.warp, 2 * COLUMNS * GROUP))
                 for group in range(2):
                     four = [sums[2 * group + n][2 * half + i] for n in range(2) for i in range(2)]
-                    high, low = self._bytes([ops.fused(each, factor, ops.real(MAGIC + 128.0)) for each in four])
+                    unit = ops.scaled(factor, weights[group])
+                    high, low = self._bytes([ops.fused(each, unit, ops.real(MAGIC + 128.0)) for each in four])
                     at = COLUMNS * GROUP * group
                     ops.store_words(where, [high], at)
                     ops.store_words(where, [low], at + self._low)
@@ -282,11 +286,43 @@ class _Writer:
                     for x, y, cos, sin in zip(back, far, cosines, sines, strict=True)
                 ]
                 found[half::2] = [ops.pack_halves(*turned[:2]), ops.pack_halves(*turned[2:])]
-        step, column = ops.divide(lane, 4), ops.modulo(lane, 4)
+        step = ops.add(ops.times(ops.divide(lane, 8), 2), ops.modulo(lane, 2))
+        column = ops.divide(ops.modulo(lane, 8), 2)
         target = ops.add(ops.times(step, _STEP_NBYTES), ops.times(column, 16))
         target = ops.shared_offset(buffer, ops.add(target, ops.times(self.lane.warp, 128)))
         for index, four in enumerate(words):
             ops.shared_store(target, [ops.as_real(word) for word in four], 64 * index)
+
+    def _maps(self) -> tuple[list[list[list[Any]]], list[Any]]:
+        """For each eight of this warp's 32 channels and each step, this lane's two words; and for each 16 channels what
+        makes their products numbers of codes. Of 16 channels, four results of a lane are neighbours."""
+        ops, lane = self.ops, self.lane
+        where = ops.offset(ops.offset(self.tables.maps, self.kv_head, 4 * DIM * DIM), ops.times(lane.warp, 128 * DIM))
+        channel = ops.add(ops.times(ops.divide(lane.row, 2), 4), ops.modulo(lane.row, 2))
+        where = ops.offset(where, ops.add(ops.times(channel, 4 * DIM), ops.times(lane.column, 16)))
+        units = ops.offset(self.tables.units, ops.add(ops.times(self.kv_head, UNIT_WORDS), ops.times(lane.warp, 2)), 4)
+        found, weights = [], []
+        for group, unit in enumerate(ops.load_reals(units, 2, 12 * GROUPS)):
+            fours = [
+                ops.load_reals(where, 4, 4 * DIM * (GROUP * group + 2 * block) + 256 * half + 64 * part)
+                for block in range(2)
+                for part in range(4)
+                for half in range(2)
+            ]
+            size = functools.reduce(ops.maximum, [ops.magnitude(x) for four in fours for x in four])
+            size = ops.maximum(self._over_warp(size), ops.real(1e-30))
+            weights.append(ops.scaled(ops.scaled(size, unit), ops.real(1.0 / _MAP_LARGEST)))
+            factor = ops.scaled(ops.reciprocal(size), ops.real(_MAP_LARGEST))
+            words = [
+                ops.pack_halves(*(ops.scaled(x, factor) for x in four[at : at + 2])) for four in fours for at in (0, 2)
+            ]
+            # Block, part, half, step of the part.
+            for block in range(2):
+                of_block = words[16 * block : 16 * block + 16]
+                found.append(
+                    [[of_block[4 * part + n], of_block[4 * part + 2 + n]] for part in range(4) for n in range(2)]
+                )
+        return found, weights
 
     def _operands(self, where: Any, columns: int) -> list[list[list[Any]]]:
         """For each block of columns and step, this lane's two words."""
@@ -368,9 +404,8 @@ class _Writer:
             ops.shared_load(ops.shared_offset(self.shared, ops.times(notes.query, 4)), 1, _SIZES + at)[0]
             for at in (0, 4 * COLUMNS)
         )
-        largest = ops.load_reals(ops.offset(self.tables.map_sizes, ops.times(self.kv_head, 4)), 1)[0]
-        factor = ops.scaled(notes.top, ops.real(shape.scale / (_NUMBER_LARGEST * _QUERY_LARGEST * MAP_LARGEST)))
-        factor = ops.scaled(factor, ops.scaled(size, largest))
+        factor = ops.scaled(notes.top, ops.real(shape.scale / (_NUMBER_LARGEST * _QUERY_LARGEST)))
+        factor = ops.scaled(factor, size)
         of_keys, of_values = (ops.half_of(each, upper=False) for each in notes.scales)
         offset = ops.scaled(ops.scaled(offset, of_keys), factor)
         bias_unit = ops.scaled(bias_size, ops.real(1.0 / _BIAS_LARGEST))
