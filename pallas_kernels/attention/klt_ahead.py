@@ -1,6 +1,5 @@
 """Codes on their way from memory to the second-level cache while a program finds the queries of its pages."""
 
-from collections.abc import Callable
 from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import TILE
@@ -11,15 +10,14 @@ _LINE = 128
 """Bytes that memory gives at once."""
 
 
-def codes_ahead(
+def fetch_codes(
     ops: Any, shape: KltShape, lane: Lane, head: Any, pages: tuple[Any, Any], refs: tuple[Any, Any, Any]
-) -> Callable[[Any], None]:
-    """A function of a page that fetches its codes, or those of the page after it: two warps do either, one for keys and
-    one for values.
+) -> None:
+    """Fetches the codes of the first ``shape.ahead`` pages: of every other one, two warps those of keys and of values.
 
     Args:
         ops: ``warp_ops``, or ``emulated_ops``.
-        shape: sizes; ``shape.ahead`` pages from the first one are fetched.
+        shape: sizes.
         lane: who this thread is.
         head: of all rows.
         pages: the first one, and the one after the last.
@@ -37,19 +35,10 @@ def codes_ahead(
     nbytes, most = ops.times(tile, tiles), tiles * max(shape.key_tile, shape.value_tile)
     place = ops.times(lane.lane, _LINE)
     first, stop = pages
-    stop = ops.smaller(stop, ops.add(first, ops.integer(shape.ahead)))
-    before = ops.times(row, shape.pages)
-
-    def fetch(page: Any) -> None:
-        page = ops.add(page, ops.divide(lane.warp, 2))
-
-        def lines() -> None:
-            where = ops.offset_product(codes, ops.add(before, page), page_nbytes)
-            where = ops.offset(where, place)
-            for at in range(0, most, 32 * _LINE):
-                there = ops.less(ops.add(place, ops.integer(at)), nbytes)
-                ops.only_if(there, lambda at=at: ops.fetch(where, at))
-
-        ops.only_if(ops.less(page, stop), lines)
-
-    return fetch
+    of_row = ops.times(row, shape.pages)
+    for index in range(0, shape.ahead, 2):
+        page = ops.add(first, ops.add(ops.divide(lane.warp, 2), ops.integer(index)))
+        where = ops.offset(ops.offset_product(codes, ops.add(of_row, page), page_nbytes), place)
+        for at in range(0, most, 32 * _LINE):
+            there = ops.both(ops.less(ops.add(place, ops.integer(at)), nbytes), ops.less(page, stop))
+            ops.only_if(there, lambda where=where, at=at: ops.fetch(where, at))

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import PRODUCTS, TILE
-from kakeya_jax.pallas_kernels.attention.klt_ahead import codes_ahead
+from kakeya_jax.pallas_kernels.attention.klt_ahead import fetch_codes
 from kakeya_jax.pallas_kernels.attention.klt_queries import PageQueries, write_queries
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
 from kakeya_jax.pallas_kernels.attention.klt_shape import GROUP, GROUPS, KltShape
@@ -57,8 +57,11 @@ def klt_program(
     head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
     count = ops.divide(tokens_of(head), TILE)
     pages = _pages(ops, shape, split, count)
-    ahead = codes_ahead(ops, shape, lane, head, pages, (table_ref, codes[0], codes[2]))
-    write_queries(ops, shape, lane, head, pages, query_ref, tables, queries, ahead, shared_ref)
+
+    def fetch() -> None:
+        fetch_codes(ops, shape, lane, head, pages, (table_ref, codes[0], codes[2]))
+
+    write_queries(ops, shape, lane, head, pages, query_ref, tables, queries, fetch, shared_ref)
     share = share_of(ops, shape, lane, split, count)
     tiles = KltTiles(ops, shape, lane, head, table_ref, (queries.numbers, queries.extras, queries.bias, *codes))
 

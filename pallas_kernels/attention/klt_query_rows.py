@@ -1,0 +1,118 @@
+"""Rows of products with the queries of pages: turned to where their pages start, through shared memory to all warps."""
+
+from collections.abc import Callable
+from typing import Any
+
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS
+from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, KltShape
+from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
+
+_STEPS = DIM // 16
+"""Of the depth of a product."""
+
+_STEP_NBYTES = 512 + 64
+"""Of a step's left operands in shared memory; what is more than 512 keeps writers apart."""
+
+_ROWS_NBYTES = _STEPS * _STEP_NBYTES
+"""Of left operands; there is room for two."""
+
+SHARED_NBYTES = 2 * _ROWS_NBYTES
+"""Of shared memory."""
+
+
+class QueryRows:
+    """The 16 rows of a product are the queries of four pages, or of two if a head has more than four. Each of four
+    warps turns two queries of two pages.
+
+    Attributes:
+        rows: of a page,
+        pages: and pages of a product.
+        first: the first page,
+        stop: and the one after the last.
+        query: the first of this warp's two queries.
+    """
+
+    def __init__(
+        self, ops: Any, shape: KltShape, lane: Lane, head: Any, pages: tuple[Any, Any], turns: Any, shared: Any
+    ) -> None:
+        self.ops, self.lane, self.rows, self.pages = ops, lane, shape.rows, 16 // shape.rows
+        self.first, self.stop = pages
+        self._last = ops.larger(ops.subtract(self.stop, ops.integer(1)), ops.integer(0))
+        self._before, self._turns, self.shared = ops.times(head, shape.pages), turns, shared
+        twice = ops.times(lane.warp, 2)
+        self.query, self._slot = ops.modulo(twice, self.rows), ops.divide(twice, self.rows)
+
+    def over_pages(
+        self,
+        vectors: list[list[Any]],
+        operands: list[list[list[Any]]],
+        begin: Callable[[Any], Any],
+        finish: Callable[[Any, Any, list[list[Any]], Any], None],
+    ) -> None:
+        """``finish(first page, turn, sums, begin(first page))`` of every 16 rows: vectors turned to where pages start,
+        times operands."""
+        ops = self.ops
+
+        def rows(base: Any, carried: list[Any]) -> list[Any]:
+            turn, angles = carried[0], carried[1:]
+            buffer = ops.shared_offset(self.shared, ops.times(turn, _ROWS_NBYTES))
+            self._turn(vectors, angles, buffer)
+            ahead = self._angles(ops.add(base, ops.integer(self.pages)))
+            notes = begin(base)
+            ops.barrier()  # who reads the other buffer comes here before it is written again
+            buffer = ops.shared_offset(buffer, ops.times(self.lane.lane, 16))
+            sums = [[ops.real(0.0)] * 4 for _ in operands]
+            for step in range(_STEPS):
+                left = ops.shared_words(buffer, 4, _STEP_NBYTES * step)
+                sums = [
+                    ops.multiply_halves(total, left, right[step]) for total, right in zip(sums, operands, strict=True)
+                ]
+            finish(base, turn, sums, notes)
+            return [ops.subtract(ops.integer(1), turn), *ahead]
+
+        ops.loop(self.first, self.stop, [ops.integer(0), *self._angles(self.first)], rows, self.pages)
+
+    def row_of(self, base: Any, row: Any, half: int = 0) -> tuple[Any, Any]:
+        """The page of all heads', and the query, of row ``row + 8 half``."""
+        ops = self.ops
+        slot = ops.add(ops.divide(row, self.rows), ops.integer(half * (COLUMNS // self.rows)))
+        page = ops.add(self._before, self._page(base, slot))
+        return page, ops.modulo(row, self.rows)
+
+    def _page(self, base: Any, slot: Any) -> Any:
+        """Beyond the last page it is done again, with the same result."""
+        return self.ops.smaller(self.ops.add(base, slot), self._last)
+
+    def _angles(self, base: Any) -> list[Any]:
+        """For two pages the cosines of this lane's two channels, and the sines."""
+        ops, found = self.ops, []
+        for half in range(2):
+            page = self._page(base, ops.add(self._slot, ops.integer(half * (COLUMNS // self.rows))))
+            where = ops.offset(ops.offset(self._turns, page, 16 * 32), ops.times(self.lane.lane, 16))
+            found += ops.load_reals(where, 4)
+        return found
+
+    def _turn(self, vectors: list[list[Any]], angles: list[Any], buffer: Any) -> None:
+        """This warp's rows, into shared memory."""
+        ops, lane = self.ops, self.lane.lane
+        words = [[ops.integer(0)] * 4 for _ in vectors]
+        for half in range(2):
+            cosines, sines = angles[4 * half : 4 * half + 2], angles[4 * half + 2 : 4 * half + 4]
+            for vector, found in zip(vectors, words, strict=True):
+                near, far = vector[:2], vector[2:]
+                turned = [
+                    ops.fused(y, sin, ops.scaled(x, cos))
+                    for x, y, cos, sin in zip(near, far, cosines, sines, strict=True)
+                ]
+                back = [ops.minus(ops.real(0.0), x) for x in near]
+                turned += [
+                    ops.fused(x, sin, ops.scaled(y, cos))
+                    for x, y, cos, sin in zip(back, far, cosines, sines, strict=True)
+                ]
+                found[half::2] = [ops.pack_halves(*turned[:2]), ops.pack_halves(*turned[2:])]
+        step = ops.add(ops.times(ops.divide(lane, 8), 2), ops.modulo(lane, 2))
+        column = ops.divide(ops.modulo(lane, 8), 2)
+        target = ops.add(ops.times(step, _STEP_NBYTES), ops.times(column, 16))
+        target = ops.shared_offset(buffer, ops.add(target, ops.times(self.lane.warp, 128)))
+        for index, four in enumerate(words):
+            ops.shared_store(target, [ops.as_real(word) for word in four], 64 * index)
