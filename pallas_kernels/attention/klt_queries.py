@@ -15,14 +15,16 @@ import jax
 import jax.numpy as jnp
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, LARGEST
+from kakeya_jax.pallas_kernels.attention.klt_ahead import fetch_tables
 from kakeya_jax.pallas_kernels.attention.klt_query_operands import (
+    load_maps,
     map_operands,
     over_warp,
     query_vectors,
     times_mean,
     token_operands,
 )
-from kakeya_jax.pallas_kernels.attention.klt_query_rows import SHARED_NBYTES, QueryRows
+from kakeya_jax.pallas_kernels.attention.klt_query_rows import SHARED_NBYTES, QueryRows, first_query
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
 from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, GROUP, GROUPS, UNIT_WORDS, KltShape
 from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, Lane
@@ -80,11 +82,10 @@ def write_queries(
     shape: KltShape,
     lane: Lane,
     head: Any,
-    pages: tuple[Any, Any],
+    pages_of: Callable[[], tuple[Any, Any]],
     query_ref: Any,
     tables: QueryTables,
     queries: PageQueries,
-    meanwhile: Callable[[], None],
     shared_ref: Any,
 ) -> None:
     """Writes the queries of pages, which all warps of the program may read afterwards.
@@ -94,15 +95,14 @@ def write_queries(
         shape: sizes.
         lane: who this thread is.
         head: of all rows.
-        pages: the first one, and the one after the last.
+        pages_of: says the first page, and the one after the last.
         query_ref: ``[N, group, 128]`` of ``shape.dtype``, after their rotary embedding.
         tables: references.
         queries: references.
-        meanwhile: what else to start before most of the work.
         shared_ref: shared memory.
     """
-    writer = _Writer(ops, shape, lane, head, pages, query_ref, tables, queries, shared_ref)
-    writer.write_numbers(meanwhile)
+    writer = _Writer(ops, shape, lane, head, pages_of, query_ref, tables, queries, shared_ref)
+    writer.write_numbers()
     ops.barrier()
     writer.write_logits()
 
@@ -114,7 +114,7 @@ class _Writer:
         shape: KltShape,
         lane: Lane,
         head: Any,
-        pages: tuple[Any, Any],
+        pages_of: Callable[[], tuple[Any, Any]],
         query_ref: Any,
         tables: QueryTables,
         queries: PageQueries,
@@ -125,17 +125,21 @@ class _Writer:
         self.tables = QueryTables(*map(ops.address, tables))
         self.queries = PageQueries(*map(ops.address, queries))
         self.shared = ops.shared_address(shared_ref)
+        # Loads that wait for nothing come first.
+        self.vectors = query_vectors(ops, shape, lane, query_ref, head, first_query(ops, shape, lane))
+        self.entries = load_maps(ops, lane, self.tables.maps, self.kv_head)
+        pages = pages_of()
+        fetch_tables(ops, shape, lane, head, pages, self.tables)
         self.at = QueryRows(ops, shape, lane, head, pages, self.tables.turns, self.shared)
-        self.vectors = query_vectors(ops, shape, lane, query_ref, head, self.at.query)
 
-    def write_numbers(self, meanwhile: Callable[[], None]) -> None:
+    def write_numbers(self) -> None:
         """Queries in the coordinates of codes."""
         ops, lane, shape = self.ops, self.lane, self.shape
         sizes = [over_warp(ops, functools.reduce(ops.maximum, map(ops.magnitude, each))) for each in self.vectors]
         sizes = [ops.maximum(each, ops.real(1e-30)) for each in sizes]
         self._keep_sizes(sizes, 0)
         vectors = self._scaled(self.vectors, sizes, _QUERY_LARGEST)
-        operands, weights = map_operands(ops, lane, self.tables.maps, self.tables.units, self.kv_head)
+        operands, weights = map_operands(ops, lane, self.entries, self.tables.units, self.kv_head)
         quads = ops.times(lane.row, 16)  # of this lane's row, the largest number of each warp
         first_column = ops.less(lane.column, ops.integer(1))
         of_first_warp = ops.both(first_column, ops.less(lane.thread, ops.integer(32)))
@@ -175,7 +179,6 @@ class _Writer:
                 where = self._top(page, query)
                 ops.only_if(of_first_warp, lambda where=where, top=top: ops.store_reals(where, [top]))
 
-        meanwhile()
         self.at.over_pages(vectors, operands, lambda base: None, finish)
 
     def write_logits(self) -> None:

@@ -47,21 +47,30 @@ def times_mean(
     return found
 
 
-def map_operands(ops: Any, lane: Lane, maps: Any, units: Any, kv_head: Any) -> tuple[list[list[list[Any]]], list[Any]]:
-    """For each eight of this warp's 32 channels and each step, this lane's two words; and for each 16 channels what
-    makes their products numbers of codes. Of 16 channels, four results of a lane are neighbours."""
+def load_maps(ops: Any, lane: Lane, maps: Any, kv_head: Any) -> list[list[list[Any]]]:
+    """Of this warp's 32 channels, for each 16: entries of the map as ``map_operands`` takes them."""
     where = ops.offset(ops.offset(maps, kv_head, 4 * DIM * DIM), ops.times(lane.warp, 128 * DIM))
     channel = ops.add(ops.times(ops.divide(lane.row, 2), 4), ops.modulo(lane.row, 2))
     where = ops.offset(where, ops.add(ops.times(channel, 4 * DIM), ops.times(lane.column, 16)))
-    units = ops.offset(units, ops.add(ops.times(kv_head, UNIT_WORDS), ops.times(lane.warp, 2)), 4)
-    found, weights = [], []
-    for group, unit in enumerate(ops.load_reals(units, 2, 12 * GROUPS)):
-        fours = [
+    return [
+        [
             ops.load_reals(where, 4, 4 * DIM * (GROUP * group + 2 * block) + 256 * half + 64 * part)
             for block in range(2)
             for part in range(4)
             for half in range(2)
         ]
+        for group in range(2)
+    ]
+
+
+def map_operands(
+    ops: Any, lane: Lane, entries: list[list[list[Any]]], units: Any, kv_head: Any
+) -> tuple[list[list[list[Any]]], list[Any]]:
+    """For each eight of this warp's 32 channels and each step, this lane's two words; and for each 16 channels what
+    makes their products numbers of codes. Of 16 channels, four results of a lane are neighbours."""
+    units = ops.offset(units, ops.add(ops.times(kv_head, UNIT_WORDS), ops.times(lane.warp, 2)), 4)
+    found, weights = [], []
+    for fours, unit in zip(entries, ops.load_reals(units, 2, 12 * GROUPS), strict=True):
         size = functools.reduce(ops.maximum, [ops.magnitude(x) for four in fours for x in four])
         size = ops.maximum(over_warp(ops, size), ops.real(1e-30))
         weights.append(ops.scaled(ops.scaled(size, unit), ops.real(1.0 / _MAP_LARGEST)))

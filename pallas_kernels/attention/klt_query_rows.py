@@ -20,6 +20,11 @@ SHARED_NBYTES = 2 * _ROWS_NBYTES
 """Of shared memory."""
 
 
+def first_query(ops: Any, shape: KltShape, lane: Lane) -> Any:
+    """The first of a warp's two queries."""
+    return ops.modulo(ops.times(lane.warp, 2), shape.rows)
+
+
 class QueryRows:
     """The 16 rows of a product are the queries of four pages, or of two if a head has more than four. Each of four
     warps turns two queries of two pages.
@@ -29,7 +34,7 @@ class QueryRows:
         pages: and pages of a product.
         first: the first page,
         stop: and the one after the last.
-        query: the first of this warp's two queries.
+        query: see ``first_query``.
     """
 
     def __init__(
@@ -39,8 +44,7 @@ class QueryRows:
         self.first, self.stop = pages
         self._last = ops.larger(ops.subtract(self.stop, ops.integer(1)), ops.integer(0))
         self._before, self._turns, self.shared = ops.times(head, shape.pages), turns, shared
-        twice = ops.times(lane.warp, 2)
-        self.query, self._slot = ops.modulo(twice, self.rows), ops.divide(twice, self.rows)
+        self.query, self._slot = first_query(ops, shape, lane), ops.divide(ops.times(lane.warp, 2), shape.rows)
 
     def over_pages(
         self,
