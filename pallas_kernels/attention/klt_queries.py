@@ -24,12 +24,12 @@ from kakeya_jax.pallas_kernels.attention.klt_query_operands import (
     times_mean,
     token_operands,
 )
-from kakeya_jax.pallas_kernels.attention.klt_query_rows import SHARED_NBYTES, QueryRows, first_query
+from kakeya_jax.pallas_kernels.attention.klt_query_rows import BLOCKS, SHARED_NBYTES, QueryRows, first_query
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
 from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, GROUP, GROUPS, UNIT_WORDS, KltShape
 from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, Lane
 
-_TOPS, _TOPS_NBYTES = SHARED_NBYTES, 4 * 4 * 16
+_TOPS, _TOPS_NBYTES = SHARED_NBYTES, BLOCKS * 4 * 4 * 16
 """Where the largest numbers of each row and warp are in shared memory, twice,"""
 
 _SIZES = _TOPS + 2 * _TOPS_NBYTES
@@ -144,28 +144,28 @@ class _Writer:
         first_column = ops.less(lane.column, ops.integer(1))
         of_first_warp = ops.both(first_column, ops.less(lane.thread, ops.integer(32)))
 
-        def finish(base: Any, turn: Any, sums: list[list[Any]], notes: Any) -> None:
-            del notes
-            largest = []
+        def finish(bases: list[Any], turn: Any, all_sums: list[list[list[Any]]]) -> None:
             tops = ops.shared_offset(self.shared, ops.add(ops.times(turn, _TOPS_NBYTES), quads))
-            for half in range(2):
-                sizes = [[ops.magnitude(each) for each in four[2 * half : 2 * half + 2]] for four in sums]
-                tops_here = [functools.reduce(ops.maximum, sizes[at] + sizes[at + 1]) for at in (0, 2)]
-                top = ops.maximum(*map(ops.scaled, tops_here, weights))
-                for distance in (1, 2):
-                    top = ops.maximum(top, ops.exchange(top, distance))
-                largest.append(top)
-            target = ops.shared_offset(tops, ops.times(lane.warp, 4))
+            target, largest = ops.shared_offset(tops, ops.times(lane.warp, 4)), []
+            for sums in all_sums:
+                for half in range(2):
+                    sizes = [[ops.magnitude(each) for each in four[2 * half : 2 * half + 2]] for four in sums]
+                    by_group = [functools.reduce(ops.maximum, sizes[at] + sizes[at + 1]) for at in (0, 2)]
+                    top = ops.maximum(*map(ops.scaled, by_group, weights))
+                    for distance in (1, 2):
+                        top = ops.maximum(top, ops.exchange(top, distance))
+                    largest.append(top)
             ops.only_if(
                 first_column,
-                lambda: [ops.shared_store(target, [top], _TOPS + 128 * half) for half, top in enumerate(largest)],
+                lambda: [ops.shared_store(target, [top], _TOPS + 128 * index) for index, top in enumerate(largest)],
             )
             ops.barrier()
-            for half in range(2):
-                top = functools.reduce(ops.maximum, ops.shared_load(tops, 4, _TOPS + 128 * half))
+            for index in range(2 * len(bases)):
+                sums, half = all_sums[index // 2], index % 2
+                top = functools.reduce(ops.maximum, ops.shared_load(tops, 4, _TOPS + 128 * index))
                 top = ops.maximum(top, ops.real(1e-20))
                 factor = ops.scaled(ops.reciprocal(top), ops.real(_NUMBER_LARGEST))
-                page, query = self.at.row_of(base, lane.row, half)
+                page, query = self.at.row_of(bases[index // 2], lane.row, half)
                 where = ops.offset(self.queries.numbers, page, shape.query_nbytes)
                 where = ops.offset(where, ops.add(ops.times(query, GROUP), ops.times(lane.column, 4)))
                 where = ops.offset(where, ops.times(lane.warp, 2 * COLUMNS * GROUP))
@@ -179,7 +179,7 @@ class _Writer:
                 where = self._top(page, query)
                 ops.only_if(of_first_warp, lambda where=where, top=top: ops.store_reals(where, [top]))
 
-        self.at.over_pages(vectors, operands, lambda base: None, finish)
+        self.at.over_pages(vectors, operands, finish)
 
     def write_logits(self) -> None:
         """Logits that do not come from codes; and what belongs to a page's queries besides."""
@@ -199,23 +199,25 @@ class _Writer:
             operands = token_operands(ops, lane, ops.offset(self.tables.tokens, place, 4 * columns * 512), columns)
             token = ops.add(ops.times(place, 8 * columns), ops.times(lane.column, 2 * columns))
 
-            def finish(base: Any, turn: Any, sums: list[list[Any]], notes: "_Notes") -> None:
+            def finish(bases: list[Any], turn: Any, all_sums: list[list[list[Any]]]) -> None:
                 del turn
-                for half in range(2):
-                    page, query = self.at.row_of(base, lane.row, half)
-                    where = ops.offset(self.queries.bias, page, 2 * shape.page * self.shape.rows)
-                    where = ops.offset(where, ops.add(ops.times(query, 2 * shape.page), ops.times(token, 2)))
-                    words = []
-                    for four in sums:
-                        low, high = (
-                            ops.as_integer(ops.plus(each, ops.real(MAGIC + _BIAS_ZERO)))
-                            for each in four[2 * half : 2 * half + 2]
-                        )
-                        words.append(ops.permute_bytes(low, high, ops.integer(0x5410)))
-                    ops.store_words(where, words)
-                ops.only_if(ops.equal(index, 0), lambda: self._write_extras(notes))
+                for base, sums in zip(bases, all_sums, strict=True):
+                    notes = self._notes(base)
+                    for half in range(2):
+                        page, query = self.at.row_of(base, lane.row, half)
+                        where = ops.offset(self.queries.bias, page, 2 * shape.page * shape.rows)
+                        where = ops.offset(where, ops.add(ops.times(query, 2 * shape.page), ops.times(token, 2)))
+                        words = []
+                        for four in sums:
+                            low, high = (
+                                ops.as_integer(ops.plus(each, ops.real(MAGIC + _BIAS_ZERO)))
+                                for each in four[2 * half : 2 * half + 2]
+                            )
+                            words.append(ops.permute_bytes(low, high, ops.integer(0x5410)))
+                        ops.store_words(where, words)
+                    ops.only_if(ops.equal(index, 0), lambda notes=notes: self._write_extras(notes))
 
-            self.at.over_pages(vectors, operands, self._notes, finish)
+            self.at.over_pages(vectors, operands, finish)
             ops.barrier()  # left operands are free again
             return nothing
 

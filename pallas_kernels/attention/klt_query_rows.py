@@ -13,8 +13,14 @@ _STEPS = DIM // 16
 _STEP_NBYTES = 512 + 64
 """Of a step's left operands in shared memory; what is more than 512 keeps writers apart."""
 
-_ROWS_NBYTES = _STEPS * _STEP_NBYTES
-"""Of left operands; there is room for two."""
+BLOCKS = 2
+"""Products of 16 rows at once."""
+
+_BLOCK_NBYTES = _STEPS * _STEP_NBYTES
+"""Of one's left operands,"""
+
+_ROWS_NBYTES = BLOCKS * _BLOCK_NBYTES
+"""and of all; there is room for two."""
 
 SHARED_NBYTES = 2 * _ROWS_NBYTES
 """Of shared memory."""
@@ -50,31 +56,33 @@ class QueryRows:
         self,
         vectors: list[list[Any]],
         operands: list[list[list[Any]]],
-        begin: Callable[[Any], Any],
-        finish: Callable[[Any, Any, list[list[Any]], Any], None],
+        finish: Callable[[list[Any], Any, list[list[list[Any]]]], None],
     ) -> None:
-        """``finish(first page, turn, sums, begin(first page))`` of every 16 rows: vectors turned to where pages start,
-        times operands."""
+        """``finish(first pages, turn, sums)`` of every few products: vectors turned to where pages start, times
+        operands."""
         ops = self.ops
 
         def rows(base: Any, carried: list[Any]) -> list[Any]:
             turn, angles = carried[0], carried[1:]
             buffer = ops.shared_offset(self.shared, ops.times(turn, _ROWS_NBYTES))
-            self._turn(vectors, angles, buffer)
-            ahead = self._angles(ops.add(base, ops.integer(self.pages)))
-            notes = begin(base)
+            for block in range(BLOCKS):
+                self._turn(vectors, angles[8 * block : 8 * block + 8], buffer, _BLOCK_NBYTES * block)
+            ahead = self._angles(ops.add(base, ops.integer(BLOCKS * self.pages)))
             ops.barrier()  # who reads the other buffer comes here before it is written again
             buffer = ops.shared_offset(buffer, ops.times(self.lane.lane, 16))
-            sums = [[ops.real(0.0)] * 4 for _ in operands]
+            sums = [[[ops.real(0.0)] * 4 for _ in operands] for _ in range(BLOCKS)]
             for step in range(_STEPS):
-                left = ops.shared_words(buffer, 4, _STEP_NBYTES * step)
-                sums = [
-                    ops.multiply_halves(total, left, right[step]) for total, right in zip(sums, operands, strict=True)
-                ]
-            finish(base, turn, sums, notes)
+                for block in range(BLOCKS):
+                    left = ops.shared_words(buffer, 4, _BLOCK_NBYTES * block + _STEP_NBYTES * step)
+                    sums[block] = [
+                        ops.multiply_halves(total, left, right[step])
+                        for total, right in zip(sums[block], operands, strict=True)
+                    ]
+            finish([ops.add(base, ops.integer(self.pages * block)) for block in range(BLOCKS)], turn, sums)
             return [ops.subtract(ops.integer(1), turn), *ahead]
 
-        ops.loop(self.first, self.stop, [ops.integer(0), *self._angles(self.first)], rows, self.pages)
+        step = BLOCKS * self.pages
+        ops.loop(self.first, self.stop, [ops.integer(0), *self._angles(self.first)], rows, step)
 
     def row_of(self, base: Any, row: Any, half: int = 0) -> tuple[Any, Any]:
         """The page of all heads', and the query, of row ``row + 8 half``."""
@@ -88,15 +96,15 @@ class QueryRows:
         return self.ops.smaller(self.ops.add(base, slot), self._last)
 
     def _angles(self, base: Any) -> list[Any]:
-        """For two pages the cosines of this lane's two channels, and the sines."""
+        """For two pages of every product the cosines of this lane's two channels, and the sines."""
         ops, found = self.ops, []
-        for half in range(2):
+        for half in range(2 * BLOCKS):
             page = self._page(base, ops.add(self._slot, ops.integer(half * (COLUMNS // self.rows))))
             where = ops.offset(ops.offset(self._turns, page, 16 * 32), ops.times(self.lane.lane, 16))
             found += ops.load_reals(where, 4)
         return found
 
-    def _turn(self, vectors: list[list[Any]], angles: list[Any], buffer: Any) -> None:
+    def _turn(self, vectors: list[list[Any]], angles: list[Any], buffer: Any, at: int) -> None:
         """This warp's rows, into shared memory."""
         ops, lane = self.ops, self.lane.lane
         words = [[ops.integer(0)] * 4 for _ in vectors]
@@ -119,4 +127,4 @@ class QueryRows:
         target = ops.add(ops.times(step, _STEP_NBYTES), ops.times(column, 16))
         target = ops.shared_offset(buffer, ops.add(target, ops.times(self.lane.warp, 128)))
         for index, four in enumerate(words):
-            ops.shared_store(target, [ops.as_real(word) for word in four], 64 * index)
+            ops.shared_store(target, [ops.as_real(word) for word in four], at + 64 * index)
