@@ -1,25 +1,71 @@
-"""Codes on their way from memory to the second-level cache while a program finds the queries of its pages."""
+"""What a program of a page's queries reads, on its way to the second-level cache before it is needed.
 
-from collections.abc import Callable
+All programs begin at the same time and read the same lines: who waits for memory for each page, waits with all others.
+"""
+
 from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import TILE
-from kakeya_jax.pallas_kernels.attention.klt_shape import CONSTANTS, HEAD_WORDS, KltShape
+from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
+from kakeya_jax.pallas_kernels.attention.klt_shape import CONSTANTS, DIM, HEAD_WORDS, KltShape
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 
 _LINE = 128
 """Bytes that memory gives at once."""
 
 
-def codes_ahead(
-    ops: Any, shape: KltShape, lane: Lane, head: Any, pages: tuple[Any, Any], refs: tuple[Any, Any, Any]
-) -> Callable[[Any], None]:
-    """A function of a page that fetches its codes, or those of the page after it: two warps do either, one for keys and
-    one for values.
+def fetch_tables(ops: Any, shape: KltShape, lane: Lane, head: Any, pages: tuple[Any, Any], tables: QueryTables) -> None:
+    """Fetches what belongs to pages, the keys' means, and, in programs of the first head, operands of tokens.
 
     Args:
         ops: ``warp_ops``, or ``emulated_ops``.
-        shape: sizes; ``shape.ahead`` pages from the first one are fetched.
+        shape: sizes.
+        lane: who this thread is.
+        head: of all rows.
+        pages: the first one, and the one after the last.
+        tables: addresses.
+    """
+    row, kv_head = ops.divide(head, shape.num_kv_heads), ops.modulo(head, shape.num_kv_heads)
+    line = ops.modulo(lane.thread, 4)
+    of_row = ops.times(row, shape.pages)
+    scales = ops.select_address(ops.equal(line, 1), tables.page_mean_scales, tables.value_mean_scales)
+    of_mean = ops.equal(line, 0)
+    base = ops.select_address(of_mean, tables.page_means, scales)
+    nbytes = ops.select(of_mean, ops.integer(DIM), ops.integer(2))
+    first, stop = pages
+
+    def some(page: Any, nothing: list[Any]) -> list[Any]:
+        page = ops.add(page, ops.divide(lane.thread, 4))
+
+        def lines() -> None:
+            ops.fetch(ops.offset(ops.offset(tables.turns, page, 4 * DIM), ops.times(line, _LINE)))
+            of_head = ops.add(ops.times(ops.add(of_row, page), shape.num_kv_heads), kv_head)
+            where = ops.offset_product(base, of_head, nbytes)
+            ops.only_if(ops.less(line, ops.integer(3)), lambda: ops.fetch(where))
+
+        ops.only_if(ops.less(page, stop), lines)
+        return nothing
+
+    ops.loop(first, stop, [ops.integer(0)], some, 32)
+    place = ops.times(lane.thread, _LINE)
+
+    def operands() -> None:
+        for at in range(0, 2 * DIM * shape.page, 128 * _LINE):
+            ops.fetch(ops.offset(tables.tokens, place), at)
+
+    ops.only_if(ops.equal(head, 0), operands)
+    means = ops.offset(ops.offset(tables.means, kv_head, 4 * DIM), place)
+    ops.only_if(ops.less(lane.thread, ops.integer(4)), lambda: ops.fetch(means))
+
+
+def fetch_codes(
+    ops: Any, shape: KltShape, lane: Lane, head: Any, pages: tuple[Any, Any], refs: tuple[Any, Any, Any]
+) -> None:
+    """Fetches the codes of the first ``shape.ahead`` pages: of every other one, two warps those of keys and of values.
+
+    Args:
+        ops: ``warp_ops``, or ``emulated_ops``.
+        shape: sizes.
         lane: who this thread is.
         head: of all rows.
         pages: the first one, and the one after the last.
@@ -37,19 +83,10 @@ def codes_ahead(
     nbytes, most = ops.times(tile, tiles), tiles * max(shape.key_tile, shape.value_tile)
     place = ops.times(lane.lane, _LINE)
     first, stop = pages
-    stop = ops.smaller(stop, ops.add(first, ops.integer(shape.ahead)))
-    before = ops.times(row, shape.pages)
-
-    def fetch(page: Any) -> None:
-        page = ops.add(page, ops.divide(lane.warp, 2))
-
-        def lines() -> None:
-            where = ops.offset_product(codes, ops.add(before, page), page_nbytes)
-            where = ops.offset(where, place)
-            for at in range(0, most, 32 * _LINE):
-                there = ops.less(ops.add(place, ops.integer(at)), nbytes)
-                ops.only_if(there, lambda at=at: ops.fetch(where, at))
-
-        ops.only_if(ops.less(page, stop), lines)
-
-    return fetch
+    of_row = ops.times(row, shape.pages)
+    for index in range(0, shape.ahead, 2):
+        page = ops.add(first, ops.add(ops.divide(lane.warp, 2), ops.integer(index)))
+        where = ops.offset(ops.offset_product(codes, ops.add(of_row, page), page_nbytes), place)
+        for at in range(0, most, 32 * _LINE):
+            there = ops.both(ops.less(ops.add(place, ops.integer(at)), nbytes), ops.less(page, stop))
+            ops.only_if(there, lambda where=where, at=at: ops.fetch(where, at))

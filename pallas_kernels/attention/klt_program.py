@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import PRODUCTS, TILE
-from kakeya_jax.pallas_kernels.attention.klt_ahead import codes_ahead
+from kakeya_jax.pallas_kernels.attention.klt_ahead import fetch_codes
 from kakeya_jax.pallas_kernels.attention.klt_queries import PageQueries, write_queries
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
 from kakeya_jax.pallas_kernels.attention.klt_shape import GROUP, GROUPS, KltShape
@@ -55,10 +55,16 @@ def klt_program(
     top_ref, total_ref, weighted_ref, shared_ref = refs[5 + len(PageQueries._fields) :]
     lane = Lane(ops, shape, program)
     head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
-    count = ops.divide(tokens_of(head), TILE)
-    pages = _pages(ops, shape, split, count)
-    ahead = codes_ahead(ops, shape, lane, head, pages, (table_ref, codes[0], codes[2]))
-    write_queries(ops, shape, lane, head, pages, query_ref, tables, queries, ahead, shared_ref)
+    found: list[Any] = []
+
+    def pages_of() -> tuple[Any, Any]:
+        found.append(ops.divide(tokens_of(head), TILE))
+        pages = _pages(ops, shape, split, found[0])
+        fetch_codes(ops, shape, lane, head, pages, (table_ref, codes[0], codes[2]))
+        return pages
+
+    write_queries(ops, shape, lane, head, pages_of, query_ref, tables, queries, shared_ref)
+    count = found[0]
     share = share_of(ops, shape, lane, split, count)
     tiles = KltTiles(ops, shape, lane, head, table_ref, (queries.numbers, queries.extras, queries.bias, *codes))
 

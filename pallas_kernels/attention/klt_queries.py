@@ -2,9 +2,9 @@
 
 The key of token ``d`` of a page that starts at position ``p`` is ``R_(p + d) mean + R_p (page mean + s gain c) B``
 (``codecs.klt``). So with the query turned back by ``p``, ``q_p``, its logit is ``s (gain c) . (B q_p)``, which
-codes are read for, and ``page mean . (B q_p) + q_p . R_d mean``. Rows of a product are the queries of four pages, or of
-two if a head has more than four; each of a program's four warps holds a quarter of the columns in its registers, first
-of the maps' channels, then of a page's tokens. Products are of float16, sums of float32.
+codes are read for, and ``page mean . (B q_p) + q_p . R_d mean``. Each of a program's four warps holds a quarter of the
+columns of a product in its registers, first of the maps' channels, then of a page's tokens, while rows of queries pass
+(``klt_query_rows``). Products are of float16, sums of float32.
 """
 
 import functools
@@ -15,23 +15,25 @@ import jax
 import jax.numpy as jnp
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, LARGEST
-from kakeya_jax.pallas_kernels.attention.exact_values import load_exact
-from kakeya_jax.pallas_kernels.attention.klt_query_tables import MAP_LARGEST, QueryTables
+from kakeya_jax.pallas_kernels.attention.klt_ahead import fetch_tables
+from kakeya_jax.pallas_kernels.attention.klt_query_operands import (
+    load_maps,
+    map_operands,
+    over_warp,
+    query_vectors,
+    times_mean,
+    token_operands,
+)
+from kakeya_jax.pallas_kernels.attention.klt_query_rows import BLOCKS, SHARED_NBYTES, QueryRows, first_query
+from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
 from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, GROUP, GROUPS, UNIT_WORDS, KltShape
 from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, Lane
 
-_STEPS = DIM // 16
-"""Of the depth of a product."""
+_TOPS, _TOPS_NBYTES = SHARED_NBYTES, BLOCKS * 4 * 4 * 16
+"""Where the largest numbers of each row and warp are in shared memory, twice,"""
 
-_STEP_NBYTES = 512 + 64
-"""Of a step's left operands in shared memory; what is more than 512 keeps writers apart."""
-
-_ROWS_NBYTES = _STEPS * _STEP_NBYTES
-"""Of left operands; there is room for two, and then for the largest numbers of each row and warp, twice as well."""
-
-_TOPS, _TOPS_NBYTES = 2 * _ROWS_NBYTES, 4 * 4 * 16
 _SIZES = _TOPS + 2 * _TOPS_NBYTES
-"""Where sizes of queries are, and of their products with the mean."""
+"""and where sizes of queries are, and of their products with the mean."""
 
 _QUERY_LARGEST = 64.0
 """What a query's largest entry becomes in float16."""
@@ -80,11 +82,10 @@ def write_queries(
     shape: KltShape,
     lane: Lane,
     head: Any,
-    pages: tuple[Any, Any],
+    pages_of: Callable[[], tuple[Any, Any]],
     query_ref: Any,
     tables: QueryTables,
     queries: PageQueries,
-    ahead: Callable[[Any], None],
     shared_ref: Any,
 ) -> None:
     """Writes the queries of pages, which all warps of the program may read afterwards.
@@ -94,15 +95,14 @@ def write_queries(
         shape: sizes.
         lane: who this thread is.
         head: of all rows.
-        pages: the first one, and the one after the last.
+        pages_of: says the first page, and the one after the last.
         query_ref: ``[N, group, 128]`` of ``shape.dtype``, after their rotary embedding.
         tables: references.
         queries: references.
-        ahead: called while products are on their way, with every other page from the first one on.
         shared_ref: shared memory.
     """
-    writer = _Writer(ops, shape, lane, head, pages, query_ref, tables, queries, shared_ref)
-    writer.write_numbers(ahead)
+    writer = _Writer(ops, shape, lane, head, pages_of, query_ref, tables, queries, shared_ref)
+    writer.write_numbers()
     ops.barrier()
     writer.write_logits()
 
@@ -114,7 +114,7 @@ class _Writer:
         shape: KltShape,
         lane: Lane,
         head: Any,
-        pages: tuple[Any, Any],
+        pages_of: Callable[[], tuple[Any, Any]],
         query_ref: Any,
         tables: QueryTables,
         queries: PageQueries,
@@ -122,77 +122,73 @@ class _Writer:
     ) -> None:
         self.ops, self.shape, self.lane, self.head = ops, shape, lane, head
         self.row, self.kv_head = ops.divide(head, shape.num_kv_heads), ops.modulo(head, shape.num_kv_heads)
-        self.first, self.stop = pages
-        self.last = ops.larger(ops.subtract(self.stop, ops.integer(1)), ops.integer(0))
         self.tables = QueryTables(*map(ops.address, tables))
         self.queries = PageQueries(*map(ops.address, queries))
         self.shared = ops.shared_address(shared_ref)
-        self.rows, self.pages = shape.rows, 16 // shape.rows
-        # A warp turns rows 2 w and 2 w + 1, and those eight further: two queries of two pages.
-        twice = ops.times(lane.warp, 2)
-        self.query, self.slot = ops.modulo(twice, self.rows), ops.divide(twice, self.rows)
-        self.vectors = self._vectors(query_ref)
+        # Loads that wait for nothing come first.
+        self.vectors = query_vectors(ops, shape, lane, query_ref, head, first_query(ops, shape, lane))
+        self.entries = load_maps(ops, lane, self.tables.maps, self.kv_head)
+        pages = pages_of()
+        fetch_tables(ops, shape, lane, head, pages, self.tables)
+        self.at = QueryRows(ops, shape, lane, head, pages, self.tables.turns, self.shared)
 
-    def write_numbers(self, ahead: Callable[[Any], None]) -> None:
+    def write_numbers(self) -> None:
         """Queries in the coordinates of codes."""
         ops, lane, shape = self.ops, self.lane, self.shape
-        sizes = [self._over_warp(functools.reduce(ops.maximum, map(ops.magnitude, each))) for each in self.vectors]
+        sizes = [over_warp(ops, functools.reduce(ops.maximum, map(ops.magnitude, each))) for each in self.vectors]
         sizes = [ops.maximum(each, ops.real(1e-30)) for each in sizes]
         self._keep_sizes(sizes, 0)
         vectors = self._scaled(self.vectors, sizes, _QUERY_LARGEST)
-        place = ops.add(ops.times(self.kv_head, 4), lane.warp)
-        operands = self._operands(ops.offset(self.tables.maps, place, 16 * 512), 4)
+        operands, weights = map_operands(ops, lane, self.entries, self.tables.units, self.kv_head)
         quads = ops.times(lane.row, 16)  # of this lane's row, the largest number of each warp
         first_column = ops.less(lane.column, ops.integer(1))
         of_first_warp = ops.both(first_column, ops.less(lane.thread, ops.integer(32)))
 
-        def finish(base: Any, turn: Any, sums: list[list[Any]], notes: Any) -> None:
-            del notes
-            largest = []
+        def finish(bases: list[Any], turn: Any, all_sums: list[list[list[Any]]]) -> None:
             tops = ops.shared_offset(self.shared, ops.add(ops.times(turn, _TOPS_NBYTES), quads))
-            for half in range(2):
-                mine = [ops.magnitude(each) for four in sums for each in four[2 * half : 2 * half + 2]]
-                top = functools.reduce(ops.maximum, mine)
-                for distance in (1, 2):
-                    top = ops.maximum(top, ops.exchange(top, distance))
-                largest.append(top)
-            target = ops.shared_offset(tops, ops.times(lane.warp, 4))
+            target, largest = ops.shared_offset(tops, ops.times(lane.warp, 4)), []
+            for sums in all_sums:
+                for half in range(2):
+                    sizes = [[ops.magnitude(each) for each in four[2 * half : 2 * half + 2]] for four in sums]
+                    by_group = [functools.reduce(ops.maximum, sizes[at] + sizes[at + 1]) for at in (0, 2)]
+                    top = ops.maximum(*map(ops.scaled, by_group, weights))
+                    for distance in (1, 2):
+                        top = ops.maximum(top, ops.exchange(top, distance))
+                    largest.append(top)
             ops.only_if(
                 first_column,
-                lambda: [ops.shared_store(target, [top], _TOPS + 128 * half) for half, top in enumerate(largest)],
+                lambda: [ops.shared_store(target, [top], _TOPS + 128 * index) for index, top in enumerate(largest)],
             )
             ops.barrier()
-            for half in range(2):
-                top = functools.reduce(ops.maximum, ops.shared_load(tops, 4, _TOPS + 128 * half))
-                top = ops.maximum(top, ops.real(1e-30))
+            for index in range(2 * len(bases)):
+                sums, half = all_sums[index // 2], index % 2
+                top = functools.reduce(ops.maximum, ops.shared_load(tops, 4, _TOPS + 128 * index))
+                top = ops.maximum(top, ops.real(1e-20))
                 factor = ops.scaled(ops.reciprocal(top), ops.real(_NUMBER_LARGEST))
-                page, query = self._row_of(base, lane.row, half)
+                page, query = self.at.row_of(bases[index // 2], lane.row, half)
                 where = ops.offset(self.queries.numbers, page, shape.query_nbytes)
                 where = ops.offset(where, ops.add(ops.times(query, GROUP), ops.times(lane.column, 4)))
                 where = ops.offset(where, ops.times(lane.warp, 2 * COLUMNS * GROUP))
                 for group in range(2):
                     four = [sums[2 * group + n][2 * half + i] for n in range(2) for i in range(2)]
-                    high, low = self._bytes([ops.fused(each, factor, ops.real(MAGIC + 128.0)) for each in four])
+                    unit = ops.scaled(factor, weights[group])
+                    high, low = self._bytes([ops.fused(each, unit, ops.real(MAGIC + 128.0)) for each in four])
                     at = COLUMNS * GROUP * group
                     ops.store_words(where, [high], at)
                     ops.store_words(where, [low], at + self._low)
                 where = self._top(page, query)
                 ops.only_if(of_first_warp, lambda where=where, top=top: ops.store_reals(where, [top]))
 
-        def begin(base: Any) -> None:
-            done = ops.times(ops.divide(ops.subtract(base, self.first), self.pages), 2)
-            ahead(ops.add(self.first, done))
-
-        self._over_pages(vectors, operands, begin, finish)
+        self.at.over_pages(vectors, operands, finish)
 
     def write_logits(self) -> None:
         """Logits that do not come from codes; and what belongs to a page's queries besides."""
         ops, lane, shape = self.ops, self.lane, self.shape
-        vectors = self._times_mean()
+        vectors = times_mean(ops, shape, lane, self.vectors, self.tables.means, self.kv_head)
         sizes = []
         for vector in vectors:
             squares = [ops.fused(x, x, ops.scaled(y, y)) for x, y in zip(vector[:2], vector[2:], strict=True)]
-            size = self._over_warp(ops.plus(*map(ops.square_root, squares)), ops.plus)
+            size = over_warp(ops, ops.plus(*map(ops.square_root, squares)), ops.plus)
             sizes.append(ops.maximum(size, ops.real(1e-30)))
         self._keep_sizes(sizes, 4 * COLUMNS)
         vectors = self._scaled(vectors, sizes, _BIAS_LARGEST)
@@ -200,143 +196,39 @@ class _Writer:
 
         def part(index: Any, nothing: list[Any]) -> list[Any]:
             place = ops.add(ops.times(index, 4), lane.warp)
-            operands = self._operands(ops.offset(self.tables.tokens, place, 4 * columns * 512), columns)
+            operands = token_operands(ops, lane, ops.offset(self.tables.tokens, place, 4 * columns * 512), columns)
             token = ops.add(ops.times(place, 8 * columns), ops.times(lane.column, 2 * columns))
 
-            def finish(base: Any, turn: Any, sums: list[list[Any]], notes: "_Notes") -> None:
+            def finish(bases: list[Any], turn: Any, all_sums: list[list[list[Any]]]) -> None:
                 del turn
-                for half in range(2):
-                    page, query = self._row_of(base, lane.row, half)
-                    where = ops.offset(self.queries.bias, page, 2 * shape.page * self.rows)
-                    where = ops.offset(where, ops.add(ops.times(query, 2 * shape.page), ops.times(token, 2)))
-                    words = []
-                    for four in sums:
-                        low, high = (
-                            ops.as_integer(ops.plus(each, ops.real(MAGIC + _BIAS_ZERO)))
-                            for each in four[2 * half : 2 * half + 2]
-                        )
-                        words.append(ops.permute_bytes(low, high, ops.integer(0x5410)))
-                    ops.store_words(where, words)
-                ops.only_if(ops.equal(index, 0), lambda: self._write_extras(notes))
+                for base, sums in zip(bases, all_sums, strict=True):
+                    notes = self._notes(base)
+                    for half in range(2):
+                        page, query = self.at.row_of(base, lane.row, half)
+                        where = ops.offset(self.queries.bias, page, 2 * shape.page * shape.rows)
+                        where = ops.offset(where, ops.add(ops.times(query, 2 * shape.page), ops.times(token, 2)))
+                        words = []
+                        for four in sums:
+                            low, high = (
+                                ops.as_integer(ops.plus(each, ops.real(MAGIC + _BIAS_ZERO)))
+                                for each in four[2 * half : 2 * half + 2]
+                            )
+                            words.append(ops.permute_bytes(low, high, ops.integer(0x5410)))
+                        ops.store_words(where, words)
+                    ops.only_if(ops.equal(index, 0), lambda notes=notes: self._write_extras(notes))
 
-            self._over_pages(vectors, operands, self._notes, finish)
+            self.at.over_pages(vectors, operands, finish)
             ops.barrier()  # left operands are free again
             return nothing
 
         ops.loop(ops.integer(0), ops.integer(shape.page // (32 * columns)), [ops.integer(0)], part)
-
-    def _over_pages(
-        self,
-        vectors: list[list[Any]],
-        operands: list[list[list[Any]]],
-        begin: Callable[[Any], Any],
-        finish: Callable[[Any, Any, list[list[Any]], Any], None],
-    ) -> None:
-        """``finish(first page, turn, sums, begin(first page))`` of every 16 rows: vectors turned to where pages start,
-        times operands."""
-        ops = self.ops
-
-        def rows(base: Any, carried: list[Any]) -> list[Any]:
-            turn, angles = carried[0], carried[1:]
-            buffer = ops.shared_offset(self.shared, ops.times(turn, _ROWS_NBYTES))
-            self._turn(vectors, angles, buffer)
-            ahead = self._angles(ops.add(base, ops.integer(self.pages)))
-            notes = begin(base)
-            ops.barrier()  # who reads the other buffer comes here before it is written again
-            buffer = ops.shared_offset(buffer, ops.times(self.lane.lane, 16))
-            sums = [[ops.real(0.0)] * 4 for _ in operands]
-            for step in range(_STEPS):
-                left = ops.shared_words(buffer, 4, _STEP_NBYTES * step)
-                sums = [
-                    ops.multiply_halves(total, left, right[step]) for total, right in zip(sums, operands, strict=True)
-                ]
-            finish(base, turn, sums, notes)
-            return [ops.subtract(ops.integer(1), turn), *ahead]
-
-        ops.loop(self.first, self.stop, [ops.integer(0), *self._angles(self.first)], rows, self.pages)
-
-    def _angles(self, base: Any) -> list[Any]:
-        """For two pages the cosines of this lane's two channels, and the sines."""
-        ops, found = self.ops, []
-        for half in range(2):
-            page = self._page(base, ops.add(self.slot, ops.integer(half * (COLUMNS // self.rows))))
-            where = ops.offset(ops.offset(self.tables.turns, page, 16 * 32), ops.times(self.lane.lane, 16))
-            found += ops.load_reals(where, 4)
-        return found
-
-    def _turn(self, vectors: list[list[Any]], angles: list[Any], buffer: Any) -> None:
-        """This warp's rows, into shared memory."""
-        ops, lane = self.ops, self.lane.lane
-        words = [[ops.integer(0)] * 4 for _ in vectors]
-        for half in range(2):
-            cosines, sines = angles[4 * half : 4 * half + 2], angles[4 * half + 2 : 4 * half + 4]
-            for vector, found in zip(vectors, words, strict=True):
-                near, far = vector[:2], vector[2:]
-                turned = [
-                    ops.fused(y, sin, ops.scaled(x, cos))
-                    for x, y, cos, sin in zip(near, far, cosines, sines, strict=True)
-                ]
-                back = [ops.minus(ops.real(0.0), x) for x in near]
-                turned += [
-                    ops.fused(x, sin, ops.scaled(y, cos))
-                    for x, y, cos, sin in zip(back, far, cosines, sines, strict=True)
-                ]
-                found[half::2] = [ops.pack_halves(*turned[:2]), ops.pack_halves(*turned[2:])]
-        step, column = ops.divide(lane, 4), ops.modulo(lane, 4)
-        target = ops.add(ops.times(step, _STEP_NBYTES), ops.times(column, 16))
-        target = ops.shared_offset(buffer, ops.add(target, ops.times(self.lane.warp, 128)))
-        for index, four in enumerate(words):
-            ops.shared_store(target, [ops.as_real(word) for word in four], 64 * index)
-
-    def _operands(self, where: Any, columns: int) -> list[list[list[Any]]]:
-        """For each block of columns and step, this lane's two words."""
-        ops = self.ops
-        where = ops.offset(where, ops.times(self.lane.lane, 16))
-        found = []
-        for block in range(columns):
-            fours = [ops.load_words(where, 4, 512 * (4 * block + index), once=False) for index in range(4)]
-            found.append([four[2 * step : 2 * step + 2] for four in fours for step in range(2)])
-        return found
-
-    def _vectors(self, query_ref: Any) -> list[list[Any]]:
-        """This lane's channels of the warp's two queries: two of the first half of a head, and of the second."""
-        ops, dtype, group = self.ops, self.shape.dtype, self.shape.group
-        found = []
-        base = ops.offset(ops.address(query_ref), self.head, group * DIM * dtype.itemsize)
-        for index in range(2):
-            query = ops.add(self.query, ops.integer(index))
-            there = ops.less(query, ops.integer(group))
-            where = ops.offset(base, ops.smaller(query, ops.integer(group - 1)), DIM * dtype.itemsize)
-            where = ops.offset(where, ops.times(self.lane.lane, 2 * dtype.itemsize))
-            values = [
-                x for half in range(2) for x in load_exact(ops, where, 2, dtype, half * DIM // 2 * dtype.itemsize)
-            ]
-            found.append([ops.select(there, value, ops.real(0.0)) for value in values])
-        return found
-
-    def _times_mean(self) -> list[list[Any]]:
-        """Vectors whose products with the cosines and sines of a token are logits: the query times the mean, as pairs
-        of channels that turn."""
-        ops = self.ops
-        where = ops.offset(ops.offset(self.tables.means, self.kv_head, 4 * DIM), ops.times(self.lane.lane, 8))
-        near, far = (
-            [ops.scaled(x, ops.real(self.shape.scale)) for x in ops.load_reals(where, 2, at)] for at in (0, 2 * DIM)
-        )
-        found = []
-        for vector in self.vectors:
-            pairs = list(zip(vector[:2], vector[2:], near, far, strict=True))
-            found.append(
-                [ops.fused(y, m, ops.scaled(x, n)) for x, y, n, m in pairs]
-                + [ops.minus(ops.scaled(y, n), ops.scaled(x, m)) for x, y, n, m in pairs]
-            )
-        return found
 
     def _notes(self, base: Any) -> "_Notes":
         """Of this warp's four of 16 rows; eight lanes have a row, a group each."""
         ops, shape, lane = self.ops, self.shape, self.lane.lane
         row = ops.add(ops.times(self.lane.warp, 4), ops.divide(lane, GROUPS))
         group = ops.modulo(lane, GROUPS)
-        page, query = self._row_of(base, row)
+        page, query = self.at.row_of(base, row)
         inside = ops.subtract(page, ops.times(self.head, shape.pages))
         of_head = ops.add(ops.times(self.row, shape.pages), inside)
         of_head = ops.add(ops.times(of_head, shape.num_kv_heads), self.kv_head)
@@ -368,9 +260,8 @@ class _Writer:
             ops.shared_load(ops.shared_offset(self.shared, ops.times(notes.query, 4)), 1, _SIZES + at)[0]
             for at in (0, 4 * COLUMNS)
         )
-        largest = ops.load_reals(ops.offset(self.tables.map_sizes, ops.times(self.kv_head, 4)), 1)[0]
-        factor = ops.scaled(notes.top, ops.real(shape.scale / (_NUMBER_LARGEST * _QUERY_LARGEST * MAP_LARGEST)))
-        factor = ops.scaled(factor, ops.scaled(size, largest))
+        factor = ops.scaled(notes.top, ops.real(shape.scale / (_NUMBER_LARGEST * _QUERY_LARGEST)))
+        factor = ops.scaled(factor, size)
         of_keys, of_values = (ops.half_of(each, upper=False) for each in notes.scales)
         offset = ops.scaled(ops.scaled(offset, of_keys), factor)
         bias_unit = ops.scaled(bias_size, ops.real(1.0 / _BIAS_LARGEST))
@@ -381,7 +272,7 @@ class _Writer:
             where = self._extra(notes.page, notes.query)
             starts = ops.offset(where, ops.integer(-4 * COLUMNS * shape.blocks))
             ops.store_words(starts, [high])
-            ops.store_words(starts, [ops.subtract(start, ops.left(high, 8))], 4 * self.rows)
+            ops.store_words(starts, [ops.subtract(start, ops.left(high, 8))], 4 * self.shape.rows)
             ops.store_reals(where, [factor])
             ops.store_reals(where, [bias_unit], 4 * (COLUMNS + GROUPS))
             ops.store_reals(where, [added], 4 * (2 * COLUMNS + GROUPS))
@@ -410,21 +301,10 @@ class _Writer:
     @property
     def _low(self) -> int:
         """How far low bytes are from high ones: in columns of their own, or in a block."""
-        return self.rows * GROUP if self.shape.paired else COLUMNS * DIM
-
-    def _row_of(self, base: Any, row: Any, half: int = 0) -> tuple[Any, Any]:
-        """The page of all heads', and the query, of row ``row + 8 half``."""
-        ops = self.ops
-        slot = ops.add(ops.divide(row, self.rows), ops.integer(half * (COLUMNS // self.rows)))
-        page = ops.add(ops.times(self.head, self.shape.pages), self._page(base, slot))
-        return page, ops.modulo(row, self.rows)
-
-    def _page(self, base: Any, slot: Any) -> Any:
-        """Beyond the last page it is done again, with the same result."""
-        return self.ops.smaller(self.ops.add(base, slot), self.last)
+        return self.shape.rows * GROUP if self.shape.paired else COLUMNS * DIM
 
     def _top(self, page: Any, query: Any) -> Any:
-        return self.ops.offset(self.ops.offset(self.queries.tops, page, 4 * self.rows), self.ops.times(query, 4))
+        return self.ops.offset(self.ops.offset(self.queries.tops, page, 4 * self.shape.rows), self.ops.times(query, 4))
 
     def _extra(self, page: Any, index: Any) -> Any:
         """Where the factors of queries are, from ``index`` on."""
@@ -435,7 +315,7 @@ class _Writer:
     def _keep_sizes(self, sizes: list[Any], at: int) -> None:
         """Warps that have the same queries write the same."""
         ops = self.ops
-        where = ops.shared_offset(self.shared, ops.times(self.query, 4))
+        where = ops.shared_offset(self.shared, ops.times(self.at.query, 4))
         ops.only_if(
             ops.less(self.lane.lane, ops.integer(1)),
             lambda: [ops.shared_store(where, [size], _SIZES + at + 4 * n) for n, size in enumerate(sizes)],
@@ -447,11 +327,6 @@ class _Writer:
             factor = ops.scaled(ops.reciprocal(size), ops.real(largest))
             found.append([ops.scaled(each, factor) for each in vector])
         return found
-
-    def _over_warp(self, value: Any, combine: Any = None) -> Any:
-        for distance in (1, 2, 4, 8, 16):
-            value = (combine or self.ops.maximum)(value, self.ops.exchange(value, distance))
-        return value
 
     def _over_groups(self, value: Any) -> Any:
         for distance in (1, 2, 4):

@@ -12,9 +12,6 @@ from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, UNIT_WORDS, KltSh
 from kakeya_jax.rope import Rope
 from kakeya_jax.typing import Array, Float, Int
 
-MAP_LARGEST = 1024.0
-"""What a map's largest entry becomes in float16: entries 2^24 times smaller still have all their bits."""
-
 _UNUSED = 1.0 / 128
 """The unit of channels without codes, close to those of others: only page means are multiplied with them."""
 
@@ -24,8 +21,7 @@ class QueryTables(NamedTuple):
     channels of the first half of a head and the same of the second.
 
     Attributes:
-        maps: float16 ``[K, 4, 16, 32, 8]``: for each warp the 32 channels of codes that it finds, times their units.
-        map_sizes: float32 ``[K]``: the largest entry of each map, which is ``MAP_LARGEST`` in ``maps``.
+        maps: float32 ``[K, E, D]``, from coordinates of codes back to keys.
         means: float32 ``[K, D]``, of keys.
         turns: float32 ``[pages, 32, 4]``: for two channels of a half the cosines and then the sines of where a page
             starts.
@@ -34,11 +30,11 @@ class QueryTables(NamedTuple):
         page_mean_scales: float16 ``[B, pages, K]``, of keys.
         value_mean_scales: float16 ``[B, pages, K]``, of values.
         units: int32 ``[K, UNIT_WORDS]``: for eight groups of keys bits of the inverse of their unit, then bytes that
-            are one where codes are, and for eight groups of values bits of the inverse of their unit.
+            are one where codes are, for eight groups of values bits of the inverse of their unit, and for keys bits of
+            their unit.
     """
 
-    maps: Array
-    map_sizes: Float[Array, " K"]
+    maps: Float[Array, "K E D"]
     means: Float[Array, "K D"]
     turns: Float[Array, "pages lanes four"]
     tokens: Array
@@ -62,12 +58,8 @@ def query_tables(
         rope: the rotary embedding, with the frequencies of the codec of keys.
         first_position: of the first coded token.
     """
-    units = np.repeat(channel_units(key.layout, _UNUSED), DIM // len(key.layout.widths[0]), axis=1)
-    scaled = key.synthesis * units[..., None]
-    sizes = jnp.max(jnp.abs(scaled), axis=(1, 2))
     return QueryTables(
-        maps=_map_operands(scaled * (MAP_LARGEST / jnp.maximum(sizes, 1e-30))[:, None, None]),
-        map_sizes=sizes,
+        maps=key.synthesis.astype(jnp.float32),
         means=key.mean.astype(jnp.float32),
         turns=jnp.asarray(_page_turns(rope, first_position, shape.page, shape.pages)),
         tokens=jnp.asarray(_token_operands(rope, shape.page, shape.query_columns)),
@@ -94,18 +86,10 @@ def _unit_words(key: Layout, value: Layout) -> np.ndarray:
     inverse = [
         (1.0 / channel_units(layout, unused)).view(np.int32) for layout, unused in ((key, _UNUSED), (value, 1.0))
     ]
-    words = np.concatenate([inverse[0], coded, inverse[1]], axis=1)
+    units = channel_units(key, _UNUSED).view(np.int32)
+    words = np.concatenate([inverse[0], coded, inverse[1], units], axis=1)
     assert words.shape[1] == UNIT_WORDS
     return words
-
-
-def _map_operands(maps: Float[Array, "K E D"]) -> Array:
-    """Channels of codes are columns: of a group of 16, a lane's four results are neighbours."""
-    heads = maps.shape[0]
-    # Channels: warp, group, four times two pairs; depth: half, two steps, lane, pair.
-    parts = maps.reshape(heads, 4, 2, 4, 2, 2, 2, 4, 2, 4, 2)
-    parts = parts.transpose(0, 1, 2, 4, 7, 3, 5, 9, 8, 6, 10)
-    return parts.reshape(heads, 4, 16, 32, 8).astype(jnp.float16)
 
 
 @functools.lru_cache(maxsize=64)
@@ -117,8 +101,8 @@ def _page_turns(rope: Rope, first_position: int, page: int, pages: int) -> np.nd
 @functools.lru_cache(maxsize=64)
 def _token_operands(rope: Rope, page: int, columns: int) -> np.ndarray:
     """Tokens are columns, ``columns`` blocks of eight for a warp: a lane's results are neighbours."""
-    parts = _turns(rope, np.arange(page)).reshape(-1, 4, 4, columns, 2, 2, 4, 2, 4, 2)
-    parts = parts.transpose(0, 1, 3, 6, 2, 4, 8, 7, 5, 9)
+    parts = _turns(rope, np.arange(page)).reshape(-1, 4, 4, columns, 2, 2, 4, 4, 2, 2)
+    parts = parts.transpose(0, 1, 3, 6, 2, 4, 7, 8, 5, 9)
     return parts.reshape(-1, 4, 4 * columns, 32, 8).astype(np.float16)
 
 

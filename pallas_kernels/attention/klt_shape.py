@@ -16,7 +16,7 @@ GROUP = 16
 GROUPS = DIM // GROUP
 """and groups of a head."""
 
-UNIT_WORDS = 3 * GROUPS
+UNIT_WORDS = 4 * GROUPS
 """Of a head in the table of units."""
 
 HEAD_WORDS = 12

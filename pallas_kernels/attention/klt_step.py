@@ -25,7 +25,7 @@ from kakeya_jax.typing import Array, Float, Int
 _TEAMS = 3
 """Programs of a block of threads: the assembler takes 180 registers for a thread of one, and makes do with 168."""
 
-_AHEAD = 8
+_AHEAD = 0
 """Pages of codes that a program fetches while it finds queries and does not wait for memory."""
 
 _ROOM = 1024

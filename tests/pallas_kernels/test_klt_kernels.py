@@ -70,7 +70,7 @@ def test_other_pages_and_windows(recipe: str):
     assert difference(emulated(query, layer, positions), reference(query, layer, positions)) < 1e-3
 
 
-@pytest.mark.parametrize("size", [1e5, 1e-5])
+@pytest.mark.parametrize("size", [1e5, pytest.param(1e-5, marks=pytest.mark.slow)])
 def test_maps_and_queries_of_any_size(size: float):
     """Keys so much larger, queries so much smaller; one query is zero."""
     layer, query, positions = klt_layer(KEY_WIDTHS, VALUE_WIDTHS, group=4)
