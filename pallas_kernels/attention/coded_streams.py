@@ -8,8 +8,10 @@ import jax.numpy as jnp
 
 from kakeya_jax import nibble_words
 from kakeya_jax.byte_levels import byte_levels
+from kakeya_jax.codecs.besicovitch import Besicovitch
 from kakeya_jax.codecs.integer import Integer
 from kakeya_jax.codecs.turboquant import TurboQuant, coordinate_levels
+from kakeya_jax.pallas_kernels.attention.besicovitch_streams import besicovitch_stream, unsupported_besicovitch
 from kakeya_jax.pallas_kernels.attention.coded_shape import Codes
 from kakeya_jax.pallas_kernels.attention.decode_step import CodedStream
 from kakeya_jax.pallas_kernels.attention.exact_values import DTYPES
@@ -30,7 +32,8 @@ class Limits:
         tokens: pages are whole multiples of so many.
         bits: of an index of ``turboquant``.
         int8: whether it takes ``int8``, and
-        int4: ``int4``.
+        int4: ``int4``,
+        besicovitch: and ``besicovitch``, in values.
     """
 
     head_dims: tuple[int, ...]
@@ -39,6 +42,7 @@ class Limits:
     bits: tuple[int, ...]
     int8: bool = False
     int4: bool = False
+    besicovitch: bool = False
 
 
 def unsupported(query: Array, key_stream: Stream, value_stream: Stream, limits: Limits) -> list[str]:
@@ -61,6 +65,9 @@ def unsupported(query: Array, key_stream: Stream, value_stream: Stream, limits: 
     if key_stream.tail.dtype != value_stream.tail.dtype:
         found.append("exact keys and values of different types")
     for stream in (key_stream, value_stream):
+        if isinstance(stream.codec, Besicovitch) and limits.besicovitch:
+            found += unsupported_besicovitch(stream)
+            continue
         found += _unsupported_codec(stream.codec, dim, limits)
     return list(dict.fromkeys(found))
 
@@ -87,6 +94,8 @@ def _unsupported_codec(codec: Any, dim: int, limits: Limits) -> list[str]:
 
 def coded_stream(stream: Stream) -> CodedStream:
     """The arrays of a stream that ``unsupported`` says nothing of; the pages of a head lie one behind the other."""
+    if isinstance(stream.codec, Besicovitch):
+        return besicovitch_stream(stream)
     heads, tokens = num_heads(stream), capacity(stream)
     dim = stream.tail.shape[-1]
     scales = stream.blocks.scale.reshape(heads, tokens, -1)
