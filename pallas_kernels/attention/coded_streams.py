@@ -8,9 +8,11 @@ import jax.numpy as jnp
 
 from kakeya_jax import level_words
 from kakeya_jax.byte_levels import byte_levels
+from kakeya_jax.codecs.besicovitch import Besicovitch
 from kakeya_jax.codecs.integer import Integer
 from kakeya_jax.codecs.kivi import Kivi
 from kakeya_jax.codecs.turboquant import TurboQuant, coordinate_levels
+from kakeya_jax.pallas_kernels.attention.besicovitch_streams import besicovitch_stream, unsupported_besicovitch
 from kakeya_jax.pallas_kernels.attention.coded_shape import GROUP, Codes
 from kakeya_jax.pallas_kernels.attention.decode_step import CodedStream
 from kakeya_jax.pallas_kernels.attention.exact_values import DTYPES
@@ -31,6 +33,7 @@ class Limits:
         tokens: pages are whole multiples of so many.
         bits: of an index of ``turboquant``.
         integers: whether it takes ``int8``, ``int4`` and ``kivi``.
+        besicovitch: whether it takes ``besicovitch`` in values.
     """
 
     head_dims: tuple[int, ...]
@@ -38,6 +41,7 @@ class Limits:
     tokens: int
     bits: tuple[int, ...]
     integers: bool = False
+    besicovitch: bool = False
 
 
 def unsupported(query: Array, key_stream: Stream, value_stream: Stream, limits: Limits) -> list[str]:
@@ -59,8 +63,11 @@ def unsupported(query: Array, key_stream: Stream, value_stream: Stream, limits: 
     found += [f"numbers of type {dtype}" for dtype in dtypes if dtype not in DTYPES]
     if key_stream.tail.dtype != value_stream.tail.dtype:
         found.append("exact keys and values of different types")
-    found += _unsupported_codec(key_stream.codec, "key", dim, limits)
-    found += _unsupported_codec(value_stream.codec, "value", dim, limits)
+    for name, stream in (("key", key_stream), ("value", value_stream)):
+        if isinstance(stream.codec, Besicovitch) and limits.besicovitch:
+            found += unsupported_besicovitch(stream)
+            continue
+        found += _unsupported_codec(stream.codec, name, dim, limits)
     return list(dict.fromkeys(found))
 
 
@@ -87,6 +94,8 @@ def _unsupported_codec(codec: Any, name: StreamName, dim: int, limits: Limits) -
 
 def coded_stream(stream: Stream) -> CodedStream:
     """The arrays of a stream that ``unsupported`` says nothing of; the pages of a head lie one behind the other."""
+    if isinstance(stream.codec, Besicovitch):
+        return besicovitch_stream(stream)
     heads, tokens = num_heads(stream), capacity(stream)
     dim = stream.tail.shape[-1]
     codec, blocks = stream.codec, stream.blocks

@@ -118,6 +118,10 @@ def either(first: Register, second: Register) -> Register:
     return first | second
 
 
+def masked_beside(value: Register, mask: Register, other: Register) -> Register:
+    return value & mask | other
+
+
 def differing(first: Register, second: Register) -> Register:
     return first ^ second
 
@@ -136,6 +140,11 @@ def right(value: Register, bits: int) -> Register:
 
 def shifted_right(value: Register, bits: Register) -> Register:
     return value >> bits
+
+
+def right_of_two(low: Register, high: Register, bits: int) -> Register:
+    both_words = high.astype(np.uint64) << np.uint64(32) | low.astype(np.uint64)
+    return (both_words >> np.uint64(bits)).astype(np.uint32)
 
 
 def right_signed(value: Register, bits: int) -> Register:
@@ -483,16 +492,6 @@ def _halves(word: np.ndarray) -> np.ndarray:
 
 def _signed_bytes(word: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(word)[..., None].view(np.int8)
-
-
-def multiply_halves(total: Sequence[Register], first: Sequence[Register], second: Sequence[Register]) -> list[Register]:
-    a, b = (np.stack([_halves(each) for each in part], axis=-2).astype(np.float64) for part in (first, second))
-    warps = a.shape[0]
-    # Lane (g, t): a[2 h + r] has row g + 8 r, columns 8 h + 2 t ..; b[h] has column g, rows 8 h + 2 t ...
-    a = a.reshape(warps, 8, 4, 2, 2, 2).transpose(0, 4, 1, 3, 2, 5).reshape(warps, 16, 16)
-    b = b.reshape(warps, 8, 4, 2, 2).transpose(0, 3, 2, 4, 1).reshape(warps, 16, 8)
-    parts = np.matmul(a, b).reshape(warps, 2, 8, 4, 2).transpose(0, 2, 3, 1, 4).reshape(warps, LANES, 4)
-    return [(each + parts[..., index]).astype(np.float32) for index, each in enumerate(total)]
 
 
 def dot_bytes(first: Register, second: Register, total: Register) -> Register:

@@ -115,6 +115,11 @@ def either(first: Register, second: Register) -> Register:
     return arith.ori(first, second)
 
 
+def masked_beside(value: Register, mask: Register, other: Register) -> Register:
+    """``value & mask | other``, in one instruction."""
+    return _asm("lop3.b32 $0, $1, $2, $3, 0xEA;", value, mask, other, results=_i32())
+
+
 def differing(first: Register, second: Register) -> Register:
     """Bitwise exclusive or."""
     return arith.xori(first, second)
@@ -138,6 +143,11 @@ def right(value: Register, bits: int) -> Register:
 def shifted_right(value: Register, bits: Register) -> Register:
     """Shifted right by less than 32 bits, zeros coming in."""
     return arith.shrui(value, bits)
+
+
+def right_of_two(low: Register, high: Register, bits: int) -> Register:
+    """The lower word of two, shifted right together by less than 32 bits."""
+    return _asm(f"shf.r.wrap.b32 $0, $1, $2, {bits};", low, high, results=_i32())
 
 
 def right_signed(value: Register, bits: int) -> Register:
@@ -540,15 +550,6 @@ def only_if(condition: Register, body: Callable[[], None]) -> None:
 
 
 # Products and roots for queries of pages
-
-
-def multiply_halves(total: Sequence[Register], first: Sequence[Register], second: Sequence[Register]) -> list[Register]:
-    """``total + first @ second`` of fragments 16 x 16 and 16 x 8 of float16, in float32 (``mma.sync``)."""
-    text = (
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, "
-        "{$10, $11, $12, $13};"
-    )
-    return list(_asm(text, *first, *second, *total, results=[_f32()] * 4, collective=True))
 
 
 def dot_bytes(first: Register, second: Register, total: Register) -> Register:
