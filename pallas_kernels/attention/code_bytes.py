@@ -11,6 +11,9 @@ def decode_unit(ops: Any, unit: list[Any], codes: Codes, table: list[Any]) -> li
         return unit
     if codes.bits == 8:
         return [ops.differing(word, ops.integer(0x80808080)) for word in unit]
+    if not codes.table:
+        mask = ops.integer(0xF0F0F0F0)
+        return [ops.both(each, mask) for word in unit for each in (ops.left(word, 4), word)]
     if codes.bits == 4:
         return [
             ops.differing(ops.permute_bytes(*table, magnitude), sign) for magnitude, sign in _signed_quads(ops, unit)
@@ -27,7 +30,7 @@ def decode_unit(ops: Any, unit: list[Any], codes: Codes, table: list[Any]) -> li
 
 def decoder_words(codes: Codes) -> list[int]:
     """What codes are looked up in: levels, or those below 0, nearest first, where codes have signs."""
-    if codes.bits == 8:
+    if not codes.table:
         return []
     signed = {4: codes.table[7::-1], 6: codes.table[31::-1]}
     return table_words(signed.get(codes.bits, codes.table))

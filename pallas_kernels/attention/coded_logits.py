@@ -88,11 +88,11 @@ def _program(ops: Any, *refs: Any, shape: CodedShape) -> None:
         writes = [ops.select(ops.less(lane.column, ops.integer(2)), each, _never(ops)) for each in writes]
 
     def step(tile: Any, slot: Any, state: list[Any]) -> list[Any]:
-        scales = tiles.scale_words(slot)[0]
+        scales = tiles.scale_words(slot, 0)
         where = ops.offset(out, tile, 4 * TILE)
         for product in range(PRODUCTS):
             sums = key_product(ops, shape, held, tiles.key_units(slot, product), query, starts)
-            logits = logits_of(ops, shape, lane, sums, scales[product], factors)
+            logits = logits_of(ops, shape, lane, sums, scales[product][0], factors)
             for n in range(2):
                 pair, at = logits[n::2], 4 * (4 * product + n * shape.capacity)
                 ops.only_if(writes[n], lambda pair=pair, at=at: ops.store_reals(where, pair, at))

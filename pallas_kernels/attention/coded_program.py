@@ -19,6 +19,8 @@ from typing import Any
 from kakeya_jax.pallas_kernels.attention.code_bytes import decode_unit
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, PRODUCTS, TILE, CodedShape
 from kakeya_jax.pallas_kernels.attention.coded_tiles import Tiles
+from kakeya_jax.pallas_kernels.attention.group_logits import group_logits
+from kakeya_jax.pallas_kernels.attention.group_shares import group_shares
 from kakeya_jax.pallas_kernels.attention.held_words import Held, HeldWords
 from kakeya_jax.pallas_kernels.attention.tile_loop import over_tiles, share_of
 from kakeya_jax.pallas_kernels.attention.tile_shares import add_values, empty_state, number_of, shares_of
@@ -57,9 +59,9 @@ def coded_program(
             ``byte_queries``).
         factor_ref: float32 ``[N, 8]``: logits to the base 2 are numbers times this times the token's scale.
         key_ref: uint8 ``[N, T, D b / 8]``.
-        key_scale_ref: float16 ``[N, T]``.
+        key_scale_ref: float16 ``[N, T]``, or ``[N, T, scales]``.
         value_ref: uint8 ``[N, T / page, D, page b / 8]``.
-        value_scale_ref: float16 ``[N, T]``, not negative.
+        value_scale_ref: likewise, not negative.
         top_ref: float32 ``[N, states, rows]``, to the base 2.
         total_ref: likewise.
         weighted_ref: float32 ``[N, states, rows, D]``: values' bytes plus 1/2, times their scales, summed with their
@@ -73,28 +75,50 @@ def coded_program(
     query, starts, factors = load_queries(ops, shape, lane, (query_ref, start_ref, factor_ref), head)
     tiles = Tiles(ops, shape, lane, head, (key_ref, key_scale_ref, value_ref, value_scale_ref))
 
-    def step(tile: Any, slot: Any, state: list[Any]) -> list[Any]:
-        del tile
-        scales = tiles.scale_words(slot)
-        logits = []
+    def logits_and_scales(slot: Any) -> tuple[list[list[Any]], list[Any]]:
+        """Logits of all products, and packed scales of values."""
+        key_scales = tiles.scale_words(slot, 0)
+        if shape.key.scales > 1:
+            logits = [
+                group_logits(
+                    ops, shape, lane, held, tiles.key_units(slot, product), key_scales[product], query, factors
+                )
+                for product in range(PRODUCTS)
+            ]
+            return logits, tiles.scale_words(slot, 1)
+        value_scales, logits = tiles.scale_words(slot, 1), []
         for product in range(PRODUCTS):
             sums = key_product(ops, shape, held, tiles.key_units(slot, product), query, starts)
-            logits.append(logits_of(ops, shape, lane, sums, scales[0][product], factors))
-        shares = shares_of(
-            ops,
-            shape,
-            lane,
-            state,
-            logits,
-            lambda: ops.largest_half(scales[1]),
-            lambda product: _halves(ops, scales[1][product]),
-        )
-        weighted = []
-        for block in range(shape.dim // 16):
+            logits.append(logits_of(ops, shape, lane, sums, key_scales[product][0], factors))
+        return logits, value_scales
+
+    def step(tile: Any, slot: Any, state: list[Any]) -> list[Any]:
+        del tile
+        logits, scales = logits_and_scales(slot)
+        if shape.value.scales > 1:
+            shares, of_group = group_shares(ops, shape, lane, state, logits, scales)
+        else:
+            words = [each[0] for each in scales]
+            shares, of_group = (
+                shares_of(
+                    ops,
+                    shape,
+                    lane,
+                    state,
+                    logits,
+                    lambda: ops.largest_half(words),
+                    lambda product: _halves(ops, words[product]),
+                ),
+                None,
+            )
+        weighted, right, blocks = [], shares, shape.dim // 16
+        for block in range(blocks):
+            if of_group is not None and block * shape.value.scales % blocks == 0:
+                right = of_group(block * shape.value.scales // blocks)
             table, units = held.tables[shape.value], tiles.value_units(slot, block)
             near, far = (decode_unit(ops, unit, shape.value, table) for unit in units)
             mine = shares.weighted[4 * block : 4 * block + 4]
-            weighted += add_values(ops, shares, near, far, mine, held.magic)
+            weighted += add_values(ops, right, near, far, mine, held.magic)
         return [*shares.top, *shares.total, *shares.shift, *weighted]
 
     state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, step, lambda: empty_state(ops, shape))

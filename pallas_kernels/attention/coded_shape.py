@@ -28,13 +28,16 @@ class Codes:
 
     Attributes:
         bits: of a code: 2, 3, 4, 6 or 8.
-        table: bytes of the levels, by index (``byte_levels``); empty for 8 bits.
+        table: bytes of the levels, by index (``byte_levels``); empty for 8 bits, and for 4 if codes are their levels
+            (``nibble_words``), whose bytes are sixteen times as large.
         halfway: whether a level is its byte and a half, in units, or just its byte.
+        scales: of a token: one, or one for each group of so many channels, which are 32 or a multiple.
     """
 
     bits: int
     table: tuple[int, ...]
     halfway: bool = True
+    scales: int = 1
 
     @property
     def unit_words(self) -> int:
@@ -154,10 +157,15 @@ class CodedShape(TileShape):
 
     @property
     def stage_scales(self) -> int:
-        """Where the scales are."""
+        """Where the scales of keys are."""
         return self.stage_value_high + (8 * self.dim if self.value.bits == 3 else 0)
+
+    @property
+    def stage_value_scales(self) -> int:
+        """Where those of values are."""
+        return self.stage_scales + 2 * TILE * self.key.scales
 
     @property
     def stage_nbytes(self) -> int:
         """Of one tile of one warp."""
-        return self.stage_scales + 2 * 2 * TILE
+        return self.stage_value_scales + 2 * TILE * self.value.scales

@@ -27,8 +27,11 @@ class Tiles:
         self.key_high = ops.offset(start, ops.times(lane.column if shape.units == 2 else ops.divide(lane.column, 2), 4))
         self.value = ops.offset(ops.address(value_ref), head, shape.capacity * shape.dim * value.bits // 8)
         self.scales = [
-            ops.offset(ops.offset(ops.address(ref), head, 2 * shape.capacity), ops.times(lane.lane, 4))
-            for ref in (key_scale_ref, value_scale_ref)
+            ops.offset(
+                ops.offset(ops.address(ref), head, 2 * shape.capacity * codes.scales),
+                ops.times(lane.lane, 4 * codes.scales),
+            )
+            for ref, codes in ((key_scale_ref, key), (value_scale_ref, value))
         ]
         self.token = token
 
@@ -80,10 +83,10 @@ class Tiles:
                 ops.copy(target, where, 8, shape.stage_value_high + 8 * first, at)
 
     def _start_scales(self, tile: Any, slot: Any, stream: int) -> None:
-        ops = self.ops
-        target = ops.shared_offset(slot, ops.times(self.lane.lane, 4))
-        source = ops.offset(self.scales[stream], tile, 2 * TILE)
-        ops.copy(target, source, 4, self.shape.stage_scales + 2 * TILE * stream)
+        ops, (at, scales) = self.ops, self._scales_at(stream)
+        target = ops.shared_offset(slot, ops.times(self.lane.lane, 4 * scales))
+        source = ops.offset(self.scales[stream], tile, 2 * TILE * scales)
+        ops.copy(target, source, 4 * scales, at)
 
     def key_units(self, slot: Any, product: int) -> list[list[list[Any]]]:
         """For both halves of a product's rows, the registers of each unit of this lane."""
@@ -123,14 +126,14 @@ class Tiles:
             found.append(unit)
         return found
 
-    def scale_words(self, slot: Any) -> list[list[Any]]:
-        """Of keys and of values, for each product the scales of this lane's two rows in one word."""
-        ops = self.ops
-        where = ops.shared_offset(slot, ops.times(self.token, 2))
-        return [
-            [
-                ops.shared_words(where, 1, self.shape.stage_scales + 2 * TILE * index + 8 * product)[0]
-                for product in range(PRODUCTS)
-            ]
-            for index in range(2)
-        ]
+    def scale_words(self, slot: Any, stream: int) -> list[list[Any]]:
+        """Of keys (0) or values (1), for each product the scales of this lane's two tokens, packed float16: all of the
+        first token, then all of the second."""
+        ops, (at, scales) = self.ops, self._scales_at(stream)
+        where = ops.shared_offset(slot, ops.times(self.token, 2 * scales))
+        return [ops.shared_words(where, scales, at + 8 * scales * product) for product in range(PRODUCTS)]
+
+    def _scales_at(self, stream: int) -> tuple[int, int]:
+        """Where scales are in a stage, and how many a token has."""
+        shape = self.shape
+        return ((shape.stage_scales, shape.key.scales), (shape.stage_value_scales, shape.value.scales))[stream]

@@ -24,7 +24,7 @@ class CodedStream:
 
     Attributes:
         words: uint8, keys ``[N, T, D b / 8]``, values ``[N, T / page, D, page b / 8]``.
-        scales: float16 ``[N, T]``.
+        scales: float16 ``[N, T, codes.scales]``.
         sinks: exact ``[N, sinks, D]``.
         tail: exact ``[N, tail, D]``, a ring.
         rotation: float32 ``[D, D]``: what is coded is this times a vector.
@@ -33,7 +33,7 @@ class CodedStream:
     """
 
     words: UInt8[Array, "..."]
-    scales: Float[Array, "N T"]
+    scales: Float[Array, "N T scales"]
     sinks: Float[Array, "N sinks D"]
     tail: Float[Array, "N tail D"]
     rotation: Float[Array, "D D"]

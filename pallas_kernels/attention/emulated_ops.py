@@ -207,6 +207,14 @@ def largest_half(words: Sequence[Register]) -> Register:
     return np.fmax.reduce([_halves(word) for word in words]).astype(np.float32).max(-1)
 
 
+def larger_halves(first: Register, second: Register) -> Register:
+    return _packed(np.fmax(_halves(first), _halves(second)))
+
+
+def scaled_halves(first: Register, second: Register) -> Register:
+    return _packed(_halves(first) * _halves(second))
+
+
 def pack_brain_halves(low: Register, high: Register) -> Register:
     import ml_dtypes
 
@@ -215,7 +223,7 @@ def pack_brain_halves(low: Register, high: Register) -> Register:
 
 
 def pack_halves(low: Register, high: Register) -> Register:
-    return np.ascontiguousarray(np.stack([low, high], axis=-1).astype(np.float16)).view(np.uint32)[..., 0]
+    return _packed(np.stack([low, high], axis=-1).astype(np.float16))
 
 
 def uniform(value: Register) -> Register:
@@ -444,6 +452,10 @@ def _bytes(words: np.ndarray) -> np.ndarray:
 
 def _words(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).view(np.uint32)
+
+
+def _packed(halves: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(halves).view(np.uint32)[..., 0]
 
 
 def _halves(word: np.ndarray) -> np.ndarray:

@@ -77,14 +77,7 @@ def shares_of(
         largest_scale: the largest of this lane's tokens' values, and
         scales_of: those of a product's two rows.
     """
-    tile_top = [
-        over_rows(ops, functools.reduce(ops.maximum, (x for each in logits for x in each[n::2]))) for n in (0, 1)
-    ]
-    top = [ops.maximum(old, new) for old, new in zip(state[:2], tile_top, strict=True)]
-    grows = functools.reduce(ops.one_of, (ops.above(new, old) for new, old in zip(top, state[:2], strict=True)))
-    rest = ops.choose(ops.any_lane(grows), lambda: _decayed(ops, state, top), state[2:])
-    total, shift, weighted = list(rest[:2]), list(rest[2:4]), list(rest[4:])
-
+    tile_top, top, total, shift, weighted = tile_tops(ops, state, logits)
     largest = ops.maximum(over_rows(ops, largest_scale()), ops.real(_SMALLEST))
     unit = ops.scaled(ops.reciprocal(largest), ops.real(float(LARGEST)))
     tile_total, tile_shift = [ops.real(0.0)] * 2, [ops.real(0.0)] * 2
@@ -99,7 +92,7 @@ def shares_of(
             number = ops.scaled(share, by_row[index // 2])
             tile_shift[n] = ops.plus(tile_shift[n], number)
             numbers.append(ops.as_integer(ops.plus(number, ops.real(MAGIC + 128.0))))
-        for block, register in enumerate(_share_bytes(ops, shape, lane, numbers)):
+        for block, register in enumerate(share_bytes(ops, shape, lane, numbers)):
             columns[block].append(ops.transpose(register))
 
     decay = [ops.power_of_two(ops.minus(old, new)) for old, new in zip(tile_top, top, strict=True)]
@@ -112,6 +105,17 @@ def shares_of(
     else:
         units = [[ops.scaled(each, ops.real(256.0)) for each in share_unit], share_unit]
     return Shares(top, total, shift, weighted, columns, units, tile_total, decay)
+
+
+def tile_tops(ops: Any, state: list[Any], logits: list[list[Any]]) -> tuple[list[Any], ...]:
+    """A tile's largest logits, the largest so far, and sums, numbers and values so far, relative to those."""
+    tile_top = [
+        over_rows(ops, functools.reduce(ops.maximum, (x for each in logits for x in each[n::2]))) for n in (0, 1)
+    ]
+    top = [ops.maximum(old, new) for old, new in zip(state[:2], tile_top, strict=True)]
+    grows = functools.reduce(ops.one_of, (ops.above(new, old) for new, old in zip(top, state[:2], strict=True)))
+    rest = ops.choose(ops.any_lane(grows), lambda: _decayed(ops, state, top), state[2:])
+    return tile_top, top, list(rest[:2]), list(rest[2:4]), list(rest[4:])
 
 
 def add_values(
@@ -133,7 +137,7 @@ def add_values(
     return found
 
 
-def _share_bytes(ops: Any, shape: TileShape, lane: Lane, numbers: list[Any]) -> list[Any]:
+def share_bytes(ops: Any, shape: TileShape, lane: Lane, numbers: list[Any]) -> list[Any]:
     """Bytes of shares, tokens ``g`` and ``g + 8`` of each column side by side; a number is its bits plus 128."""
     pairs = [(numbers[n], numbers[n + 2]) for n in (0, 1)]
     if shape.paired:

@@ -228,6 +228,16 @@ def largest_half(words: Sequence[Register]) -> Register:
     return maximum(half_of(largest, upper=False), half_of(largest, upper=True))
 
 
+def larger_halves(first: Register, second: Register) -> Register:
+    """The maxima of two pairs of packed float16."""
+    return _asm("max.f16x2 $0, $1, $2;", first, second, results=_i32())
+
+
+def scaled_halves(first: Register, second: Register) -> Register:
+    """The products of two pairs of packed float16; small ones are not flushed."""
+    return _asm("mul.rn.f16x2 $0, $1, $2;", first, second, results=_i32())
+
+
 def pack_brain_halves(low: Register, high: Register) -> Register:
     """Two floats rounded to packed bfloat16."""
     return _asm("cvt.rn.bf16x2.f32 $0, $2, $1;", low, high, results=_i32())
