@@ -17,7 +17,7 @@ class Tiles:
         self.ops, self.shape, self.lane = ops, shape, lane
         key_ref, key_scale_ref, value_ref, value_scale_ref = refs
         key, value = shape.key, shape.value
-        self.key_row = shape.dim * key.bits // 8
+        self.key_row = shape.key_dim * key.bits // 8
         self.value_row = shape.page * value.bits // 8
         start = ops.offset(ops.address(key_ref), head, shape.capacity * self.key_row)
         token = ops.add(ops.times(ops.divide(lane.row, 2), 16), ops.times(ops.modulo(lane.row, 2), 2))
@@ -38,8 +38,8 @@ class Tiles:
     def start(self, tile: Any, slot: Any) -> None:
         """Starts the copies of a tile into a stage."""
         self.start_keys(tile, slot)
-        self._start_values(tile, slot)
-        self._start_scales(tile, slot, 1)
+        self.start_values(tile, slot)
+        self.start_scales(tile, slot, 1)
 
     def start_keys(self, tile: Any, slot: Any) -> None:
         """Starts those of keys and their scales."""
@@ -56,10 +56,13 @@ class Tiles:
             where = ops.offset(self.key_high, tile, TILE * self.key_row)
             target = ops.shared_offset(slot, ops.times(lane.lane, 4))
             for index, token in enumerate(LANE_TOKENS):
-                ops.copy(target, where, 4, shape.stage_key_high + 128 * index, token * self.key_row + shape.dim // 4)
-        self._start_scales(tile, slot, 0)
+                ops.copy(
+                    target, where, 4, shape.stage_key_high + 128 * index, token * self.key_row + shape.key_dim // 4
+                )
+        self.start_scales(tile, slot, 0)
 
-    def _start_values(self, tile: Any, slot: Any) -> None:
+    def start_values(self, tile: Any, slot: Any) -> None:
+        """Starts those of values."""
         ops, shape, lane, value = self.ops, self.shape, self.lane, self.shape.value
         tiles = shape.page // TILE
         page, inside = ops.divide(tile, tiles), ops.modulo(tile, tiles)
@@ -82,7 +85,8 @@ class Tiles:
                 at = first * self.value_row + shape.page // 4
                 ops.copy(target, where, 8, shape.stage_value_high + 8 * first, at)
 
-    def _start_scales(self, tile: Any, slot: Any, stream: int) -> None:
+    def start_scales(self, tile: Any, slot: Any, stream: int) -> None:
+        """Starts those of the scales of keys (0) or values (1)."""
         ops, (at, scales) = self.ops, self._scales_at(stream)
         target = ops.shared_offset(slot, ops.times(self.lane.lane, 4 * scales))
         source = ops.offset(self.scales[stream], tile, 2 * TILE * scales)

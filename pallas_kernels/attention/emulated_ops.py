@@ -130,6 +130,10 @@ def right(value: Register, bits: int) -> Register:
     return value >> np.uint32(bits)
 
 
+def shifted_left(value: Register, bits: Register) -> Register:
+    return np.where(bits < 32, value << (bits & np.uint32(31)), np.uint32(0))
+
+
 def shifted_right(value: Register, bits: Register) -> Register:
     return value >> bits
 
@@ -215,6 +219,15 @@ def scaled_halves(first: Register, second: Register) -> Register:
     return _packed(_halves(first) * _halves(second))
 
 
+def fused_halves(first: Register, second: Register, third: Register) -> Register:
+    one, two, three = (_halves(each).astype(np.float64) for each in (first, second, third))
+    return _packed((one * two + three).astype(np.float16))
+
+
+def negative_halves(value: Register) -> Register:
+    return value ^ np.uint32(0x80008000)
+
+
 def pack_brain_halves(low: Register, high: Register) -> Register:
     import ml_dtypes
 
@@ -284,6 +297,16 @@ def multiply_bytes(total: Sequence[Register], first: Sequence[Register], second:
 def multiply_half_bytes(total: Sequence[Register], first: Sequence[Register], second: Register) -> list[Register]:
     nothing = np.zeros_like(second)
     return multiply_bytes(total, [*first, nothing, nothing], [second, nothing])
+
+
+def multiply_halves(total: Sequence[Register], first: Sequence[Register], second: Sequence[Register]) -> list[Register]:
+    a, b = (np.stack([_halves(each) for each in part], axis=-2).astype(np.float32) for part in (first, second))
+    warps = a.shape[0]
+    # Lane (g, t): a[2 h + r] has row g + 8 r, columns 8 h + 2 t ..; b[h] has column g, rows 8 h + 2 t ...
+    a = a.reshape(warps, 8, 4, 2, 2, 2).transpose(0, 4, 1, 3, 2, 5).reshape(warps, 16, 16)
+    b = b.reshape(warps, 8, 4, 2, 2).transpose(0, 3, 2, 4, 1).reshape(warps, 16, 8)
+    parts = np.matmul(a, b).reshape(warps, 2, 8, 4, 2).transpose(0, 2, 3, 1, 4).reshape(warps, LANES, 4)
+    return [each + parts[..., index] for index, each in enumerate(total)]
 
 
 def address(ref: Any) -> Pointer:

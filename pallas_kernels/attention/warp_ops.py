@@ -130,6 +130,11 @@ def right(value: Register, bits: int) -> Register:
     return arith.shrui(value, integer(bits))
 
 
+def shifted_left(value: Register, bits: Register) -> Register:
+    """Shifted left; nothing is left of a shift by 32 bits or more."""
+    return _asm("shl.b32 $0, $1, $2;", value, bits, results=_i32())
+
+
 def shifted_right(value: Register, bits: Register) -> Register:
     """Shifted right by less than 32 bits, zeros coming in."""
     return arith.shrui(value, bits)
@@ -238,6 +243,16 @@ def scaled_halves(first: Register, second: Register) -> Register:
     return _asm("mul.rn.f16x2 $0, $1, $2;", first, second, results=_i32())
 
 
+def fused_halves(first: Register, second: Register, third: Register) -> Register:
+    """``first * second + third`` of pairs of packed float16, rounded once."""
+    return _asm("fma.rn.f16x2 $0, $1, $2, $3;", first, second, third, results=_i32())
+
+
+def negative_halves(value: Register) -> Register:
+    """A pair of packed float16 with the other signs."""
+    return _asm("neg.f16x2 $0, $1;", value, results=_i32())
+
+
 def pack_brain_halves(low: Register, high: Register) -> Register:
     """Two floats rounded to packed bfloat16."""
     return _asm("cvt.rn.bf16x2.f32 $0, $2, $1;", low, high, results=_i32())
@@ -316,6 +331,15 @@ def multiply_half_bytes(total: Sequence[Register], first: Sequence[Register], se
     """``total + first @ second`` of fragments 16 x 16 and 16 x 8 of signed bytes, in int32 (``mma.sync``)."""
     text = "mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {$0, $1, $2, $3}, {$4, $5}, {$6}, {$7, $8, $9, $10};"
     return list(_asm(text, *first, second, *total, results=[_i32()] * 4, collective=True))
+
+
+def multiply_halves(total: Sequence[Register], first: Sequence[Register], second: Sequence[Register]) -> list[Register]:
+    """``total + first @ second`` of fragments 16 x 16 and 16 x 8 of float16, in float32 (``mma.sync``)."""
+    text = (
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, "
+        "{$10, $11, $12, $13};"
+    )
+    return list(_asm(text, *first, *second, *total, results=[_f32()] * 4, collective=True))
 
 
 # Memory
