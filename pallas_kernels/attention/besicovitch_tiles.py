@@ -60,7 +60,8 @@ class BesicovitchTiles(Tiles):
 
             ops.only_if(ops.less(entry, ops.integer(1 << shape.width)), fill)
 
-    def _start_values(self, tile: Any, slot: Any) -> None:
+    def start_values(self, tile: Any, slot: Any) -> None:
+        """Starts those of values, and of their page's mean."""
         ops, shape = self.ops, self.shape
         self._copy(slot, ops.offset(self.value, tile, shape.value_tile), shape.stage_values, shape.value_tile)
         if shape.means:

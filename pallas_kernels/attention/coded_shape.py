@@ -146,9 +146,14 @@ class CodedShape(TileShape):
         return COLUMNS * self.blocks
 
     @property
+    def key_dim(self) -> int:
+        """Codes of a key."""
+        return self.dim
+
+    @property
     def units(self) -> int:
-        """Units of a key that one lane has: a quarter of its channels."""
-        return self.dim // 64
+        """Units of a key that one lane has: a quarter of its codes."""
+        return self.key_dim // 64
 
     @property
     def key_words(self) -> int:

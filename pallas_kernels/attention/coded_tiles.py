@@ -29,7 +29,7 @@ class Tiles:
         behind = ops.subtract(behind, ops.integer(shape.stage_scales))
         self._apart = ops.shared_offset(ops.shared_address(shared_ref), behind) if shape.scales_apart else None
         key, value = shape.key, shape.value
-        self.key_row = shape.dim * key.bits // 8
+        self.key_row = shape.key_dim * key.bits // 8
         self.value_row = shape.page * value.bits // 8
         start = ops.offset(ops.address(refs[0].codes), head, shape.capacity * self.key_row)
         token = ops.add(ops.times(ops.divide(lane.row, 2), 16), ops.times(ops.modulo(lane.row, 2), 2))
@@ -50,7 +50,7 @@ class Tiles:
     def start(self, tile: Any, slot: Any) -> None:
         """Starts the copies of a tile into a stage."""
         self._start_codes_of_keys(tile, slot)
-        self._start_values(tile, slot)
+        self.start_values(tile, slot)
         if not self.shape.scales_apart:
             self.start_scales(tile, slot)
 
@@ -78,9 +78,12 @@ class Tiles:
             where = ops.offset(self.key_high, tile, TILE * self.key_row)
             target = ops.shared_offset(slot, ops.times(lane.lane, 4))
             for index, token in enumerate(LANE_TOKENS):
-                ops.copy(target, where, 4, shape.stage_key_high + 128 * index, token * self.key_row + shape.dim // 4)
+                ops.copy(
+                    target, where, 4, shape.stage_key_high + 128 * index, token * self.key_row + shape.key_dim // 4
+                )
 
-    def _start_values(self, tile: Any, slot: Any) -> None:
+    def start_values(self, tile: Any, slot: Any) -> None:
+        """Starts those of values."""
         ops, shape, lane, value = self.ops, self.shape, self.lane, self.shape.value
         tiles = shape.page // TILE
         page, inside = ops.divide(tile, tiles), ops.modulo(tile, tiles)

@@ -138,6 +138,10 @@ def right(value: Register, bits: int) -> Register:
     return value >> np.uint32(bits)
 
 
+def shifted_left(value: Register, bits: Register) -> Register:
+    return np.where(bits < 32, value << (bits & np.uint32(31)), np.uint32(0))
+
+
 def shifted_right(value: Register, bits: Register) -> Register:
     return value >> bits
 
@@ -231,6 +235,10 @@ def scaled_halves(first: Register, second: Register) -> Register:
 def fused_halves(first: Register, second: Register, third: Register) -> Register:
     exact = [_halves(each).astype(np.float64) for each in (first, second, third)]
     return _packed((exact[0] * exact[1] + exact[2]).astype(np.float16))
+
+
+def negative_halves(value: Register) -> Register:
+    return value ^ np.uint32(0x80008000)
 
 
 def pack_brain_halves(low: Register, high: Register) -> Register:

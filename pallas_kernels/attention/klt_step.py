@@ -10,6 +10,7 @@ from kakeya_jax.codecs.klt import KltCode
 from kakeya_jax.klt_layout import Layout
 from kakeya_jax.pallas_kernels.attention.byte_queries import LN2
 from kakeya_jax.pallas_kernels.attention.coded_shape import TILE
+from kakeya_jax.pallas_kernels.attention.exact_turns import exact_turns
 from kakeya_jax.pallas_kernels.attention.exact_values import DTYPES
 from kakeya_jax.pallas_kernels.attention.finish_program import FinishShape
 from kakeya_jax.pallas_kernels.attention.klt_program import klt_program
@@ -115,7 +116,7 @@ def klt_step(
         [jnp.asarray(program_table(key.layout, value.layout, page)), query, *tables, *codes],
         query,
         positions,
-        [*(each.reshape(heads, -1, dim) for each in exact), *_turns(key_stream, rope)],
+        [*(each.reshape(heads, -1, dim) for each in exact), *exact_turns(key_stream, rope)],
         [value.synthesis, value.mean, jnp.asarray(units)],
         jnp.zeros(heads, jnp.int32),
         interpret=interpret,
@@ -177,16 +178,6 @@ def _mean_codes(code: KltCode) -> Array:
         return code.page_mean
     batch, pages, heads, _ = code.scale.shape
     return jnp.zeros((batch, pages, heads, DIM), jnp.int8)
-
-
-def _turns(stream: Stream, rope: Rope) -> list[Array]:
-    """Cosines and sines of the positions of sinks and tail, float32 ``[B, tokens, D]``."""
-    batch, _, sinks, _ = stream.sinks.shape
-    of_sinks = np.broadcast_to(np.arange(sinks, dtype=np.float32), (batch, sinks))[..., None] * rope.frequencies
-    of_tail = stream.tail_positions()[..., None].astype(jnp.float32) * rope.frequencies
-    in_sinks = np.concatenate([np.cos(of_sinks), np.sin(of_sinks)], axis=-1) * np.float32(rope.attention_factor)
-    in_tail = jnp.concatenate([jnp.cos(of_tail), jnp.sin(of_tail)], axis=-1) * rope.attention_factor
-    return [jnp.asarray(in_sinks), in_tail]
 
 
 def _room(layout: Layout) -> int:

@@ -140,6 +140,11 @@ def right(value: Register, bits: int) -> Register:
     return arith.shrui(value, integer(bits))
 
 
+def shifted_left(value: Register, bits: Register) -> Register:
+    """Shifted left; nothing is left of a shift by 32 bits or more."""
+    return _asm("shl.b32 $0, $1, $2;", value, bits, results=_i32())
+
+
 def shifted_right(value: Register, bits: Register) -> Register:
     """Shifted right by less than 32 bits, zeros coming in."""
     return arith.shrui(value, bits)
@@ -256,6 +261,11 @@ def scaled_halves(first: Register, second: Register) -> Register:
 def fused_halves(first: Register, second: Register, third: Register) -> Register:
     """``first * second + third`` of pairs of packed float16, rounded once."""
     return _asm("fma.rn.f16x2 $0, $1, $2, $3;", first, second, third, results=_i32())
+
+
+def negative_halves(value: Register) -> Register:
+    """A pair of packed float16 with the other signs."""
+    return _asm("neg.f16x2 $0, $1;", value, results=_i32())
 
 
 def pack_brain_halves(low: Register, high: Register) -> Register:
