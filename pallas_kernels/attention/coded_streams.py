@@ -63,7 +63,8 @@ def unsupported(query: Array, key_stream: Stream, value_stream: Stream, limits: 
     found += [f"numbers of type {dtype}" for dtype in dtypes if dtype not in DTYPES]
     if key_stream.tail.dtype != value_stream.tail.dtype:
         found.append("exact keys and values of different types")
-    for name, stream in (("key", key_stream), ("value", value_stream)):
+    streams: tuple[tuple[StreamName, Stream], ...] = ("key", key_stream), ("value", value_stream)
+    for name, stream in streams:
         if isinstance(stream.codec, Besicovitch) and limits.besicovitch:
             found += unsupported_besicovitch(stream)
             continue
