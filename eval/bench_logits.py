@@ -81,7 +81,7 @@ def _time_coded(recipe: str, spec: ArgSpec, repeats: int, *, interpret: bool) ->
         logits = coded_logits(
             rotated,
             key.words,
-            key.scales,
+            key.scales[..., 0],
             key=key.codes,
             key_unit=key.unit,
             scale=1.0,

@@ -23,7 +23,7 @@ from kakeya_jax.recipe import Recipe
 from kakeya_jax.whole_file import whole_file
 
 FORMAT = "kakeya-cache"
-VERSION = 6
+VERSION = 7
 """3: a checksum. 2: fast `klt` takes the mean of keys out before their rotation, which tables of version 1 do not hold.
 """
 

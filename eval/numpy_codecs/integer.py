@@ -18,12 +18,12 @@ def encode(blocks: np.ndarray, config: Int8Config | Int4Config, stream: StreamNa
         minimum = minimum[..., 0]
     else:
         codes, scale = quantize_symmetric(groups, bits, axis=-1)
-    rows = codes.reshape(blocks.shape)
-    if bits == 8:
-        rows = (rows.astype(np.int32) - 127) % 256  # two's complement
-    if stream == "value" and bits == 8 and group_size == blocks.shape[-1]:
+    rows = (codes.reshape(blocks.shape).astype(np.int32) - _zero(bits, affine)) % 2**bits  # two's complement
+    if _along_tokens(config, stream, *blocks.shape[-2:]):
         rows = np.swapaxes(rows, -1, -2)
-    packed = pack(rows, bits)
+    elif bits == 4:
+        rows = _lanes_first(rows)
+    packed = pack(_halves_interleaved(rows) if bits == 4 else rows, bits)
     return IntegerCode(codes=packed, scale=scale[..., 0], minimum=minimum)  # pyright: ignore[reportArgumentType]
 
 
@@ -31,20 +31,51 @@ def decode(code: IntegerCode, config: Int8Config | Int4Config, stream: StreamNam
     """The reconstruction ``[..., n, d]``."""
     scale = np.asarray(code.scale, np.float32)[..., None]
     n, groups, packed = *scale.shape[-3:-1], np.asarray(code.codes)
-    bits = _format(config, 1)[0]
-    along_tokens = stream == "value" and groups == 1 and bits == 8
-    steps = unpack(packed, bits, n if along_tokens else 8 * packed.shape[-1] // bits)
+    along_tokens = _along_tokens(config, stream, n, groups * (config.group_size or packed.shape[-2]))
+    bits, group_size, affine = _format(config, packed.shape[-2] if along_tokens else packed.shape[-1])
+    steps = unpack(packed, bits, n if along_tokens else groups * group_size)
+    if bits == 4:
+        steps = _halves_apart(steps)
     if along_tokens:
         steps = np.swapaxes(steps, -1, -2)
-    if bits == 8:
-        steps = (steps.astype(np.int32) + 127) % 256
-    _, group_size, affine = _format(config, steps.shape[-1])
+    elif bits == 4:
+        steps = _lanes_last(steps)
+    steps = (steps.astype(np.int32) + _zero(bits, affine)) % 2**bits
     steps = steps.astype(np.float32).reshape(*scale.shape[:-1], group_size)
     if affine:
         x = steps * scale + np.asarray(code.minimum, np.float32)[..., None]
     else:
         x = (steps - np.float32(2 ** (bits - 1) - 1)) * scale
     return x.reshape(*x.shape[:-2], -1)
+
+
+def _zero(bits: int, affine: bool) -> int:
+    """The code that is packed as 0."""
+    return 2 ** (bits - 1) - (not affine)
+
+
+def _along_tokens(config: Int8Config | Int4Config, stream: StreamName, n: int, head_dim: int) -> bool:
+    if isinstance(config, Int8Config):
+        return stream == "value" and config.group_size in (None, head_dim)
+    return stream == "value" and n % 8 == 0
+
+
+def _halves_interleaved(rows: np.ndarray) -> np.ndarray:
+    """Of eight codes, the first four in lower nibbles and the last four in upper ones."""
+    return np.swapaxes(rows.reshape(*rows.shape[:-1], -1, 2, 4), -1, -2).reshape(rows.shape)
+
+
+def _halves_apart(rows: np.ndarray) -> np.ndarray:
+    return np.swapaxes(rows.reshape(*rows.shape[:-1], -1, 4, 2), -1, -2).reshape(rows.shape)
+
+
+def _lanes_first(rows: np.ndarray) -> np.ndarray:
+    """Eight channels of each lane from every 32, lane after lane."""
+    return np.swapaxes(rows.reshape(*rows.shape[:-1], -1, 4, 8), -3, -2).reshape(rows.shape)
+
+
+def _lanes_last(rows: np.ndarray) -> np.ndarray:
+    return np.swapaxes(rows.reshape(*rows.shape[:-1], 4, -1, 8), -3, -2).reshape(rows.shape)
 
 
 def _format(config: Int8Config | Int4Config, head_dim: int) -> tuple[int, int, bool]:

@@ -9,12 +9,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-from kakeya_jax import bitpack
+import jax.numpy as jnp
+
+from kakeya_jax import level_words
 from kakeya_jax.affine import dequantize_affine, dequantize_symmetric, quantize_affine, quantize_symmetric
 from kakeya_jax.codec import CodecConfig
 from kakeya_jax.numeric import finite
 from kakeya_jax.pytree import payload_field, pytree_dataclass, side_field, static_field
-from kakeya_jax.typing import Array, Float, StreamName
+from kakeya_jax.typing import Array, Float, Int, StreamName, UInt8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,15 +83,20 @@ class Int4Config(CodecConfig):
         tables: Mapping[str, Array] | None = None,
     ) -> "Integer":
         """See ``CodecConfig.build``."""
-        del layer, stream, tables
+        del layer, tables
         _check_divides(self.name, self.group_size, head_dim)
-        return Integer(config=self, bits=4, group_size=self.group_size, affine=self.affine, along_tokens=False)
+        along_tokens = stream == "value"
+        return Integer(config=self, bits=4, group_size=self.group_size, affine=self.affine, along_tokens=along_tokens)
 
 
 @pytree_dataclass
 class IntegerCode:
-    """Packed codes ``[n, d * bits / 8]``, or ``[d, n]`` along tokens, with float16 ``scale`` ``[n, d / group]`` and, if
-    affine, ``minimum``. Codes of 8 bits are two's complement."""
+    """Packed codes ``[n, d * bits / 8]``, or ``[d, n * bits / 8]`` along tokens, with float16 ``scale``
+    ``[n, d / group]`` and, if affine, ``minimum``.
+
+    Codes are two's complement: of the level, or if affine of the level over 8. Those of 4 bits are ``level_words``,
+    along channels in lane order.
+    """
 
     codes: Array = payload_field()
     scale: Array = side_field()
@@ -101,7 +108,8 @@ class Integer:
     """The codec of ``Int8Config`` and ``Int4Config``.
 
     Attributes:
-        along_tokens: whether codes lie channel after channel, as a kernel reads values.
+        along_tokens: whether codes lie channel after channel, as a kernel reads values. Codes of 4 bits do so in blocks
+            of whole words of them.
     """
 
     config: Int8Config | Int4Config = static_field()
@@ -123,16 +131,13 @@ class Integer:
             codes, scale, minimum = quantize_affine(x, self.bits, axis=-1)
         else:
             (codes, scale), minimum = quantize_symmetric(x, self.bits, axis=-1), None
-        rows = codes.reshape(n, d) + self._first
-        packed = bitpack.pack(rows.T if self.along_tokens else rows, self.bits)
-        return IntegerCode(codes=packed, scale=scale, minimum=minimum)
+        return IntegerCode(codes=self._pack(codes.reshape(n, d) - self._zero), scale=scale, minimum=minimum)
 
     def decode(self, code: IntegerCode) -> Float[Array, "n d"]:
         """``scale * (code - qmax)``, or ``minimum + scale * code`` if affine."""
         n, groups = code.scale.shape
         d = groups * self.group_size
-        rows = bitpack.unpack(code.codes, self.bits, n if self.along_tokens else d) - self._first
-        codes = ((rows.T if self.along_tokens else rows) & (2**self.bits - 1)).reshape(n, groups, self.group_size)
+        codes = (self._unpack(code.codes, n, d) + self._zero).reshape(n, groups, self.group_size)
         if code.minimum is None:
             x = dequantize_symmetric(codes, code.scale, self.bits, axis=-1)
         else:
@@ -140,9 +145,29 @@ class Integer:
         return x.reshape(n, d)
 
     @property
-    def _first(self) -> int:
-        """What is added to codes so that those of 8 bits, from 0 for -127, become two's complement."""
-        return -127 if self.bits == 8 else 0
+    def _zero(self) -> int:
+        """The code that is packed as 0."""
+        return 2 ** (self.bits - 1) - (not self.affine)
+
+    def _tokens_inside(self, n: int) -> bool:
+        """Whether a channel's tokens lie side by side."""
+        return self.along_tokens and (self.bits == 8 or n % 8 == 0)
+
+    def _pack(self, levels: Int[Array, "n d"]) -> UInt8[Array, "rows packed"]:
+        inside = self._tokens_inside(len(levels))
+        rows = levels.T if inside else levels
+        if self.bits == 8:
+            return rows.astype(jnp.uint8)
+        return level_words.pack(rows if inside else level_words.to_lane_order(rows), 4)
+
+    def _unpack(self, packed: UInt8[Array, "rows packed"], n: int, d: int) -> Int[Array, "n d"]:
+        inside = self._tokens_inside(n)
+        if self.bits == 8:
+            rows = packed.astype(jnp.int8).astype(jnp.int32)
+        else:
+            rows = level_words.unpack(packed, 4, n if inside else d)
+            rows = rows if inside else level_words.from_lane_order(rows)
+        return rows.T if inside else rows
 
 
 def _check_group_size(codec: str, group_size: int) -> None:

@@ -9,12 +9,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from kakeya_jax import bitpack
+from kakeya_jax import level_words, pair_words
 from kakeya_jax.affine import dequantize_affine, quantize_affine
 from kakeya_jax.codec import CodecConfig
 from kakeya_jax.numeric import finite
 from kakeya_jax.pytree import payload_field, pytree_dataclass, side_field, static_field
-from kakeya_jax.typing import Array, Float, StreamName
+from kakeya_jax.typing import Array, Float, Int, StreamName, UInt8
 
 Axis = Literal["channel", "token"]
 """What a group stays inside: one channel (it spans tokens) or one token (it spans channels)."""
@@ -64,13 +64,15 @@ class KiviConfig(CodecConfig):
         axis = self.axis or ("channel" if stream == "key" else "token")
         if axis == "token" and head_dim % self.group_size:
             raise ValueError(f"kivi: group_size={self.group_size} must divide head_dim={head_dim}")
-        return Kivi(config=self, axis=axis)
+        return Kivi(config=self, axis=axis, along_tokens=stream == "value")
 
 
 @pytree_dataclass
 class KiviCode:
-    """Packed codes ``[n, d * bits / 8]``; float16 ``scale`` and ``minimum`` of each group.
+    """Packed codes ``[n, d * bits / 8]`` (``pair_words``), those of values ``[d, n * bits / 8]`` along tokens if the
+    block has a multiple of 16; float16 ``scale`` and ``minimum`` of each group.
 
+    Along tokens, codes, those of 4 bits less 8, are ``level_words``.
     Groups are ``[n / group, d]`` along tokens (axis ``"channel"``), ``[n, d / group]`` along channels
     (``"token"``).
     """
@@ -82,10 +84,15 @@ class KiviCode:
 
 @pytree_dataclass
 class Kivi:
-    """The codec of ``KiviConfig``."""
+    """The codec of ``KiviConfig``.
+
+    Attributes:
+        along_tokens: whether codes lie channel after channel, as a kernel reads values.
+    """
 
     config: KiviConfig = static_field()
     axis: Axis = static_field()
+    along_tokens: bool = static_field()
 
     def encode(self, block: Float[Array, "n d"], key: Array | None = None) -> KiviCode:
         """Rounds to ``2**bits`` levels between the minimum and the maximum of each group (as stored in
@@ -100,16 +107,37 @@ class Kivi:
             raise ValueError(f"kivi: group_size={self.config.group_size} must divide the block's {n} tokens")
         groups = self._grouped(finite(block))
         codes, scale, minimum = quantize_affine(groups, self.config.bits, self._group_axis)
-        packed = bitpack.pack(codes.reshape(n, d), self.config.bits)
-        return KiviCode(codes=packed, scale=scale, minimum=minimum)
+        return KiviCode(codes=self._pack(codes.reshape(n, d)), scale=scale, minimum=minimum)
 
     def decode(self, code: KiviCode) -> Float[Array, "n d"]:
         """``minimum + scale * code``."""
-        n, d = code.codes.shape[0], code.scale.shape[-1]
-        if self.axis == "token":
-            d *= self.config.group_size
-        codes = self._grouped(bitpack.unpack(code.codes, self.config.bits, d))
-        return dequantize_affine(codes, code.scale, code.minimum, self._group_axis).reshape(n, d)
+        codes = self.codes_of(code)
+        grid = self._grouped(codes), code.scale, code.minimum
+        return dequantize_affine(*grid, self._group_axis).reshape(codes.shape)
+
+    def codes_of(self, code: KiviCode) -> Int[Array, "n d"]:
+        """The step of every value, int32."""
+        size, bits = self.config.group_size, self.config.bits
+        n, d = code.scale.shape
+        n, d = (n * size, d) if self.axis == "channel" else (n, d * size)
+        if not self._tokens_inside(n):
+            return pair_words.unpack(code.codes, bits, d)
+        return level_words.unpack(code.codes, bits, n).T + self._zero
+
+    def _tokens_inside(self, n: int) -> bool:
+        """Whether a channel's tokens lie side by side."""
+        return self.along_tokens and n % 16 == 0
+
+    def _pack(self, codes: Int[Array, "n d"]) -> UInt8[Array, "rows packed"]:
+        bits = self.config.bits
+        if not self._tokens_inside(len(codes)):
+            return pair_words.pack(codes, bits)
+        return level_words.pack(codes.T - self._zero, bits)
+
+    @property
+    def _zero(self) -> int:
+        """The step that is packed as 0 along tokens."""
+        return 8 if self.config.bits == 4 else 0
 
     @property
     def _group_axis(self) -> int:

@@ -54,9 +54,9 @@ def attend_rotated_codes(
     states = kernel(
         rotate(queries.astype(jnp.float32), key.rotation).reshape(heads, group, dim),
         key.words,
-        key.scales,
+        key.scales[..., 0],
         value.words,
-        value.scales,
+        value.scales[..., 0],
         jnp.repeat(closed, num_kv_heads),
         key=key.codes,
         value=value.codes,

@@ -115,9 +115,19 @@ def either(first: Register, second: Register) -> Register:
     return arith.ori(first, second)
 
 
+def masked_beside(value: Register, mask: Register, other: Register) -> Register:
+    """``value & mask | other``, in one instruction."""
+    return _asm("lop3.b32 $0, $1, $2, $3, 0xEA;", value, mask, other, results=_i32())
+
+
 def differing(first: Register, second: Register) -> Register:
     """Bitwise exclusive or."""
     return arith.xori(first, second)
+
+
+def masked(value: Register, mask: Register, others: Register) -> Register:
+    """``value & mask | others`` in one instruction."""
+    return _asm("lop3.b32 $0, $1, $2, $3, 0xEA;", value, mask, others, results=_i32())
 
 
 def left(value: Register, bits: int) -> Register:
@@ -130,9 +140,19 @@ def right(value: Register, bits: int) -> Register:
     return arith.shrui(value, integer(bits))
 
 
+def shifted_left(value: Register, bits: Register) -> Register:
+    """Shifted left; nothing is left of a shift by 32 bits or more."""
+    return _asm("shl.b32 $0, $1, $2;", value, bits, results=_i32())
+
+
 def shifted_right(value: Register, bits: Register) -> Register:
     """Shifted right by less than 32 bits, zeros coming in."""
     return arith.shrui(value, bits)
+
+
+def right_of_two(low: Register, high: Register, bits: int) -> Register:
+    """The lower word of two, shifted right together by less than 32 bits."""
+    return _asm(f"shf.r.wrap.b32 $0, $1, $2, {bits};", low, high, results=_i32())
 
 
 def right_signed(value: Register, bits: int) -> Register:
@@ -228,6 +248,26 @@ def largest_half(words: Sequence[Register]) -> Register:
     return maximum(half_of(largest, upper=False), half_of(largest, upper=True))
 
 
+def larger_halves(first: Register, second: Register) -> Register:
+    """The maxima of two pairs of packed float16."""
+    return _asm("max.f16x2 $0, $1, $2;", first, second, results=_i32())
+
+
+def scaled_halves(first: Register, second: Register) -> Register:
+    """The products of two pairs of packed float16; small ones are not flushed."""
+    return _asm("mul.rn.f16x2 $0, $1, $2;", first, second, results=_i32())
+
+
+def fused_halves(first: Register, second: Register, third: Register) -> Register:
+    """``first * second + third`` of pairs of packed float16, rounded once."""
+    return _asm("fma.rn.f16x2 $0, $1, $2, $3;", first, second, third, results=_i32())
+
+
+def negative_halves(value: Register) -> Register:
+    """A pair of packed float16 with the other signs."""
+    return _asm("neg.f16x2 $0, $1;", value, results=_i32())
+
+
 def pack_brain_halves(low: Register, high: Register) -> Register:
     """Two floats rounded to packed bfloat16."""
     return _asm("cvt.rn.bf16x2.f32 $0, $2, $1;", low, high, results=_i32())
@@ -306,6 +346,15 @@ def multiply_half_bytes(total: Sequence[Register], first: Sequence[Register], se
     """``total + first @ second`` of fragments 16 x 16 and 16 x 8 of signed bytes, in int32 (``mma.sync``)."""
     text = "mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {$0, $1, $2, $3}, {$4, $5}, {$6}, {$7, $8, $9, $10};"
     return list(_asm(text, *first, second, *total, results=[_i32()] * 4, collective=True))
+
+
+def multiply_halves(total: Sequence[Register], first: Sequence[Register], second: Sequence[Register]) -> list[Register]:
+    """``total + first @ second`` of fragments 16 x 16 and 16 x 8 of float16, in float32 (``mma.sync``)."""
+    text = (
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, "
+        "{$10, $11, $12, $13};"
+    )
+    return list(_asm(text, *first, *second, *total, results=[_f32()] * 4, collective=True))
 
 
 # Memory
@@ -508,3 +557,32 @@ def only_if(condition: Register, body: Callable[[], None]) -> None:
     with ir.InsertionPoint(op.then_block):
         body()
         scf.YieldOp([])
+
+
+# Products and roots for queries of pages
+
+
+def dot_bytes(first: Register, second: Register, total: Register) -> Register:
+    """``total`` plus the products of the four signed bytes of two words."""
+    return _asm("dp4a.s32.s32 $0, $1, $2, $3;", first, second, total, results=_i32())
+
+
+def square_root(value: Register) -> Register:
+    """To about one unit in the last place."""
+    return _asm("sqrt.approx.ftz.f32 $0, $1;", value, results=_f32())
+
+
+def load_short(where: Register, at: int = 0) -> Register:
+    """16 bits of global memory, zeros above."""
+    text = f"{{ .reg .b16 h; ld.global.nc.b16 h, [$1+{at}]; cvt.u32.u16 $0, h; }}"
+    return _asm(text, where, results=_i32())
+
+
+def offset_product(where: Register, nbytes: Register, count: Register) -> Register:
+    """An address ``nbytes * count`` bytes further, neither negative."""
+    return arith.addi(where, arith.muli(arith.extui(_i64(), nbytes), arith.extui(_i64(), count)))
+
+
+def fetch(where: Register, at: int = 0) -> None:
+    """Starts bringing 128 bytes of global memory to the second-level cache."""
+    _asm(f"prefetch.global.L2 [$0+{at}];", where, results=None)

@@ -65,7 +65,8 @@ def test_a_dry_run_names_every_cell_once(script: ModuleType, arguments: list[str
     for name in ABLATIONS:
         parts = [words[-1] for words in printed if words[1:3] == ["ablate", name] and "--part" in words]
         assert parts == [f"{part}/{len(parts)}" for part in range(1, len(parts) + 1)]
-        assert bool(parts) != (name in script.TIMED or script._cells(str(MODEL), name) <= script.CELLS_OF_A_PART)
+        size = 1 if name in script.SLOW else script.CELLS_OF_A_PART
+        assert bool(parts) != (name in script.TIMED or script._cells(str(MODEL), name) <= size)
     calibrated = {words[2] for words in printed if words[1] == "ablate" and "--calibration" in words}
     assert calibrated == set(script.CALIBRATED)
 
@@ -82,21 +83,39 @@ def test_those_that_need_calibration_get_it(script: ModuleType):
     assert needing == set(script.CALIBRATED)
 
 
-def test_a_failed_command_is_named_and_nothing_after_it_runs(
+def test_a_failed_command_is_named_and_what_needs_it_is_left(
     script: ModuleType, arguments: list[str], capsys: Any, monkeypatch: pytest.MonkeyPatch
 ):
     ran: list[list[str]] = []
 
-    def fails(words: list[str]) -> Any:
+    def fails(words: list[str], env: dict[str, str]) -> Any:
+        assert env["CUDA_VISIBLE_DEVICES"] in "01"
         ran.append(words)
-        return subprocess.CompletedProcess(words, int("depth" in words and "1/4" in words))
+        return subprocess.CompletedProcess(words, int("depth" in words and words[-2].startswith("1/")))
 
     monkeypatch.setattr(subprocess, "run", fails)
-    assert script.main(arguments) == 1
-    assert all("--part" in words or "calibrate" in words for words in ran)
+    assert script.main([*arguments, "--gpus", "2"]) == 1
+    whole = {words[words.index("ablate") + 1] for words in ran if "ablate" in words and "--part" not in words}
+    assert whole == set(ABLATIONS) - {"depth", *script.TIMED}
     failed = capsys.readouterr().err.splitlines()
     assert len(failed) == 1
     assert failed[0].startswith("failed: kakeya ablate depth")
+
+
+def test_without_a_calibration_the_others_are_measured(
+    script: ModuleType, arguments: list[str], capsys: Any, monkeypatch: pytest.MonkeyPatch
+):
+    ran: list[list[str]] = []
+
+    def fails(words: list[str], env: dict[str, str]) -> Any:
+        ran.append(words)
+        return subprocess.CompletedProcess(words, int("calibrate" in words))
+
+    monkeypatch.setattr(subprocess, "run", fails)
+    assert script.main(arguments) == 1
+    measured = {words[words.index("ablate") + 1] for words in ran if "ablate" in words}
+    assert measured == set(ABLATIONS) - {*script.CALIBRATED, *script.TIMED}
+    assert capsys.readouterr().err.startswith("failed: kakeya calibrate")
 
 
 @pytest.mark.parametrize(
@@ -106,6 +125,7 @@ def test_a_failed_command_is_named_and_nothing_after_it_runs(
         (["model", "out"], "give --tokens FILE"),
         (["model", "out", "--tokens", "x.npy", "--train", "y.npy"], "does not exist"),
         (["demo", "out", "--processes", "0"], "must be at least 1"),
+        (["demo", "out", "--gpus", "2"], "at most --processes 1"),
         (["demo", "out", "--names", "other"], "invalid choice: 'other'"),
     ],
 )
