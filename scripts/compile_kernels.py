@@ -31,8 +31,8 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 """An H100, as XLA's GpuTargetConfigProto describes devices."""
 
-PRODUCT = "IMMA"
-"""The instruction by which the loop over tiles is told from others."""
+PRODUCTS = ("IMMA", "HMMA")
+"""Instructions by which loops over tiles are told from others."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -125,7 +125,7 @@ def loops_of(assembly: str) -> list[tuple[int, int]]:
     for index, instruction in enumerate(instructions):
         target = re.search(r"BRA.*\(\.(L_x_\d+)\)", instruction)
         start = labels.get(target[1], index + 1) if target else index + 1
-        products = sum(PRODUCT in each for each in instructions[start : index + 1])
+        products = sum(any(name in each for name in PRODUCTS) for each in instructions[start : index + 1])
         if products:
             found.append((index + 1 - start, products))
     return found

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kakeya_jax import bitpack, exact_rows, hadamard, kmeans, lloyd_max, outliers, pca
+from kakeya_jax import bitpack, code_words, exact_rows, hadamard, kmeans, lloyd_max, outliers, pca
 from kakeya_jax.attention_weights import logit_energy
 from kakeya_jax.batching import one_by_one_on_cpu
 from kakeya_jax.codecs.kakeya_config import KakeyaConfig as KakeyaConfig
@@ -46,7 +46,8 @@ class KakeyaCode:
     """``n`` vectors of dimension ``d``, rank ``r`` padded to ``L``; ``k`` centres, ``m`` outlier slots.
 
     Attributes:
-        codes: Lloyd-Max indices, packed: uint8 ``[n, ceil(L bits / 8)]``; or directions of the residual's groups.
+        codes: Lloyd-Max indices, packed (``code_words``): uint8 ``[n, ceil(L bits / 8)]``; or directions of the
+            residual's groups.
         magnitudes: of these groups (see ``residual_code.GroupCode``); None without groups.
         segment: index of each vector's centre, ``ceil(log2 k)`` bits, packed along the block: uint8
             ``[ceil(n log2(k) / 8)]`` (empty for one centre). None without centres, as are
@@ -172,7 +173,7 @@ def _encode_in(codec: Kakeya, skeleton: _Skeleton, x: Array, weights: Array | No
     found = _outliers(codec, z)
     groups = codec.config.groups
     if groups is None:
-        codes, magnitudes = bitpack.pack(lloyd_max.quantize(z, codec.levels), codec.config.bits), None
+        codes, magnitudes = code_words.pack(lloyd_max.quantize(z, codec.levels), codec.config.bits), None
     else:
         (codes, magnitudes), factor = encode_groups(z, groups)
         norm = norm * factor
@@ -208,7 +209,7 @@ def _decode_residual(codec: Kakeya, code: KakeyaCode) -> Float[Array, "n L"]:
     if groups is not None:
         assert code.magnitudes is not None
         return decode_groups(GroupCode(code.codes, code.magnitudes), groups, length)
-    z = lloyd_max.dequantize(bitpack.unpack(code.codes, codec.config.bits, length), codec.levels)
+    z = lloyd_max.dequantize(code_words.unpack(code.codes, codec.config.bits, length), codec.levels)
     if code.outlier_index is None or code.outlier_value is None:
         return z
     return outliers.restore(Outliers(code.outlier_index, code.outlier_value), z)

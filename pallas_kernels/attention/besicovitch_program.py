@@ -15,11 +15,11 @@ from typing import Any
 from kakeya_jax.pallas_kernels.attention.besicovitch_shape import COPIES, BesicovitchShape
 from kakeya_jax.pallas_kernels.attention.besicovitch_shares import PairShares, pair_shares, weight_picks
 from kakeya_jax.pallas_kernels.attention.besicovitch_tiles import BesicovitchTiles
-from kakeya_jax.pallas_kernels.attention.coded_program import key_product, load_queries, logits_of
-from kakeya_jax.pallas_kernels.attention.coded_shape import PRODUCTS, TILE
-from kakeya_jax.pallas_kernels.attention.group_logits import group_logits
+from kakeya_jax.pallas_kernels.attention.coded_shape import TILE
+from kakeya_jax.pallas_kernels.attention.coded_tiles import StreamRefs
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
 from kakeya_jax.pallas_kernels.attention.softmax_state import LOWEST
+from kakeya_jax.pallas_kernels.attention.tile_logits import tile_logits
 from kakeya_jax.pallas_kernels.attention.tile_loop import over_tiles, share_of
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 from kakeya_jax.pallas_kernels.attention.warp_states import write_state
@@ -36,6 +36,7 @@ def besicovitch_program(
     factor_ref: Any,
     key_ref: Any,
     key_scale_ref: Any,
+    key_minimum_ref: Any,
     value_ref: Any,
     value_scale_ref: Any,
     table_ref: Any,
@@ -56,8 +57,9 @@ def besicovitch_program(
         query_ref: and
         start_ref: all
         factor_ref: those of
-        key_ref: queries and
-        key_scale_ref: keys.
+        key_ref: queries,
+        key_scale_ref: and
+        key_minimum_ref: keys.
         value_ref: uint8 ``[N, T / 64, bytes]`` (``direction_words``).
         value_scale_ref: float16 ``[N, T]``.
         table_ref: int32 ``[2**bits]`` (``pair_table``).
@@ -72,23 +74,16 @@ def besicovitch_program(
     head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
     share = share_of(ops, shape, lane, split, ops.divide(tokens_of(head), TILE))
     held = HeldWords(shape.codes).load(ops, lane, ops.address(constant_ref))
-    query, starts, factors = load_queries(ops, shape, lane, (query_ref, start_ref, factor_ref), head)
-    tiles = BesicovitchTiles(ops, shape, lane, head, (key_ref, key_scale_ref, value_ref, value_scale_ref, mean_ref))
+    keys, values = (
+        StreamRefs(key_ref, key_scale_ref, key_minimum_ref),
+        StreamRefs(value_ref, value_scale_ref, value_scale_ref),
+    )
+    tiles = BesicovitchTiles(ops, shape, lane, head, (keys, values), shared_ref, mean_ref)
+    logits_of_tile = tile_logits(ops, shape, lane, held, tiles, (query_ref, start_ref, factor_ref), head)
     picks = weight_picks(ops, shape, lane)
     table, copy = ops.shared_address(shared_ref), ops.times(ops.modulo(lane.lane, COPIES), 4)
     tiles.fill_table(table_ref, table)
     ops.barrier()
-
-    def logits_of_tile(slot: Any) -> list[list[Any]]:
-        scales, found = tiles.scale_words(slot, 0), []
-        for product in range(PRODUCTS):
-            units = tiles.key_units(slot, product)
-            if shape.key.scales > 1:
-                found.append(group_logits(ops, shape, lane, held, units, scales[product], query, factors))
-                continue
-            sums = key_product(ops, shape, held, units, query, starts)
-            found.append(logits_of(ops, shape, lane, sums, scales[product][0], factors))
-        return found
 
     def step(tile: Any, slot: Any, state: list[Any]) -> list[Any]:
         del tile
@@ -107,8 +102,7 @@ def besicovitch_program(
     state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, step, empty)
     ops.barrier()  # stages become states
     place = ops.add(ops.times(head, shape.states), split)
-    zeros = [ops.real(0.0)] * 2
-    state = [*state[:4], *zeros, *_by_channel(ops, shape, lane, state[4:])]
+    state = [*state[:4], *_by_channel(ops, shape, lane, state[4:])]
     write_state(ops, shape, lane, place, state, None, top_ref, total_ref, weighted_ref, shared_ref)
 
 

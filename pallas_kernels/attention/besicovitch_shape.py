@@ -46,6 +46,16 @@ class BesicovitchShape(CodedShape):
         return self.stage_values + self.value_tile
 
     @property
+    def shifts(self) -> int:
+        """None: a table has values as they are."""
+        return 0
+
+    @property
+    def scales_apart(self) -> bool:
+        """Never: a stage holds all of a tile."""
+        return False
+
+    @property
     def stage_means(self) -> int:
         """Where the page's mean is, float16."""
         return self.stage_value_scales + 2 * TILE

@@ -57,7 +57,7 @@ def pair_shares(
         words: for each product packed float16, the scales of its two rows.
         means: whether ``tile_weight`` is wanted.
     """
-    tile_top, top, total, first, rest = tile_tops(ops, state, logits)
+    tile_top, top, (total, _, weighted) = tile_tops(ops, shape, state, logits)
     largest = ops.maximum(over_rows(ops, ops.largest_half(words)), ops.real(_SMALLEST))
     unit = ops.scaled(ops.reciprocal(largest), ops.real(_LARGEST))
     tile_total = [ops.real(0.0)] * 2
@@ -84,7 +84,7 @@ def pair_shares(
     return PairShares(
         top=top,
         total=[ops.fused(new, each, old) for new, each, old in zip(tile_total, decay, total, strict=True)],
-        weighted=[*first, *rest],
+        weighted=weighted,
         columns=columns,
         units=[ops.scaled(each, unscale) for each in decay],
         tile_weight=weight,

@@ -7,7 +7,7 @@ import numpy as np
 from kakeya_jax.direction_words import parts_of
 from kakeya_jax.pallas_kernels.attention.besicovitch_shape import COPIES, BesicovitchShape
 from kakeya_jax.pallas_kernels.attention.coded_shape import TILE
-from kakeya_jax.pallas_kernels.attention.coded_tiles import Tiles
+from kakeya_jax.pallas_kernels.attention.coded_tiles import StreamRefs, Tiles
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 
 _ENTRY = 6
@@ -30,10 +30,18 @@ class BesicovitchTiles(Tiles):
 
     shape: BesicovitchShape
 
-    def __init__(self, ops: Any, shape: BesicovitchShape, lane: Lane, head: Any, refs: tuple[Any, ...]) -> None:
-        key_ref, key_scale_ref, value_ref, value_scale_ref, mean_ref = refs
-        super().__init__(ops, shape, lane, head, (key_ref, key_scale_ref, value_ref, value_scale_ref))
-        self.value = ops.offset(ops.address(value_ref), head, shape.capacity // TILE * shape.value_tile)
+    def __init__(
+        self,
+        ops: Any,
+        shape: BesicovitchShape,
+        lane: Lane,
+        head: Any,
+        refs: tuple[StreamRefs, StreamRefs],
+        shared_ref: Any,
+        mean_ref: Any,
+    ) -> None:
+        super().__init__(ops, shape, lane, head, refs, shared_ref)
+        self.value = ops.offset(ops.address(refs[1].codes), head, shape.capacity // TILE * shape.value_tile)
         self.mean = ops.offset(ops.address(mean_ref), head, shape.capacity // shape.page * 2 * shape.dim)
 
     def fill_table(self, table_ref: Any, shared: Any) -> None:
@@ -52,7 +60,8 @@ class BesicovitchTiles(Tiles):
 
             ops.only_if(ops.less(entry, ops.integer(1 << shape.width)), fill)
 
-    def _start_values(self, tile: Any, slot: Any) -> None:
+    def start_values(self, tile: Any, slot: Any) -> None:
+        """Starts those of values, and of their page's mean."""
         ops, shape = self.ops, self.shape
         self._copy(slot, ops.offset(self.value, tile, shape.value_tile), shape.stage_values, shape.value_tile)
         if shape.means:

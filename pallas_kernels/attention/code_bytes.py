@@ -11,21 +11,29 @@ def decode_unit(ops: Any, unit: list[Any], codes: Codes, table: list[Any]) -> li
         return unit
     if codes.bits == 8:
         return [ops.differing(word, ops.integer(0x80808080)) for word in unit]
+    if not codes.table and codes.bits == 2:
+        mask = ops.integer(0x03030303)
+        return [ops.both(ops.right(unit[0], 2 * quad) if quad else unit[0], mask) for quad in range(4)]
     if not codes.table:
         mask = ops.integer(0xF0F0F0F0)
         return [ops.both(each, mask) for word in unit for each in (ops.left(word, 4), word)]
     if codes.bits == 4:
         return [
-            ops.differing(ops.permute_bytes(*table, magnitude), sign) for magnitude, sign in _signed_quads(ops, unit)
+            ops.differing(ops.permute_bytes(*table, magnitude), sign) for magnitude, sign in signed_quads(ops, unit)
         ]
     if codes.bits == 6:
         return _of_four_tables(ops, unit, table)
-    crumbs = _crumbs(ops, unit[0])
-    if codes.bits == 3:
-        high, mask = unit[1], ops.integer(0x4444)
-        shifted = (high, ops.right(high, 1), ops.left(high, 2), ops.left(high, 1))
-        crumbs = [ops.either(ops.both(bit, mask), crumb) for bit, crumb in zip(shifted, crumbs, strict=True)]
-    return [ops.permute_bytes(table[0], table[-1], each) for each in crumbs]
+    return [ops.permute_bytes(table[0], table[-1], each) for each in places_of(ops, unit, codes.bits)]
+
+
+def places_of(ops: Any, unit: list[Any], bits: int) -> list[Any]:
+    """16 codes of 2 or 3 bits in the lowest nibbles of four registers."""
+    crumbs = crumbs_of(ops, unit[0])
+    if bits == 2:
+        return crumbs
+    high, mask = unit[1], ops.integer(0x4444)
+    shifted = (high, ops.right(high, 1), ops.left(high, 2), ops.left(high, 1))
+    return [ops.either(ops.both(bit, mask), crumb) for bit, crumb in zip(shifted, crumbs, strict=True)]
 
 
 def decoder_words(codes: Codes) -> list[int]:
@@ -45,7 +53,7 @@ def _of_four_tables(ops: Any, unit: list[Any], words: list[Any]) -> list[Any]:
         return ops.differing(first, ops.both(ops.differing(first, second), mask))
 
     found = []
-    for (place, sign), crumb in zip(_signed_quads(ops, unit[:2]), _crumbs(ops, unit[2]), strict=True):
+    for (place, sign), crumb in zip(signed_quads(ops, unit[:2]), crumbs_of(ops, unit[2]), strict=True):
         levels = [ops.permute_bytes(*table, place) for table in tables]
         is_odd, is_upper = (ops.permute_bytes(mask, mask, crumb) for mask in (odd, upper))
         low, high = chosen(levels[0], levels[1], is_odd), chosen(levels[2], levels[3], is_odd)
@@ -53,7 +61,7 @@ def _of_four_tables(ops: Any, unit: list[Any], words: list[Any]) -> list[Any]:
     return found
 
 
-def _signed_quads(ops: Any, words: list[Any]) -> list[tuple[Any, Any]]:
+def signed_quads(ops: Any, words: list[Any]) -> list[tuple[Any, Any]]:
     """Of signs and magnitudes of four bits: magnitudes in the lowest nibbles, and bytes of ones where levels are above
     0; a quad each."""
     found = []
@@ -64,7 +72,7 @@ def _signed_quads(ops: Any, words: list[Any]) -> list[tuple[Any, Any]]:
     return found
 
 
-def _crumbs(ops: Any, word: Any) -> list[Any]:
+def crumbs_of(ops: Any, word: Any) -> list[Any]:
     """Two bits of each code in the lowest nibbles, a quad each."""
     mask = ops.integer(0x33333333)
     found = []

@@ -47,12 +47,16 @@ class HeldWords:
 
     def load(self, ops: Any, lane: Lane, where: Any) -> Held:
         """From the address of ``words``; what nobody uses, the compiler leaves out."""
-        other = ops.as_integer(ops.exchange(ops.as_real(lane.lane), 1))
-        zero = ops.differing(ops.differing(other, lane.lane), ops.integer(1))
-        where = ops.offset(where, zero)
+        where = ops.offset(where, lane_zero(ops, lane))
         tables, place = {}, 4
         for codes in self.codes:
             count = len(decoder_words(codes))
             tables[codes] = [ops.load_words(where, 1, 4 * (place + index), once=False)[0] for index in range(count)]
             place += count
         return Held(ops.load_words(where, 4, once=False), tables)
+
+
+def lane_zero(ops: Any, lane: Lane) -> Any:
+    """Zero, of which the compiler does not know that it is, nor that lanes have the same."""
+    other = ops.as_integer(ops.exchange(ops.as_real(lane.lane), 1))
+    return ops.differing(ops.differing(other, lane.lane), ops.integer(1))

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from kakeya_jax.cache import ChunkWindow
+from kakeya_jax.codecs.kakeya import Kakeya
 from kakeya_jax.codecs.klt import Klt
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, TILE
 from kakeya_jax.pallas_kernels.attention.coded_streams import Limits, capacity, coded_stream, num_heads, unsupported
 from kakeya_jax.pallas_kernels.attention.decode_step import decode_step
+from kakeya_jax.pallas_kernels.attention.kakeya_step import PROGRAMS, kakeya_step, unsupported_kakeya
 from kakeya_jax.pallas_kernels.attention.klt_step import klt_step, unsupported_klt
 from kakeya_jax.rope import Rope
 from kakeya_jax.stream import Stream
@@ -24,7 +26,7 @@ _PROGRAMS = 3 * 132
 _WAVES = 3
 """Most times that a GPU is filled: more programs begin and end more often, fewer leave multiprocessors idle."""
 
-_LIMITS = Limits(head_dims=(64, 128), group=64, tokens=TILE, bits=(2, 3, 4), int8=True, int4=True, besicovitch=True)
+_LIMITS = Limits(head_dims=(64, 128), group=64, tokens=TILE, bits=(2, 3, 4), integers=True, besicovitch=True)
 
 
 def attention_mosaic_gpu(
@@ -39,8 +41,8 @@ def attention_mosaic_gpu(
     splits: int | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B T H D"]:
-    """See ``compressed_attention``; one query for each row, of ``turboquant`` (2, 3 or 4 bits), ``int8``, symmetric
-    ``int4`` or ``klt``, or ``besicovitch`` in values.
+    """See ``compressed_attention``; one query for each row, of ``turboquant`` (2, 3 or 4 bits), ``int8``, ``int4``,
+    ``kivi`` or ``klt``; ``besicovitch`` in values; or keys of ``kakeya`` beside values of ``turboquant``.
 
     More than eight queries for a key/value head are attended to eight at a time, and codes are read as often.
 
@@ -64,15 +66,21 @@ def attention_mosaic_gpu(
         found += [] if jax.default_backend() == "gpu" else ["no NVIDIA GPU"]
         found += [f"jax {jax.__version__} (0.11 and later)"] if jax.__version_info__[:2] < _SINCE else []
     transformed = all(isinstance(stream.codec, Klt) for stream in (key_stream, value_stream))
+    in_blocks = isinstance(key_stream.codec, Kakeya)
     if transformed:
         found += unsupported_klt(query, key_stream, value_stream)
+    elif in_blocks:
+        found += unsupported_kakeya(query, key_stream, value_stream)
     else:
         found += unsupported(query, key_stream, value_stream, _LIMITS)
     if found:
         raise NotImplementedError(f"no Mosaic GPU kernel for this: {', '.join(found)}")
     heads, dim = num_heads(key_stream), query.shape[-1]
-    splits = splits or choose_splits(heads, capacity(key_stream))
-    if transformed:
+    programs = PROGRAMS if in_blocks else _PROGRAMS
+    splits = splits or choose_splits(heads, capacity(key_stream), programs=programs)
+    if in_blocks:
+        step = functools.partial(kakeya_step, key_stream=key_stream, value_stream=value_stream, rope=rope)
+    elif transformed:
         step = functools.partial(klt_step, key_stream=key_stream, value_stream=value_stream, rope=rope)
     else:
         key, value = coded_stream(key_stream), coded_stream(value_stream)
@@ -91,16 +99,17 @@ def attention_mosaic_gpu(
     return jnp.concatenate(parts, axis=1).reshape(query.shape)
 
 
-def choose_splits(heads: int, tokens: int) -> int:
-    """How many programs share the coded tokens of each of ``heads`` heads of at most ``tokens`` tokens.
+def choose_splits(heads: int, tokens: int, *, programs: int = _PROGRAMS) -> int:
+    """How many programs share the coded tokens of each of ``heads`` heads of at most ``tokens`` tokens, if so many
+    ``programs`` run at a time.
 
     Of those that fill the GPU at most ``_WAVES`` times, the number that leaves least of it idle at the end, the fewest
     if several do; and at least two tiles for each of a program's four warps.
     """
-    most = max(1, min(_WAVES * _PROGRAMS // heads, tokens // (8 * TILE)))
+    most = max(1, min(_WAVES * programs // heads, tokens // (8 * TILE)))
 
     def idle(splits: int) -> float:
-        waves = heads * splits / _PROGRAMS
-        return -(-heads * splits // _PROGRAMS) / waves
+        waves = heads * splits / programs
+        return -(-heads * splits // programs) / waves
 
     return min(range(1, most + 1), key=lambda splits: (round(idle(splits), 1), splits))

@@ -125,6 +125,11 @@ def differing(first: Register, second: Register) -> Register:
     return arith.xori(first, second)
 
 
+def masked(value: Register, mask: Register, others: Register) -> Register:
+    """``value & mask | others`` in one instruction."""
+    return _asm("lop3.b32 $0, $1, $2, $3, 0xEA;", value, mask, others, results=_i32())
+
+
 def left(value: Register, bits: int) -> Register:
     """Shifted left."""
     return arith.shli(value, integer(bits))
@@ -133,6 +138,11 @@ def left(value: Register, bits: int) -> Register:
 def right(value: Register, bits: int) -> Register:
     """Shifted right, zeros coming in."""
     return arith.shrui(value, integer(bits))
+
+
+def shifted_left(value: Register, bits: Register) -> Register:
+    """Shifted left; nothing is left of a shift by 32 bits or more."""
+    return _asm("shl.b32 $0, $1, $2;", value, bits, results=_i32())
 
 
 def shifted_right(value: Register, bits: Register) -> Register:
@@ -246,6 +256,16 @@ def larger_halves(first: Register, second: Register) -> Register:
 def scaled_halves(first: Register, second: Register) -> Register:
     """The products of two pairs of packed float16; small ones are not flushed."""
     return _asm("mul.rn.f16x2 $0, $1, $2;", first, second, results=_i32())
+
+
+def fused_halves(first: Register, second: Register, third: Register) -> Register:
+    """``first * second + third`` of pairs of packed float16, rounded once."""
+    return _asm("fma.rn.f16x2 $0, $1, $2, $3;", first, second, third, results=_i32())
+
+
+def negative_halves(value: Register) -> Register:
+    """A pair of packed float16 with the other signs."""
+    return _asm("neg.f16x2 $0, $1;", value, results=_i32())
 
 
 def pack_brain_halves(low: Register, high: Register) -> Register:
@@ -537,3 +557,32 @@ def only_if(condition: Register, body: Callable[[], None]) -> None:
     with ir.InsertionPoint(op.then_block):
         body()
         scf.YieldOp([])
+
+
+# Products and roots for queries of pages
+
+
+def dot_bytes(first: Register, second: Register, total: Register) -> Register:
+    """``total`` plus the products of the four signed bytes of two words."""
+    return _asm("dp4a.s32.s32 $0, $1, $2, $3;", first, second, total, results=_i32())
+
+
+def square_root(value: Register) -> Register:
+    """To about one unit in the last place."""
+    return _asm("sqrt.approx.ftz.f32 $0, $1;", value, results=_f32())
+
+
+def load_short(where: Register, at: int = 0) -> Register:
+    """16 bits of global memory, zeros above."""
+    text = f"{{ .reg .b16 h; ld.global.nc.b16 h, [$1+{at}]; cvt.u32.u16 $0, h; }}"
+    return _asm(text, where, results=_i32())
+
+
+def offset_product(where: Register, nbytes: Register, count: Register) -> Register:
+    """An address ``nbytes * count`` bytes further, neither negative."""
+    return arith.addi(where, arith.muli(arith.extui(_i64(), nbytes), arith.extui(_i64(), count)))
+
+
+def fetch(where: Register, at: int = 0) -> None:
+    """Starts bringing 128 bytes of global memory to the second-level cache."""
+    _asm(f"prefetch.global.L2 [$0+{at}];", where, results=None)

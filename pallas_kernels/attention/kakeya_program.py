@@ -1,0 +1,281 @@
+"""One warp's decode attention over ``kakeya`` keys, coded before their rotary embedding, and packed values.
+
+A program walks through blocks of tokens that share a skeleton; its four warps share the block's basis, in shared
+memory and in the coordinates of the codes (``kakeya_skeleton``), and each takes every fourth tile of the block. A key
+is
+
+    mean + norm / L * basis^T codes + projection * centre
+
+and is made on tensor cores from codes as float16, sixteen channels of a tile at a time: eight and their partners in
+the rotary embedding. There it is turned, by its place in the tile alone: queries are turned back to where the tile
+begins. What comes out, as float16, is already the left operand of the product with the queries.
+
+Values, shares and states are those of ``coded_program``, and so is which token is which row.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from kakeya_jax.pallas_kernels.attention.code_bytes import decode_unit
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, PRODUCTS
+from kakeya_jax.pallas_kernels.attention.held_words import HeldWords, lane_zero
+from kakeya_jax.pallas_kernels.attention.kakeya_halves import WORDS, decode_halves
+from kakeya_jax.pallas_kernels.attention.kakeya_shape import DIM, STEPS, KakeyaShape
+from kakeya_jax.pallas_kernels.attention.kakeya_skeleton import Skeletons
+from kakeya_jax.pallas_kernels.attention.kakeya_tiles import KakeyaTiles
+from kakeya_jax.pallas_kernels.attention.tile_shares import add_values, empty_state, shares_of
+from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
+from kakeya_jax.pallas_kernels.attention.warp_states import write_state
+
+
+def kakeya_program(
+    ops: Any,
+    shape: KakeyaShape,
+    program: Any,
+    tokens_of: Callable[[Any], Any],
+    constant_ref: Any,
+    level_ref: Any,
+    sign_ref: Any,
+    angle_ref: Any,
+    turn_ref: Any,
+    query_ref: Any,
+    factor_ref: Any,
+    basis_ref: Any,
+    center_ref: Any,
+    mean_ref: Any,
+    key_ref: Any,
+    norm_ref: Any,
+    projection_ref: Any,
+    segment_ref: Any,
+    value_ref: Any,
+    value_scale_ref: Any,
+    top_ref: Any,
+    total_ref: Any,
+    weighted_ref: Any,
+    shared_ref: Any,
+) -> None:
+    """Attends to the coded tokens of one head's share, and writes its softmax state.
+
+    Args:
+        ops: ``warp_ops``, or ``emulated_ops``.
+        shape: sizes.
+        program: number of the program: split after split, head after head.
+        tokens_of: a head's coded tokens, whole blocks, by its number.
+        constant_ref: int32, ``HeldWords((shape.value,)).words``.
+        level_ref: int32, ``kakeya_halves.level_words`` of the keys' levels.
+        sign_ref: int32 ``[L / 2]``, the highest bits of two signs in each half.
+        angle_ref: int32, ``kakeya_turns.token_angles``.
+        turn_ref: float32 ``[tiles, D]``, ``kakeya_turns.tile_angles``.
+        query_ref: float32 ``[N, rows, D]``, at most 1 in size, by ``kakeya_turns.by_step``.
+        factor_ref: float32 ``[N, 8]``: of products, for logits to the base 2.
+        basis_ref: float16 ``[N, blocks, L, D]``.
+        center_ref: float16 ``[N, blocks, 16, L]``.
+        mean_ref: float16 ``[N, blocks, D]``.
+        key_ref: uint8 ``[N, T, L b / 8]``.
+        norm_ref: float16 ``[N, T]``.
+        projection_ref: float16 ``[N, T]``.
+        segment_ref: uint8 ``[N, T / 2]``.
+        value_ref: uint8 ``[N, T / page, D, page b / 8]``.
+        value_scale_ref: float16 ``[N, T]``, not negative.
+        top_ref: float32 ``[N, states, rows]``, to the base 2.
+        total_ref: likewise.
+        weighted_ref: see ``coded_program``.
+        shared_ref: shared memory, ``shape.shared_floats`` floats.
+    """
+    lane = Lane(ops, shape, program)
+    head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
+    blocks = ops.divide(tokens_of(head), shape.block)
+    first = ops.divide(ops.product(split, blocks), shape.splits)
+    stop = ops.divide(ops.product(ops.add(split, ops.integer(1)), blocks), shape.splits)
+    shared = ops.shared_address(shared_ref)
+    _load_angles(ops, shape, lane, angle_ref, shared)
+    refs = (key_ref, norm_ref, projection_ref, segment_ref, value_ref, value_scale_ref, turn_ref)
+    tiles = KakeyaTiles(ops, shape, lane, head, refs, shared_ref)
+    skeletons = Skeletons(ops, shape, lane, sign_ref, (basis_ref, center_ref, mean_ref))
+    keys = _Keys(ops, shape, lane, tiles, shared, (level_ref, query_ref, factor_ref), head)
+    held = HeldWords((shape.value,)).load(ops, lane, ops.address(constant_ref))
+    slot = ops.shared_offset(shared, ops.add(ops.times(lane.warp, shape.stage_nbytes), ops.integer(shape.tiles_at)))
+
+    def start(tile: Any, exists: Any, copies: Callable[[Any, Any], None]) -> None:
+        """Starts copies of a tile, if there is one; what was there is read."""
+        ops.wait_for_copies(1)
+        ops.only_if(exists, lambda: copies(tile, slot))
+        ops.commit_copies()
+
+    def in_block(block: Any, state: list[Any]) -> list[Any]:
+        ops.barrier()
+        skeletons.load(ops.add(ops.times(head, shape.capacity // shape.block), block), shared)
+        ops.barrier()
+        begin = ops.times(block, shape.tiles)
+
+        def step(inside: Any, state: list[Any]) -> list[Any]:
+            after = ops.add(inside, ops.integer(shape.warps))
+            stays = ops.less(after, ops.integer(shape.tiles))
+            following = ops.add(begin, ops.select(stays, after, ops.add(lane.warp, ops.integer(shape.tiles))))
+            exists = ops.less(following, ops.times(stop, shape.tiles))
+            ops.wait_for_copies(1)
+            logits = keys.logits(slot, lambda: start(following, exists, tiles.start_keys))
+            ops.wait_for_copies(1)
+            state = _add_values(ops, shape, lane, tiles, held, slot, state, logits)
+            start(following, exists, tiles.start_values)
+            return state
+
+        return ops.loop(lane.warp, ops.integer(shape.tiles), state, step, shape.warps)
+
+    tile = ops.add(ops.times(first, shape.tiles), lane.warp)
+    some = ops.less(ops.select(ops.less(lane.warp, ops.integer(shape.tiles)), first, stop), stop)
+    for copies in (tiles.start_keys, tiles.start_values):
+        start(tile, some, copies)
+    state = ops.loop(first, stop, empty_state(ops, shape), in_block)
+    ops.wait_for_copies(0)
+    ops.barrier()  # tiles and skeletons become states
+    place = ops.add(ops.times(head, shape.states), split)
+    halves = [ops.real(0.5)] * (4 * (shape.dim // 16)) if shape.value.halfway else None
+    write_state(ops, shape, lane, place, state, halves, top_ref, total_ref, weighted_ref, shared_ref)
+
+
+def _load_angles(ops: Any, shape: KakeyaShape, lane: Lane, ref: Any, shared: Any) -> None:
+    where = ops.times(lane.thread, 16)
+    source, target = ops.offset(ops.address(ref), where), ops.shared_offset(shared, where)
+    threads = 16 * 32 * shape.warps
+    for first in range(0, shape.queries_at - shape.angles_at, threads):
+        ops.copy(target, source, 16, shape.angles_at + first, first)
+    ops.commit_copies()
+    ops.wait_for_copies(0)  # a barrier follows
+
+
+class _Keys:
+    """Logits of a tile's keys."""
+
+    def __init__(
+        self, ops: Any, shape: KakeyaShape, lane: Lane, tiles: KakeyaTiles, shared: Any, refs: Any, head: Any
+    ) -> None:
+        self.ops, self.shape, self.lane, self.tiles = ops, shape, lane, tiles
+        level_ref, query_ref, factor_ref = refs
+        levels = ops.offset(ops.address(level_ref), lane_zero(ops, lane))
+        self.levels = [ops.load_words(levels, 1, 4 * index, once=False)[0] for index in range(WORDS)]
+        row = ops.modulo(lane.row, shape.rows)
+        place = ops.add(ops.times(row, 4 * DIM), ops.times(lane.column, 16))
+        self.query = ops.offset(ops.offset(ops.address(query_ref), head, 4 * shape.rows * DIM), place)
+        column = ops.modulo(lane.column, 2) if shape.paired else lane.column
+        place = ops.add(ops.times(head, 4 * COLUMNS), ops.times(column, 8))
+        self.factors = ops.load_reals(ops.offset(ops.address(factor_ref), place), 2)
+        wide = ops.shared_offset(shared, ops.times(lane.lane, 16))
+        narrow = ops.shared_offset(shared, ops.times(lane.lane, 8))
+        self.basis = self.angles = wide
+        self.centers = narrow
+        self.means = ops.shared_offset(shared, ops.times(lane.column, 8))
+        self.queries = ops.shared_offset(narrow, ops.times(lane.warp, 256 * STEPS))
+
+    def logits(self, slot: Any, start_next: Callable[[], None]) -> list[list[Any]]:
+        """To the base 2, as ``coded_program.logits_of``, for all products; ``start_next`` is called once keys are
+        read."""
+        ops, shape, tiles = self.ops, self.shape, self.tiles
+        self._turn_queries(slot)
+        norms, shares = tiles.lengths(slot)
+        centers = tiles.centers(slot, shares) if shape.centers else []
+        sums: list[Any] = []
+        for first in range(0, PRODUCTS, shape.together):
+            codes = [self._codes(slot, product) for product in range(first, first + shape.together)]
+            if first + shape.together == PRODUCTS:
+                start_next()
+            sums += self._products(first, codes, norms, centers)
+        return [
+            [ops.scaled(each, self.factors[index % 2]) for index, each in enumerate(sums[4 * product :][:4])]
+            for product in range(PRODUCTS)
+        ]
+
+    def _turn_queries(self, slot: Any) -> None:
+        """Right operands for each step: queries turned back by the angles of the tile's first position."""
+        ops, shape = self.ops, self.shape
+        where = ops.shared_offset(slot, ops.times(self.lane.column, 16))
+        for step in range(STEPS):
+            turn = ops.shared_load(where, 4, shape.stage_turn + 64 * step)
+            query = ops.load_reals(self.query, 4, 64 * step)
+            near, far = [], []
+            for n in range(2):
+                cos, sin, one, other = turn[n], turn[2 + n], query[n], query[2 + n]
+                near.append(ops.fused(one, cos, ops.scaled(other, sin)))
+                far.append(ops.minus(ops.scaled(other, cos), ops.scaled(one, sin)))
+            words = [ops.as_real(ops.pack_halves(*pair)) for pair in (near, far)]
+            ops.shared_store(self.queries, words, shape.queries_at + 256 * step)
+
+    def _codes(self, slot: Any, product: int) -> list[list[Any]]:
+        """Left operands of a product's two rows, a quad of codes each."""
+        bits = self.shape.key.bits
+        low, high = (
+            [pair for unit in units for pair in decode_halves(self.ops, unit, bits, self.levels)]
+            for units in self.tiles.key_units(slot, product)
+        )
+        return [[near[0], far[0], near[1], far[1]] for near, far in zip(low, high, strict=True)]
+
+    def _products(
+        self, first: int, codes: list[list[list[Any]]], norms: list[list[Any]], centers: list[list[Any]]
+    ) -> list[Any]:
+        """Sums of the products with queries of those whose codes are given, the ``first`` of the tile and on."""
+        ops, shape = self.ops, self.shape
+
+        def one_step(step: Any, sums: list[Any]) -> list[Any]:
+            basis = ops.shared_offset(self.basis, ops.times(step, shape.step_nbytes))
+            by_half = []
+            for half in range(2):
+                words = []
+                for at in range(0, shape.step_nbytes, 512):
+                    words += ops.shared_words(basis, 4, STEPS * shape.step_nbytes * half + at)
+                by_half.append([words[n : n + 2] for n in range(0, len(words), 2)])
+            if shape.centers:
+                where = ops.shared_offset(self.centers, ops.times(step, 256))
+                for half, right in enumerate(by_half):
+                    right.append(ops.shared_words(where, 2, shape.centers_at + 256 * STEPS * half))
+            mean_words = ops.shared_words(ops.shared_offset(self.means, ops.times(step, 32)), 2, shape.mean_at)
+            means = [[ops.half_of(word, upper=upper) for upper in (False, True)] for word in mean_words]
+            query = ops.shared_words(ops.shared_offset(self.queries, ops.times(step, 256)), 2, shape.queries_at)
+            angles = ops.shared_offset(self.angles, ops.times(step, 512 * PRODUCTS))
+            found = []
+            for index, left in enumerate(codes):
+                product = first + index
+                operands = [*left, centers[product]] if shape.centers else left
+                halves = []
+                for right, mean in zip(by_half, means, strict=True):
+                    total = [ops.real(0.0)] * 4
+                    for one, other in zip(operands, right, strict=True):
+                        total = ops.multiply_halves(total, one, other)
+                    made = [ops.fused(each, norms[product][n // 2], mean[n % 2]) for n, each in enumerate(total)]
+                    halves.append([ops.pack_halves(*made[:2]), ops.pack_halves(*made[2:])])
+                turn = ops.shared_words(angles, 4, shape.angles_at + 512 * product)
+                near, far = [], []
+                for row in range(2):
+                    cos, sin, one, other = turn[2 * row], turn[2 * row + 1], halves[0][row], halves[1][row]
+                    minus = ops.negative_halves(ops.scaled_halves(other, sin))
+                    near.append(ops.fused_halves(one, cos, minus))
+                    far.append(ops.fused_halves(other, cos, ops.scaled_halves(one, sin)))
+                found += ops.multiply_halves(sums[4 * index : 4 * index + 4], [*near, *far], query)
+            return found
+
+        return ops.loop(ops.integer(0), ops.integer(STEPS), [ops.real(0.0)] * (4 * len(codes)), one_step)
+
+
+def _add_values(
+    ops: Any,
+    shape: KakeyaShape,
+    lane: Lane,
+    tiles: KakeyaTiles,
+    held: Any,
+    slot: Any,
+    state: list[Any],
+    logits: list[list[Any]],
+) -> list[Any]:
+    """The state with the tokens of a tile."""
+    words = [each[0] for each in tiles.scale_words(slot, 1)]
+
+    def scales_of(product: int) -> list[Any]:
+        return [ops.half_of(words[product], upper=upper) for upper in (False, True)]
+
+    shares = shares_of(ops, shape, lane, state, logits, lambda: ops.largest_half(words), scales_of)
+    weighted = []
+    for block in range(shape.dim // 16):
+        near, far = (
+            decode_unit(ops, unit, shape.value, held.tables[shape.value]) for unit in tiles.value_units(slot, block)
+        )
+        weighted += add_values(ops, shares, near, far, shares.weighted[4 * block : 4 * block + 4], held.magic)
+    return [*shares.top, *shares.total, *shares.shift, *weighted]
