@@ -5,6 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
+from kakeya_jax.codecs.besicovitch import Besicovitch
 from kakeya_jax.directions import direction_table
 from kakeya_jax.pallas_kernels.attention.besicovitch_program import channel_order
 from kakeya_jax.pallas_kernels.attention.besicovitch_tiles import pair_table
@@ -32,9 +33,9 @@ def besicovitch_stream(stream: Stream) -> CodedStream:
     )
 
 
-def unsupported_besicovitch(stream: Stream) -> list[str]:
+def unsupported_besicovitch(codec: Besicovitch) -> list[str]:
     """What the kernel does not take, in words."""
-    codec, config = stream.codec, stream.codec.config
+    config = codec.config
     if codec.stream != "value":
         return ["besicovitch in keys"]
     if config.mix_heads:

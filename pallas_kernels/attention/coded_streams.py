@@ -63,17 +63,15 @@ def unsupported(query: Array, key_stream: Stream, value_stream: Stream, limits: 
     found += [f"numbers of type {dtype}" for dtype in dtypes if dtype not in DTYPES]
     if key_stream.tail.dtype != value_stream.tail.dtype:
         found.append("exact keys and values of different types")
-    streams: tuple[tuple[StreamName, Stream], ...] = ("key", key_stream), ("value", value_stream)
-    for name, stream in streams:
-        if isinstance(stream.codec, Besicovitch) and limits.besicovitch:
-            found += unsupported_besicovitch(stream)
-            continue
-        found += _unsupported_codec(stream.codec, name, dim, limits)
+    found += _unsupported_codec(key_stream.codec, "key", dim, limits)
+    found += _unsupported_codec(value_stream.codec, "value", dim, limits)
     return list(dict.fromkeys(found))
 
 
 def _unsupported_codec(codec: Any, name: StreamName, dim: int, limits: Limits) -> list[str]:
     config = codec.config
+    if isinstance(codec, Besicovitch) and limits.besicovitch:
+        return unsupported_besicovitch(codec)
     if isinstance(codec, TurboQuant):
         if config.qjl or config.bits not in limits.bits or config.mix_heads:
             return [f"turboquant(bits={config.bits}, qjl={config.qjl}, mix_heads={config.mix_heads})"]

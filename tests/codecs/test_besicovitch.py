@@ -41,6 +41,39 @@ def test_codes_and_vectors_are_those_of_numpy(config: BesicovitchConfig) -> None
     np.testing.assert_allclose(codec.decode(code), oracle.decode(code, config, 64), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "config", [BesicovitchConfig(), BesicovitchConfig(direction_bits=2, magnitude_bits=3)], ids=str
+)
+def test_values_lie_in_tiles_as_kernels_read_them(config: BesicovitchConfig) -> None:
+    """The same directions, magnitudes and bytes as those of a codec of keys, and the tiles of numpy."""
+    x = synthetic_kv(0, 128, 64, "value")
+    codec, in_rows = config.build(64, stream="value"), config.build(64)
+    code, expected = encode(codec, x), oracle.encode(np.asarray(x), config, "value")
+    assert code.pairs is not None
+    assert code.directions is None
+    assert code.magnitudes is None
+    assert code.pairs.size == 128 * 32 * codec.width // 8
+    assert (np.asarray(code.pairs) == np.asarray(expected.pairs)).mean() > 0.999
+    np.testing.assert_array_equal(codec.decode(code), in_rows.decode(encode(in_rows, x)))
+    np.testing.assert_allclose(codec.decode(code), oracle.decode(code, config, 64, "value"), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "n", "d"),
+    [
+        ({"group_size": 4}, 128, 64),
+        ({"direction_bits": 5}, 128, 64),
+        ({"magnitude": "float16"}, 128, 64),
+        ({}, 96, 64),
+        ({}, 128, 48),
+    ],
+)
+def test_values_of_other_forms_lie_in_rows(options: dict, n: int, d: int) -> None:
+    code = jax.eval_shape(BesicovitchConfig(**options).build(d, stream="value").encode, jnp.zeros((n, d)))
+    assert code.pairs is None
+    assert len(code.directions) == len(code.magnitudes) == n
+
+
 # Pairs, float16 magnitude: the angle is off by up to pi / 2M, so the error is 1 - sinc(pi / M) of the energy.
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 6])
 def test_direction_error_is_that_of_a_uniform_angle(bits: int) -> None:

@@ -1,17 +1,16 @@
 """Decode steps over values coded by ``besicovitch``: in an emulator, lowered for a GPU without one, and on a GPU."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decode_steps import SCALE, assert_attends, attended, step
 
 from kakeya_jax import direction_words
 from kakeya_jax.cache import CacheShape, CompressedCache, LayerCache
 from kakeya_jax.codecs.besicovitch import BesicovitchConfig
-from kakeya_jax.pallas_kernels.attention import mosaic_gpu
 from kakeya_jax.pallas_kernels.attention.besicovitch_shape import BesicovitchShape
 from kakeya_jax.pallas_kernels.attention.besicovitch_tiles import pair_table
 from kakeya_jax.pallas_kernels.attention.coded_shape import Codes
@@ -21,7 +20,6 @@ from kakeya_jax.stream import read
 
 NEW = jax.__version_info__[:2] >= (0, 11)
 needs_mosaic = pytest.mark.skipif(not NEW, reason=f"Mosaic GPU kernels need jax 0.11, this is {jax.__version__}")
-SCALE = 0.2
 SMALL_PAGES = "key=turboquant(bits=4,block_size=64),value=besicovitch(block_size=64,subtract_mean=false)"
 RECIPE = "key=turboquant(bits=4),value=besicovitch"
 OF_64 = "key=turboquant(bits=3,block_size=64),value=besicovitch(block_size=64)"
@@ -35,6 +33,7 @@ MORE_CASES = [
     ("key=turboquant(bits=4),value=besicovitch(magnitude_bits=2,subtract_mean=false),sinks=0,recent=1", 128, 5),
     ("key=turboquant(bits=3),value=besicovitch(magnitude_bits=3,magnitude_levels=reference)", 128, 2),
     ("key=int4,value=besicovitch(direction_bits=2,magnitude_bits=3)", 128, 3),
+    ("key=kivi(bits=2),value=besicovitch", 128, 8),
     ("key=int8,value=besicovitch", 64, 6),
     (RECIPE, 64, 12),
 ]
@@ -59,34 +58,6 @@ def filled(
     return layer, jax.random.normal(q, (3, 1, 2 * group, dim)), lengths[:, None] - 1
 
 
-def attended(layer: LayerCache, query: jax.Array, positions: jax.Array) -> np.ndarray:
-    """In float64, over keys and values as they are decoded."""
-    keys, values = (np.asarray(jax.jit(read)(stream), np.float64) for stream in (layer.key, layer.value))
-    rows, _, heads, _ = query.shape
-    found = np.zeros(query.shape)
-    for row in range(rows):
-        length = int(positions[row, 0]) + 1
-        for head in range(heads):
-            kv_head = head // (heads // keys.shape[1])
-            logits = keys[row, kv_head, :length] @ np.asarray(query[row, 0, head], np.float64) * SCALE
-            weights = np.exp(logits - logits.max())
-            found[row, 0, head] = weights @ values[row, kv_head, :length] / weights.sum()
-    return found
-
-
-def assert_attends(found: Any, expected: np.ndarray, tolerance: float) -> None:
-    """Each head's output is within ``tolerance`` of its length."""
-    error = np.linalg.norm(np.asarray(found, np.float64) - expected, axis=-1)
-    assert (error <= tolerance * np.linalg.norm(expected, axis=-1)).all()
-
-
-def step(layer: LayerCache, query: jax.Array, positions: jax.Array, **options: Any) -> jax.Array:
-    rope = Rope(head_dim=query.shape[-1])
-    return mosaic_gpu.attention_mosaic_gpu(
-        query, layer.key, layer.value, positions=positions, rope=rope, scale=SCALE, **options
-    )
-
-
 @pytest.mark.parametrize(
     ("recipe", "dim", "group"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_CASES)]
 )
@@ -106,14 +77,14 @@ def test_values_of_sizes_that_span_orders_of_magnitude(group: int):
 @pytest.mark.parametrize("size", [0.0, 1e-6, 3e4])
 def test_extreme_values_and_a_dominating_token(size: float):
     """Scales that are zero, the smallest and nearly the largest of float16; one token has nearly all weight."""
-    shape = CacheShape(num_layers=1, num_kv_heads=1, head_dim=64)
+    shape = CacheShape(num_layers=1, num_kv_heads=2, head_dim=64)
     recipe = Recipe.parse(f"{SMALL_PAGES},sinks=0,recent=1")
     layer = CompressedCache.init(shape, recipe, batch_size=1, max_length=256, dtype=jnp.float32).layers[0]
     k, v, q = jax.random.split(jax.random.key(0), 3)
-    value = size * jax.random.normal(v, (1, 193, 1, 64))
-    key = jax.random.normal(k, (1, 193, 1, 64)).at[:, 7].multiply(20.0)
+    value = size * jax.random.normal(v, (1, 193, 2, 64))
+    key = jax.random.normal(k, (1, 193, 2, 64)).at[:, 7].multiply(20.0)
     layer = append(layer, key, value, rope=Rope(head_dim=64)).layer
-    query, positions = jax.random.normal(q, (1, 1, 2, 64)), jnp.array([[192]])
+    query, positions = jax.random.normal(q, (1, 1, 4, 64)), jnp.array([[192]])
     found, expected = step(layer, query, positions, interpret=True), attended(layer, query, positions)
     assert_attends(found, expected, 1e-3)
     assert np.isfinite(np.asarray(found)).all()
@@ -121,14 +92,15 @@ def test_extreme_values_and_a_dominating_token(size: float):
 
 def test_many_small_weights_beside_a_large_one_are_not_lost():
     """Weights of 1e-6 in the tile of a dominating token whose value is zero: they alone make the result."""
-    shape = CacheShape(num_layers=1, num_kv_heads=1, head_dim=64)
+    shape = CacheShape(num_layers=1, num_kv_heads=2, head_dim=64)
     recipe = Recipe.parse(f"{SMALL_PAGES},sinks=0,recent=1")
     layer = CompressedCache.init(shape, recipe, batch_size=1, max_length=256, dtype=jnp.float32).layers[0]
-    key = jnp.zeros((1, 193, 1, 64)).at[:, 5].set(1.0)
-    value = jax.random.normal(jax.random.key(1), (1, 193, 1, 64)) + 1.0
+    key = jnp.zeros((1, 193, 2, 64)).at[:, 5].set(1.0)
+    value = jax.random.normal(jax.random.key(1), (1, 193, 2, 64)) + 1.0
     layer = append(layer, key, value.at[:, 5].set(0.0).at[:, 192].set(0.0), rope=Rope(head_dim=64)).layer
-    large = read(layer.key)[:, :, 5:6]
-    query, positions = large * 14.0 / SCALE / jnp.sum(large * large), jnp.array([[192]])
+    large = jnp.swapaxes(read(layer.key)[:, :, 5:6], 1, 2)
+    query = large * 14.0 / SCALE / jnp.sum(large * large, axis=-1, keepdims=True)
+    positions = jnp.array([[192]])
     expected = attended(layer, query, positions)
     assert np.linalg.norm(expected) < 1e-2
     assert_attends(step(layer, query, positions, interpret=True), expected, 1e-3)
@@ -178,6 +150,7 @@ def test_the_table_holds_what_codes_decode_to():
         ),
         ("key=turboquant,value=besicovitch(direction_bits=5)", "direction_bits=5, magnitudes=4"),
         ("key=turboquant,value=besicovitch(magnitude=float16)", "magnitudes=float16"),
+        ("key=kakeya,value=besicovitch", "besicovitch"),
         ("key=turboquant,value=besicovitch(mix_heads=true)", "besicovitch of all heads together"),
         ("key=turboquant(block_size=32),value=besicovitch(block_size=32)", "pages of 32 tokens"),
     ],
