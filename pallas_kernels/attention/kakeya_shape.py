@@ -49,6 +49,11 @@ class KakeyaShape(CodedShape):
         return PRODUCTS * 64 // self.length
 
     @property
+    def unrolled(self) -> int:
+        """Steps in one turn of a loop, so that products of one go on while the results of another are turned."""
+        return PRODUCTS // self.together
+
+    @property
     def tiles(self) -> int:
         """Of a block."""
         return self.block // TILE

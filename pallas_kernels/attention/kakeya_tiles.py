@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kakeya_jax.pallas_kernels.attention.coded_shape import PRODUCTS, TILE
+from kakeya_jax.pallas_kernels.attention.coded_shape import TILE
 from kakeya_jax.pallas_kernels.attention.coded_tiles import Tiles
 from kakeya_jax.pallas_kernels.attention.kakeya_shape import CENTER_FACTOR, DIM, KakeyaShape
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
@@ -42,47 +42,41 @@ class KakeyaTiles(Tiles):
         super().start_values(tile, slot)
         self.start_scales(tile, slot, 1)
 
-    def lengths(self, slot: Any) -> tuple[list[list[Any]], list[list[Any]]]:
-        """For each product and row what sums over codes are multiplied by, and how much of its centre a token has
+    def lengths(self, slot: Any, product: int) -> tuple[list[Any], list[Any]]:
+        """For both rows of a product what sums over codes are multiplied by, and how much of its centre a token has
         beside that, packed float16, the upper half zero."""
         ops, shape = self.ops, self.sizes
-        norms = [self._halves(words[0]) for words in self.scale_words(slot, 0)]
-        norms = [[ops.scaled(each, ops.real(shape.level_unit / shape.length)) for each in pair] for pair in norms]
+        norms = self._halves(self._word(slot, shape.stage_scales, product))
+        norms = [ops.scaled(each, ops.real(shape.level_unit / shape.length)) for each in norms]
         if not shape.centers:
             return norms, []
-        where = ops.shared_offset(slot, ops.times(self.token, 2))
+        parts = self._halves(self._word(slot, shape.stage_projection, product))
         shares = []
-        for product, pair in enumerate(norms):
-            word = ops.shared_words(where, 1, shape.stage_projection + 8 * product)[0]
-            parts = [ops.scaled(each, ops.real(1 / CENTER_FACTOR)) for each in self._halves(word)]
-            for half, part in enumerate(parts):
-                least = ops.maximum(ops.scaled(ops.magnitude(part), ops.real(1 / _LARGEST)), ops.real(_SMALLEST))
-                pair[half] = ops.maximum(pair[half], least)
-            found = [ops.scaled(part, ops.reciprocal(norm)) for part, norm in zip(parts, pair, strict=True)]
-            shares.append([ops.pack_halves(each, ops.real(0.0)) for each in found])
+        for half, part in enumerate(parts):
+            part = ops.scaled(part, ops.real(1 / CENTER_FACTOR))
+            least = ops.maximum(ops.scaled(ops.magnitude(part), ops.real(1 / _LARGEST)), ops.real(_SMALLEST))
+            norms[half] = ops.maximum(norms[half], least)
+            shares.append(ops.pack_halves(ops.scaled(part, ops.reciprocal(norms[half])), ops.real(0.0)))
         return norms, shares
 
-    def centers(self, slot: Any, shares: list[list[Any]]) -> list[list[Any]]:
-        """For each product a left operand of 16 centres: a token's share where its centre is."""
+    def centers(self, slot: Any, product: int, shares: list[Any]) -> list[Any]:
+        """A product's left operand of 16 centres: a token's share where its centre is."""
         ops, shape = self.ops, self.sizes
         where = ops.shared_offset(slot, ops.times(ops.divide(self.lane.row, 2), 8))
-        words = ops.shared_words(where, 2, shape.stage_segment)
-        odd = ops.times(ops.modulo(self.lane.row, 2), 8)
-        words = [ops.shifted_right(word, odd) for word in words]
-        found = []
-        for product in range(PRODUCTS):
-            shifts = []
-            for half in range(2):
-                number = ops.both(ops.right(words[product // 2], 16 * (product % 2) + 4 * half), ops.integer(15))
-                behind = ops.subtract(number, ops.times(self.lane.column, 2))
-                shifts.append(ops.times(behind, 16))
-            near = [ops.shifted_left(share, shift) for share, shift in zip(shares[product], shifts, strict=True)]
-            far = [
-                ops.shifted_left(share, ops.subtract(shift, ops.integer(128)))
-                for share, shift in zip(shares[product], shifts, strict=True)
-            ]
-            found.append([*near, *far])
-        return found
+        word = ops.shared_words(where, 1, shape.stage_segment + 4 * (product // 2))[0]
+        word = ops.shifted_right(word, ops.times(ops.modulo(self.lane.row, 2), 8))
+        near, far = [], []
+        for half, share in enumerate(shares):
+            number = ops.both(ops.right(word, 16 * (product % 2) + 4 * half), ops.integer(15))
+            shift = ops.times(ops.subtract(number, ops.times(self.lane.column, 2)), 16)
+            near.append(ops.shifted_left(share, shift))
+            far.append(ops.shifted_left(share, ops.subtract(shift, ops.integer(128))))
+        return [*near, *far]
+
+    def _word(self, slot: Any, at: int, product: int) -> Any:
+        """Packed float16 of a product's two rows."""
+        where = self.ops.shared_offset(slot, self.ops.times(self.token, 2))
+        return self.ops.shared_words(where, 1, at + 8 * product)[0]
 
     def _halves(self, word: Any) -> list[Any]:
         return [self.ops.half_of(word, upper=upper) for upper in (False, True)]
