@@ -35,8 +35,8 @@ def emulated(query: Any, layer: Any, positions: Any, *, splits: int = 2, rope: R
 
 @pytest.mark.parametrize(
     ("recipe", "group", "splits", "lengths"),
-    [(RECIPES[0], 4, 2, (300, 3)), (RECIPES[1], 8, 1, (600,)), (RECIPES[2], 1, 7, (200, 70))],
-    ids=["3 bits", "2 bits of rank 64", "4 bits, no centres"],
+    [(RECIPES[0], 4, 2, (300, 3)), (RECIPES[1], 8, 1, (600,))],
+    ids=["3 bits", "2 bits of rank 64"],
 )
 def test_emulated_steps_are_attention_to_decoded_tokens(recipe: str, group: int, splits: int, lengths: tuple[int, ...]):
     layer, query, positions = kakeya_layer(recipe, group=group, lengths=lengths)
@@ -52,8 +52,8 @@ def test_pages_that_are_not_there_are_not_read():
         return array.at[1, :, 1:].set(255 if array.dtype == jnp.uint8 else jnp.nan)
 
     key = dataclasses.replace(layer.key, blocks=jax.tree.map(poisoned, layer.key.blocks))
-    broken = dataclasses.replace(layer, key=key)
-    np.testing.assert_array_equal(emulated(query, broken, positions), emulated(query, layer, positions))
+    found = emulated(query, dataclasses.replace(layer, key=key), positions, splits=7)
+    assert difference(found, attend_exactly(layer, query, positions)) < 1e-3
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
