@@ -14,15 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kakeya_jax.klt_code_tables import HIGHEST, LOWEST, code_table, edge_table
 from kakeya_jax.klt_layout import Layout, Quantizer, quantizer_bytes, quantizer_levels
 from kakeya_jax.lloyd_max import midpoints
 from kakeya_jax.trellis_levels import CODE, nearest_in_subsets, trellis_levels
 from kakeya_jax.typing import Array, Float, Int, Shaped
 
 _, _UNIFORM_STEP = quantizer_bytes(8)
-
-_STEP = 8
-"""Levels that are told apart in the second step."""
 
 _LEAST_SHARE = 2.0**-20
 """Of the weight of a unit's dearest channel, on a trellis: what costs nothing still stays near its value."""
@@ -134,18 +132,31 @@ def _path(layout: Layout, alone: int, size: int) -> _Path:
 
 
 def _nearest(values: Float[Array, "*shape"], width: int) -> Int[Array, "*shape"]:
-    """Lloyd-Max levels by counting the midpoints below; many levels in two steps: at 6 bits, a CPU is fifty times as
-    fast."""
+    """The codes of the nearest levels: how many midpoints are below, looked up or counted, as is faster."""
     if width == 8:
         return jnp.clip(jnp.round(values / _UNIFORM_STEP + 127.5), 0, 255).astype(jnp.int32)
-    # Fused reductions; unrolled comparisons would cost compile time in every layer.
-    edges = midpoints(quantizer_levels(width))
-    if width < 5:
-        return jnp.sum(values[..., None] > edges, axis=-1, dtype=jnp.int32)
-    rough = jnp.sum(values[..., None] > edges[_STEP - 1 :: _STEP], axis=-1, dtype=jnp.int32)
-    between = jnp.asarray(np.append(edges, np.inf).reshape(-1, _STEP)[:, :-1], jnp.float32)
-    within = between.at[rough].get(mode="promise_in_bounds")
-    return _STEP * rough + jnp.sum(values[..., None] > within, axis=-1, dtype=jnp.int32)
+    looked_up, counted = (functools.partial(each, width=width) for each in (_looked_up, _counted))
+    if width > 4:  # a CPU, too, counts many midpoints for longer than it looks up
+        return looked_up(values)
+    if jax.default_backend() != "gpu":
+        return counted(values)
+    # Of few midpoints, XLA makes a reduction that leaves most of a GPU's threads idle.
+    return jax.lax.platform_dependent(values, cuda=looked_up, default=counted)
+
+
+def _looked_up(values: Float[Array, "*shape"], width: int) -> Int[Array, "*shape"]:
+    """The midpoints below the nearest whole number of half units, and the one that may be there."""
+    nearest = jnp.round(values * (2.0 / quantizer_bytes(width)[1]))
+    index = jnp.clip(nearest, LOWEST, HIGHEST).astype(jnp.int32) - LOWEST
+    below = jnp.asarray(code_table(width)).at[index].get(mode="promise_in_bounds")
+    edge = jnp.asarray(edge_table(width)).at[index].get(mode="promise_in_bounds")
+    return below + (values > edge)
+
+
+def _counted(values: Float[Array, "*shape"], width: int) -> Int[Array, "*shape"]:
+    """The midpoints below."""
+    # A fused reduction; unrolled comparisons would cost compile time in every layer.
+    return jnp.sum(values[..., None] > midpoints(quantizer_levels(width)), axis=-1, dtype=jnp.int32)
 
 
 def _level(codes: Int[Array, "*shape"], width: int) -> Float[Array, "*shape"]:

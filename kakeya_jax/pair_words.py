@@ -1,7 +1,8 @@
-"""Codes of 2 and 4 bits packed so that a mask makes pairs of small floats of them: ``kivi``'s keys as kernels read them.
+"""Codes of 2 and 4 bits packed so that a mask makes pairs of small floats of them: keys of ``kivi`` as kernels read
+them.
 
-In a word of 32 bits, code ``2 j`` is field ``j`` of the lower half and code ``2 j + 1`` field ``j`` of the upper half. A
-field in the lowest ten bits of a half is, beside the exponent bits of 1024, a float16: ``1024 + code * 2**(bits * j)``.
+In a word of 32 bits, code ``2 j`` is field ``j`` of the lower half and code ``2 j + 1`` field ``j`` of the upper half.
+A field in the lowest ten bits of a half is, beside the exponent bits of 1024, a float16: ``1024 + code 2**(bits j)``.
 """
 
 import jax.numpy as jnp

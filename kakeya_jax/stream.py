@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from kakeya_jax.frame import Frame
+from kakeya_jax.page_encoders import encode_by_device
 from kakeya_jax.pytree import pytree_dataclass, static_field
 from kakeya_jax.typing import Array, Bool, Float, Int, RopeClass
 
@@ -198,31 +199,47 @@ def append(
     if valid is not None:
         order = jnp.argsort(~valid, axis=1, stable=True)
         new = jnp.take_along_axis(new, order[:, None, :, None], axis=2)
-    offset = jnp.arange(chunk_length, dtype=jnp.int32)
-    position = stream.length[:, None] + offset
-    real = offset < count[:, None]
-
-    blocks = stream.blocks if pages_closed else _close_pages(stream, new, new_length)
-    sink_slot = jnp.where(real & (position < geometry.sinks), position, stream.sinks.shape[2] + offset)
-    index = position - geometry.sinks
-    capacity = stream.tail.shape[2]
-    stays = real & (index >= 0) & (index >= (new_length[:, None] - geometry.sinks - capacity))
-    tail_slot = jnp.where(stays, index % capacity, capacity + offset)
     updated = dataclasses.replace(
         stream,
-        sinks=_write(stream.sinks, sink_slot, new),
-        blocks=blocks,
-        tail=_write(stream.tail, tail_slot, new),
+        sinks=_write_sinks(stream, new, count),
+        blocks=stream.blocks if pages_closed else _close_pages(stream, new, new_length),
+        tail=_write_tail(stream, new, count),
         length=new_length,
     )
     if chunk_length == 1:
         return updated, None
     old = stream.exact_window()
+    offset = jnp.arange(chunk_length, dtype=jnp.int32)
+    position = stream.length[:, None] + offset
+    exact = (offset < count[:, None]) & (position >= geometry.sinks)
     window = ExactWindow(
         values=jnp.concatenate([old.values, new], axis=2),
-        positions=jnp.concatenate([old.positions, jnp.where(real & (index >= 0), position, -1)], axis=1),
+        positions=jnp.concatenate([old.positions, jnp.where(exact, position, -1)], axis=1),
     )
     return updated, window
+
+
+def _write_sinks(stream: Stream, new: Float[Array, "B K T D"], count: Int[Array, " B"]) -> Array:
+    """The sinks with those of a chunk's first ``count`` tokens that are sinks."""
+    capacity = stream.sinks.shape[2]
+    offset = jnp.arange(min(new.shape[2], capacity), dtype=jnp.int32)
+    position = stream.length[:, None] + offset
+    held = (offset < count[:, None]) & (position < stream.geometry.sinks)
+    return _write(stream.sinks, jnp.where(held, position, capacity + offset), new[:, :, : len(offset)])
+
+
+def _write_tail(stream: Stream, new: Float[Array, "B K T D"], count: Int[Array, " B"]) -> Array:
+    """The tail with a chunk's first ``count`` tokens appended: of more than it holds, the last."""
+    capacity, length = stream.tail.shape[2], new.shape[2]
+    offset = jnp.arange(min(length, capacity), dtype=jnp.int32)
+    if length > capacity:
+        chosen = jnp.maximum(count - capacity, 0)[:, None] + offset
+        new = _read(new, chosen)
+    else:
+        chosen = offset
+    index = stream.length[:, None] + chosen - stream.geometry.sinks
+    held = (chosen < count[:, None]) & (index >= 0)
+    return _write(stream.tail, jnp.where(held, index % capacity, capacity + offset), new)
 
 
 def fits(stream: Stream, chunk_length: int, valid: Bool[Array, "B T"] | None = None) -> Bool[Array, " B"]:
@@ -256,7 +273,12 @@ def read(stream: Stream) -> Float[Array, "B K max_length D"]:
 
 def encode_blocks(codec, blocks: Float[Array, "B K blocks n D"]):
     """The codes of many blocks; leaves ``[B, K, blocks, ...]``, or ``[B, 1, blocks, ...]`` if heads share a block."""
-    return jax.vmap(jax.vmap(jax.vmap(lambda block: codec.encode(block))))(_as_coded(codec, blocks))
+    return encode_by_device(_encode_each, codec, blocks)
+
+
+def _encode_each(codec, blocks: Float[Array, "B K blocks n D"]):
+    blocks = _as_coded(codec, blocks.astype(jnp.float32))
+    return jax.vmap(jax.vmap(jax.vmap(lambda block: codec.encode(block))))(blocks)
 
 
 def _as_coded(codec, blocks: Float[Array, "B K blocks n D"]) -> Array:
@@ -361,9 +383,10 @@ def _close_pages(stream: Stream, new: Array, new_length: Array) -> Any:
 
 
 def _enter(stream: Stream, pages: Float[Array, "B K tokens D"], index: Int[Array, "B tokens"]) -> Array:
-    """Tokens in float32 and in the codec's coordinates; ``index`` counts them without the sinks."""
-    pages = pages.astype(jnp.float32)
-    return pages if stream.frame is None else stream.frame.enter(pages, index + stream.geometry.sinks)
+    """Tokens in the codec's coordinates: float32, or as they are; ``index`` counts them without the sinks."""
+    if stream.frame is None:
+        return pages
+    return stream.frame.enter(pages.astype(jnp.float32), index + stream.geometry.sinks)
 
 
 def _write(held: Array, slots: Int[Array, "B new"], new: Array) -> Array:

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import jax.numpy as jnp
+import numpy as np
 
-from kakeya_jax import bitpack
+from kakeya_jax import bitpack, direction_words
 from kakeya_jax.codec import CodecConfig
 from kakeya_jax.directions import (
     direction_table,
@@ -69,23 +70,27 @@ class BesicovitchConfig(CodecConfig):
         tables: Mapping[str, Array] | None = None,
     ) -> "Besicovitch":
         """See ``CodecConfig.build``."""
-        del layer, stream, tables
+        del layer, tables
         if head_dim % self.group_size:
             raise ValueError(f"besicovitch: group_size={self.group_size} must divide head_dim={head_dim}")
         directions = direction_table(self.group_size, self.direction_bits)
-        levels = None
-        if self.magnitude == "quantized":
-            if self.magnitude_levels == "reference":
-                levels = gaussian_levels(self.magnitude_bits)
-            else:
-                groups = head_dim // self.group_size
-                levels = signed_magnitude_levels(self.group_size, self.direction_bits, self.magnitude_bits, groups)
+        levels = self.levels(head_dim)
         return Besicovitch(
             config=self,
+            stream=stream,
             head_dim=head_dim,
             directions=jnp.asarray(directions),
             levels=None if levels is None else jnp.asarray(levels),
         )
+
+    def levels(self, head_dim: int) -> np.ndarray | None:
+        """Levels of signed magnitudes ``[2**magnitude_bits]``; None if they are exact."""
+        if self.magnitude != "quantized":
+            return None
+        if self.magnitude_levels == "reference":
+            return gaussian_levels(self.magnitude_bits)
+        groups = head_dim // self.group_size
+        return signed_magnitude_levels(self.group_size, self.direction_bits, self.magnitude_bits, groups)
 
 
 @pytree_dataclass
@@ -94,10 +99,16 @@ class BesicovitchCode:
 
     ``magnitudes`` is packed ``[n, ceil(G m / 8)]`` with float16 ``scale`` ``[n]``, or float16 ``[n, G]``
     with ``scale`` None. ``mean`` is float16 ``[d]``, or None.
+
+    Values of pairs with quantised magnitudes, 8 bits or less for both, in whole tiles of 64 tokens and 32
+    channels, have the two in one code, ``direction + (magnitude << direction_bits)``, as kernels read them:
+    ``pairs`` ``[n / 64, 4 (db + m) d]`` (``direction_words``), and neither ``directions`` nor ``magnitudes``.
+    The bytes are the same in number.
     """
 
-    directions: Array = payload_field()
-    magnitudes: Array = payload_field()
+    directions: Array | None = payload_field()
+    magnitudes: Array | None = payload_field()
+    pairs: Array | None = payload_field()
     scale: Array | None = side_field()
     mean: Array | None = side_field()
 
@@ -107,6 +118,7 @@ class Besicovitch:
     """The codec of ``BesicovitchConfig``."""
 
     config: BesicovitchConfig = static_field()
+    stream: StreamName = static_field()
     head_dim: int = static_field()
     directions: Array = seeded_field()
     levels: Array | None = seeded_field()
@@ -123,33 +135,59 @@ class Besicovitch:
             x = x - mean.astype(jnp.float32)
         groups = x.reshape(x.shape[0], -1, self.config.group_size)
         index, magnitude = nearest_direction(groups, self.directions)
+        bits = self.config.direction_bits
         if self.levels is None:
-            magnitudes, scale = to_f16(magnitude), None
-        else:
-            reference = self.config.magnitude_levels == "reference"
-            code = _reference_magnitudes if reference else quantize_magnitudes
-            level_index, factor = code(magnitude, self.levels)
-            scale = to_f16(factor)
-            magnitudes = bitpack.pack(level_index, self.config.magnitude_bits)
+            directions = bitpack.pack(index, bits)
+            return BesicovitchCode(
+                directions=directions, magnitudes=to_f16(magnitude), pairs=None, scale=None, mean=mean
+            )
+        code = _reference_magnitudes if self.config.magnitude_levels == "reference" else quantize_magnitudes
+        level_index, factor = code(magnitude, self.levels)
+        scale = to_f16(factor)
+        if self.in_pairs(len(x)):
+            pairs = direction_words.pack(index | level_index << bits, self.width)
+            return BesicovitchCode(directions=None, magnitudes=None, pairs=pairs, scale=scale, mean=mean)
         return BesicovitchCode(
-            directions=bitpack.pack(index, self.config.direction_bits),
-            magnitudes=magnitudes,
+            directions=bitpack.pack(index, bits),
+            magnitudes=bitpack.pack(level_index, self.config.magnitude_bits),
+            pairs=None,
             scale=scale,
             mean=mean,
         )
 
     def decode(self, code: BesicovitchCode) -> Float[Array, "n d"]:
         """``mean + magnitude * direction``."""
-        group_count = self.head_dim // self.config.group_size
-        index = bitpack.unpack(code.directions, self.config.direction_bits, group_count)
-        if self.levels is None or code.scale is None:
-            magnitude = code.magnitudes.astype(jnp.float32)
-        else:
-            level_index = bitpack.unpack(code.magnitudes, self.config.magnitude_bits, group_count)
-            magnitude = dequantize(level_index, self.levels) * code.scale.astype(jnp.float32)[:, None]
+        index, magnitude = self._parts(code)
         groups = magnitude[..., None] * directions_at(self.directions, index)
         x = groups.reshape(groups.shape[0], -1)
         return x if code.mean is None else x + code.mean.astype(jnp.float32)
+
+    @property
+    def width(self) -> int:
+        """Bits of a direction and a quantised magnitude together."""
+        return self.config.direction_bits + self.config.magnitude_bits
+
+    def in_pairs(self, n: int) -> bool:
+        """Whether the codes of ``n`` vectors are ``BesicovitchCode.pairs``."""
+        fits = self.stream == "value" and self.levels is not None and self.config.group_size == 2
+        return fits and direction_words.in_tiles(n, self.head_dim // 2, self.width)
+
+    def _parts(self, code: BesicovitchCode) -> tuple[Array, Array]:
+        """Indices of directions and magnitudes, ``[n, G]`` both."""
+        group_count, bits = self.head_dim // self.config.group_size, self.config.direction_bits
+        if code.pairs is not None:
+            pairs = direction_words.unpack(code.pairs, self.width, group_count)
+            index, level_index = pairs & (1 << bits) - 1, pairs >> bits
+        else:
+            assert code.directions is not None
+            assert code.magnitudes is not None
+            index = bitpack.unpack(code.directions, bits, group_count)
+            if self.levels is None:
+                return index, code.magnitudes.astype(jnp.float32)
+            level_index = bitpack.unpack(code.magnitudes, self.config.magnitude_bits, group_count)
+        assert self.levels is not None
+        assert code.scale is not None
+        return index, dequantize(level_index, self.levels) * code.scale.astype(jnp.float32)[:, None]
 
 
 def _reference_magnitudes(magnitude: Array, levels: Array) -> tuple[Array, Array]:

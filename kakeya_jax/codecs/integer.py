@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from kakeya_jax import nibble_words
+from kakeya_jax import level_words
 from kakeya_jax.affine import dequantize_affine, dequantize_symmetric, quantize_affine, quantize_symmetric
 from kakeya_jax.codec import CodecConfig
 from kakeya_jax.numeric import finite
@@ -94,7 +94,7 @@ class IntegerCode:
     """Packed codes ``[n, d * bits / 8]``, or ``[d, n * bits / 8]`` along tokens, with float16 ``scale``
     ``[n, d / group]`` and, if affine, ``minimum``.
 
-    Codes are two's complement: of the level, or if affine of the level over 8. Those of 4 bits are ``nibble_words``,
+    Codes are two's complement: of the level, or if affine of the level over 8. Those of 4 bits are ``level_words``,
     along channels in lane order.
     """
 
@@ -151,22 +151,22 @@ class Integer:
 
     def _tokens_inside(self, n: int) -> bool:
         """Whether a channel's tokens lie side by side."""
-        return self.along_tokens and (self.bits == 8 or n % nibble_words.WORD == 0)
+        return self.along_tokens and (self.bits == 8 or n % 8 == 0)
 
     def _pack(self, levels: Int[Array, "n d"]) -> UInt8[Array, "rows packed"]:
         inside = self._tokens_inside(len(levels))
         rows = levels.T if inside else levels
         if self.bits == 8:
             return rows.astype(jnp.uint8)
-        return nibble_words.pack(rows if inside else nibble_words.to_lane_order(rows))
+        return level_words.pack(rows if inside else level_words.to_lane_order(rows), 4)
 
     def _unpack(self, packed: UInt8[Array, "rows packed"], n: int, d: int) -> Int[Array, "n d"]:
         inside = self._tokens_inside(n)
         if self.bits == 8:
             rows = packed.astype(jnp.int8).astype(jnp.int32)
         else:
-            rows = nibble_words.unpack(packed, n if inside else d)
-            rows = rows if inside else nibble_words.from_lane_order(rows)
+            rows = level_words.unpack(packed, 4, n if inside else d)
+            rows = rows if inside else level_words.from_lane_order(rows)
         return rows.T if inside else rows
 
 

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from kakeya_jax import code_words, nibble_words, pair_words
+from kakeya_jax import level_words, pair_words
 from kakeya_jax.affine import dequantize_affine, quantize_affine
 from kakeya_jax.codec import CodecConfig
 from kakeya_jax.numeric import finite
@@ -72,7 +72,7 @@ class KiviCode:
     """Packed codes ``[n, d * bits / 8]`` (``pair_words``), those of values ``[d, n * bits / 8]`` along tokens if the
     block has a multiple of 16; float16 ``scale`` and ``minimum`` of each group.
 
-    Along tokens, codes of 2 bits are ``code_words``, those of 4 bits, less 8, ``nibble_words``.
+    Along tokens, codes, those of 4 bits less 8, are ``level_words``.
     Groups are ``[n / group, d]`` along tokens (axis ``"channel"``), ``[n, d / group]`` along channels
     (``"token"``).
     """
@@ -122,19 +122,22 @@ class Kivi:
         n, d = (n * size, d) if self.axis == "channel" else (n, d * size)
         if not self._tokens_inside(n):
             return pair_words.unpack(code.codes, bits, d)
-        if bits == 2:
-            return code_words.unpack(code.codes, bits, n).T
-        return nibble_words.unpack(code.codes, n).T + 8
+        return level_words.unpack(code.codes, bits, n).T + self._zero
 
     def _tokens_inside(self, n: int) -> bool:
         """Whether a channel's tokens lie side by side."""
-        return self.along_tokens and n % code_words.UNIT == 0
+        return self.along_tokens and n % 16 == 0
 
     def _pack(self, codes: Int[Array, "n d"]) -> UInt8[Array, "rows packed"]:
         bits = self.config.bits
         if not self._tokens_inside(len(codes)):
             return pair_words.pack(codes, bits)
-        return code_words.pack(codes.T, bits) if bits == 2 else nibble_words.pack(codes.T - 8)
+        return level_words.pack(codes.T - self._zero, bits)
+
+    @property
+    def _zero(self) -> int:
+        """The step that is packed as 0 along tokens."""
+        return 8 if self.config.bits == 4 else 0
 
     @property
     def _group_axis(self) -> int:

@@ -282,6 +282,11 @@ def encode_scale(scale: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
     return jnp.clip(steps + SCALE_ZERO, 0, 255).astype(jnp.uint8)
 
 
+def farthest(codec: Klt) -> Float[Array, "U E"]:
+    """How far from the mean a channel is told apart: what is farther is clipped, after any rotation."""
+    return _FARTHEST * jnp.sqrt(jnp.sum(jnp.square(codec.synthesis), axis=1))
+
+
 @jax.jit
 def _encode(codec: Klt, block: Array) -> KltCode:
     """One compiled program even when called op by op: fused products round differently from separate ones."""
@@ -310,8 +315,7 @@ def _deviations(codec: Klt, block: Float[Array, "H n d"]) -> Float[Array, "K n D
     x = x - _mean_of_heads(codec)[:, None]
     if codec.rope_frequencies is not None:
         x = rotate_by(x, _angles(codec.rope_frequencies, x.shape[1]))
-    centered = _join(x, codec.config.heads_together)
-    most = _FARTHEST * jnp.sqrt(jnp.sum(jnp.square(codec.synthesis), axis=1))[:, None]
+    centered, most = _join(x, codec.config.heads_together), farthest(codec)[:, None]
     return jnp.clip(centered, -most, most)
 
 

@@ -76,7 +76,7 @@ def attend_coded(
         jax.ShapeDtypeStruct((heads, splits, shape.rows), jnp.float32),
         jax.ShapeDtypeStruct((heads, splits, shape.rows, dim), jnp.float32),
     )
-    codes = (key_codes, key_scales, value_codes, value_scales)
+    codes = (key_codes, key_scales, key_scales, value_codes, value_scales, value_scales)  # no minima
     arguments = (jnp.asarray(HeldWords(shape.codes).words), *queries, *codes, lengths.astype(jnp.int32))
     top, total, weighted = launch(
         functools.partial(_program, shape=shape),
@@ -95,7 +95,7 @@ def attend_coded(
 
 
 def _program(ops: Any, *refs: Any, shape: CodedShape) -> None:
-    arrays, length_ref = [*refs[:8], *refs[9:]], refs[8]
+    arrays, length_ref = [*refs[:10], *refs[11:]], refs[10]
 
     def tokens_of(head: Any) -> Any:
         return ops.load_words(ops.offset(ops.address(length_ref), ops.times(head, 4)), 1)[0]

@@ -11,6 +11,9 @@ def decode_unit(ops: Any, unit: list[Any], codes: Codes, table: list[Any]) -> li
         return unit
     if codes.bits == 8:
         return [ops.differing(word, ops.integer(0x80808080)) for word in unit]
+    if not codes.table and codes.bits == 2:
+        mask = ops.integer(0x03030303)
+        return [ops.both(ops.right(unit[0], 2 * quad) if quad else unit[0], mask) for quad in range(4)]
     if not codes.table:
         mask = ops.integer(0xF0F0F0F0)
         return [ops.both(each, mask) for word in unit for each in (ops.left(word, 4), word)]

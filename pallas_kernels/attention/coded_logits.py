@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from kakeya_jax.pallas_kernels.attention.byte_queries import LN2, byte_queries
-from kakeya_jax.pallas_kernels.attention.coded_program import key_product, load_queries, logits_of
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, PRODUCTS, TILE, CodedShape, Codes
-from kakeya_jax.pallas_kernels.attention.coded_tiles import Tiles
+from kakeya_jax.pallas_kernels.attention.coded_tiles import StreamRefs, Tiles
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
 from kakeya_jax.pallas_kernels.attention.launch import launch
+from kakeya_jax.pallas_kernels.attention.tile_logits import key_product, load_queries, logits_of
 from kakeya_jax.pallas_kernels.attention.tile_loop import over_tiles, share_of
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 from kakeya_jax.typing import Array, Float, UInt8
@@ -77,7 +77,8 @@ def _program(ops: Any, *refs: Any, shape: CodedShape) -> None:
     share = share_of(ops, shape, lane, split, ops.integer(shape.capacity // TILE))
     held = HeldWords(shape.codes).load(ops, lane, ops.address(constant_ref))
     query, starts, factors = load_queries(ops, shape, lane, tuple(query_refs), head)
-    tiles = Tiles(ops, shape, lane, head, (key_ref, key_scale_ref, key_ref, key_scale_ref))
+    refs = StreamRefs(key_ref, key_scale_ref, key_scale_ref)
+    tiles = Tiles(ops, shape, lane, head, (refs, refs), shared_ref)
 
     # Where a lane's first query has its first token; lanes of the low bytes have what those of the high ones have.
     column = ops.times(ops.modulo(lane.column, 2) if shape.paired else lane.column, 2)

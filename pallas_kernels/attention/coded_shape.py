@@ -6,6 +6,9 @@ import dataclasses
 TILE = 64
 """Tokens that a warp handles at once."""
 
+GROUP = 32
+"""Channels that share a scale, or a multiple: the depth of a product; and tokens that do."""
+
 PRODUCTS = TILE // 16
 """Of 16 tokens, that a tile of keys takes for each step of their depth."""
 
@@ -28,16 +31,23 @@ class Codes:
 
     Attributes:
         bits: of a code: 2, 3, 4, 6 or 8.
-        table: bytes of the levels, by index (``byte_levels``); empty for 8 bits, and for 4 if codes are their levels
-            (``nibble_words``), whose bytes are sixteen times as large.
+        table: bytes of the levels, by index (``byte_levels``); empty for 8 bits, and for 2 and 4 if codes are their
+            levels (``level_words``), of 4 bits sixteen times as large.
         halfway: whether a level is its byte and a half, in units, or just its byte.
         scales: of a token: one, or one for each group of so many channels, which are 32 or a multiple.
+        tokens: that share a scale for each channel instead, 32 or a multiple; 0 if scales are of one token. Only keys.
+        step: the bytes that a step of a level is, if levels are counted from a minimum that is stored beside each
+            scale; 0 if there are none.
+        zero: the step whose byte is 0, likewise.
     """
 
     bits: int
     table: tuple[int, ...]
     halfway: bool = True
     scales: int = 1
+    tokens: int = 0
+    step: int = 0
+    zero: int = 0
 
     @property
     def unit_words(self) -> int:
@@ -89,14 +99,24 @@ class TileShape(abc.ABC):
         return 1 if self.paired else 2
 
     @property
+    def shifts(self) -> int:
+        """See ``CodedShape``."""
+        return 1
+
+    @property
     def stages(self) -> int:
         """Tiles that a warp has room for: two at least."""
         return max(2, min(4, SHARED_NBYTES // 12 // self.stage_nbytes))
 
     @property
+    def warp_nbytes(self) -> int:
+        """Shared memory of a warp."""
+        return self.stages * self.stage_nbytes
+
+    @property
     def shared_floats(self) -> int:
-        """Shared memory of a program: stages, and later its warps' states."""
-        return self.warps * max(self.stages * self.stage_nbytes // 4, self.rows * (self.dim + 2))
+        """Shared memory of a program: that of its warps, later their states."""
+        return self.warps * max(self.warp_nbytes // 4, self.rows * (self.dim + 2))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,9 +188,34 @@ class CodedShape(TileShape):
     @property
     def stage_value_scales(self) -> int:
         """Where those of values are."""
-        return self.stage_scales + 2 * TILE * self.key.scales
+        return self.stage_scales + self.scale_nbytes(self.key)
 
     @property
     def stage_nbytes(self) -> int:
         """Of one tile of one warp."""
-        return self.stage_value_scales + 2 * TILE * self.value.scales
+        return self.stage_scales if self.scales_apart else self._tile_nbytes
+
+    @property
+    def warp_nbytes(self) -> int:
+        """See ``TileShape``."""
+        return super().warp_nbytes + (self._tile_nbytes - self.stage_scales if self.scales_apart else 0)
+
+    @property
+    def scales_apart(self) -> bool:
+        """Whether there is room for the scales of one tile only, behind the stages: so that twelve warps have room."""
+        most = SHARED_NBYTES // 12
+        return 2 * self._tile_nbytes > most >= self.stage_scales + self._tile_nbytes
+
+    @property
+    def _tile_nbytes(self) -> int:
+        return self.stage_value_scales + self.scale_nbytes(self.value)
+
+    def scale_nbytes(self, codes: Codes) -> int:
+        """Of the scales of a tile, and of their minima."""
+        nbytes = 2 * (TILE // GROUP) * self.dim if codes.tokens else 2 * TILE * codes.scales
+        return nbytes * (2 if codes.step else 1)
+
+    @property
+    def shifts(self) -> int:
+        """Groups of channels that have sums of what values have beside their bytes."""
+        return self.value.scales if self.value.step else 1

@@ -6,18 +6,21 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from kakeya_jax import nibble_words
+from kakeya_jax import level_words
 from kakeya_jax.byte_levels import byte_levels
+from kakeya_jax.codecs.besicovitch import Besicovitch
 from kakeya_jax.codecs.integer import Integer
+from kakeya_jax.codecs.kivi import Kivi
 from kakeya_jax.codecs.turboquant import TurboQuant, coordinate_levels
-from kakeya_jax.pallas_kernels.attention.coded_shape import Codes
+from kakeya_jax.pallas_kernels.attention.besicovitch_streams import besicovitch_stream, unsupported_besicovitch
+from kakeya_jax.pallas_kernels.attention.coded_shape import GROUP, Codes
 from kakeya_jax.pallas_kernels.attention.decode_step import CodedStream
 from kakeya_jax.pallas_kernels.attention.exact_values import DTYPES
 from kakeya_jax.stream import Stream
-from kakeya_jax.typing import Array
+from kakeya_jax.typing import Array, StreamName
 
-GROUP = 32
-"""Channels that share a scale of ``int4``, or a multiple: the depth of a product."""
+_NIBBLE = 16
+"""What a step of a code of 4 bits that is its level is as a byte."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,16 +32,16 @@ class Limits:
         group: most queries that share a key/value head.
         tokens: pages are whole multiples of so many.
         bits: of an index of ``turboquant``.
-        int8: whether it takes ``int8``, and
-        int4: ``int4``.
+        integers: whether it takes ``int8``, ``int4`` and ``kivi``.
+        besicovitch: whether it takes ``besicovitch`` in values.
     """
 
     head_dims: tuple[int, ...]
     group: int
     tokens: int
     bits: tuple[int, ...]
-    int8: bool = False
-    int4: bool = False
+    integers: bool = False
+    besicovitch: bool = False
 
 
 def unsupported(query: Array, key_stream: Stream, value_stream: Stream, limits: Limits) -> list[str]:
@@ -60,57 +63,80 @@ def unsupported(query: Array, key_stream: Stream, value_stream: Stream, limits: 
     found += [f"numbers of type {dtype}" for dtype in dtypes if dtype not in DTYPES]
     if key_stream.tail.dtype != value_stream.tail.dtype:
         found.append("exact keys and values of different types")
-    for stream in (key_stream, value_stream):
-        found += _unsupported_codec(stream.codec, dim, limits)
+    for name, stream in (("key", key_stream), ("value", value_stream)):
+        if isinstance(stream.codec, Besicovitch) and limits.besicovitch:
+            found += unsupported_besicovitch(stream)
+            continue
+        found += _unsupported_codec(stream.codec, name, dim, limits)
     return list(dict.fromkeys(found))
 
 
-def _unsupported_codec(codec: Any, dim: int, limits: Limits) -> list[str]:
+def _unsupported_codec(codec: Any, name: StreamName, dim: int, limits: Limits) -> list[str]:
+    config = codec.config
     if isinstance(codec, TurboQuant):
-        config = codec.config
         if config.qjl or config.bits not in limits.bits or config.mix_heads:
             return [f"turboquant(bits={config.bits}, qjl={config.qjl}, mix_heads={config.mix_heads})"]
         return []
-    if isinstance(codec, Integer) and codec.bits == 4 and limits.int4:
-        config = codec.config
-        taken = not codec.affine and codec.group_size % GROUP == 0 and not config.mix_heads
-        return (
-            []
-            if taken
-            else [f"int4(group_size={codec.group_size}, affine={codec.affine}, mix_heads={config.mix_heads})"]
-        )
-    if isinstance(codec, Integer) and codec.bits == 8 and limits.int8:
-        group_size = codec.config.group_size
-        return [] if group_size is None and not codec.config.mix_heads else [f"int8(group_size={group_size})"]
-    return [codec.config.name]
+    if not limits.integers or not isinstance(codec, Integer | Kivi):
+        return [config.name]
+    if config.mix_heads:
+        return [f"{config.name}(mix_heads={config.mix_heads})"]
+    group_size = config.group_size
+    if isinstance(codec, Kivi):
+        taken = group_size % GROUP == 0 and codec.axis == ("channel" if name == "key" else "token")
+        taken = taken and (name == "key" or group_size < dim)
+        return [] if taken else [f"{name}s of kivi(group_size={group_size}, axis={codec.axis})"]
+    if codec.bits == 8:
+        return [] if group_size is None else [f"int8(group_size={group_size})"]
+    taken = group_size % GROUP == 0 and not (codec.affine and group_size == dim)
+    return [] if taken else [f"{name}s of int4(group_size={group_size}, affine={codec.affine})"]
 
 
 def coded_stream(stream: Stream) -> CodedStream:
     """The arrays of a stream that ``unsupported`` says nothing of; the pages of a head lie one behind the other."""
+    if isinstance(stream.codec, Besicovitch):
+        return besicovitch_stream(stream)
     heads, tokens = num_heads(stream), capacity(stream)
     dim = stream.tail.shape[-1]
-    scales = stream.blocks.scale.reshape(heads, tokens, -1)
-    if isinstance(stream.codec, Integer):
-        bits, words = stream.codec.bits, stream.blocks.codes
-        codes = Codes(bits=bits, table=(), halfway=False, scales=scales.shape[-1])
-        unit = 1.0 if bits == 8 else 1 / 16
-        along_tokens, rotation = stream.codec.along_tokens, jnp.eye(dim, dtype=jnp.float32)
-        if bits == 4 and not along_tokens:
-            rotation = nibble_words.to_lane_order(rotation).T
-    else:
-        bits = stream.codec.config.bits
-        table, unit = byte_levels(tuple(float(level) for level in coordinate_levels(bits)))
-        codes, words, rotation = Codes(bits=bits, table=table), stream.blocks.indices, stream.codec.rotation
-        along_tokens = stream.codec.stream == "value"
+    codec, blocks = stream.codec, stream.blocks
+    codes, unit = _format(codec, dim)
+    words = blocks.indices if isinstance(codec, TurboQuant) else blocks.codes
+    along_tokens = codec.stream == "value" if isinstance(codec, TurboQuant) else codec.along_tokens
+    rotation = jnp.eye(dim, dtype=jnp.float32)
+    if isinstance(codec, TurboQuant):
+        rotation = codec.rotation
+    elif isinstance(codec, Integer) and codec.bits == 4 and not along_tokens:
+        rotation = level_words.to_lane_order(rotation).T
+    of_tokens = tokens // (codes.tokens or 1)
     return CodedStream(
         words=words.reshape(heads, -1, dim, words.shape[-1]) if along_tokens else words.reshape(heads, tokens, -1),
-        scales=scales,
+        scales=blocks.scale.reshape(heads, of_tokens, -1),
+        minima=blocks.minimum.reshape(heads, of_tokens, -1) if codes.step else None,
         sinks=stream.sinks.reshape(heads, -1, dim),
         tail=stream.tail.reshape(heads, -1, dim),
         rotation=rotation,
         codes=codes,
         unit=unit,
     )
+
+
+def _format(codec: Any, dim: int) -> tuple[Codes, float]:
+    """How a stream's codes are packed, and the unit of their levels."""
+    if isinstance(codec, TurboQuant):
+        bits = codec.config.bits
+        table, unit = byte_levels(tuple(float(level) for level in coordinate_levels(bits)))
+        return Codes(bits=bits, table=table), unit
+    if isinstance(codec, Integer) and codec.bits == 8:
+        return Codes(bits=8, table=(), halfway=False), 1.0
+    scales = dim // (codec.config.group_size or dim)
+    if isinstance(codec, Integer) and not codec.affine:
+        return Codes(bits=4, table=(), halfway=False, scales=scales), 1 / _NIBBLE
+    if isinstance(codec, Kivi) and codec.axis == "channel":
+        bits = codec.config.bits
+        return Codes(bits=bits, table=(), halfway=False, tokens=codec.config.group_size, step=1), 2.0**bits
+    step, zero = (1, 0) if isinstance(codec, Kivi) and codec.config.bits == 2 else (_NIBBLE, 8)
+    bits = 2 if step == 1 else 4
+    return Codes(bits=bits, table=(), halfway=False, scales=scales, step=step, zero=zero), 1 / step
 
 
 def num_heads(stream: Stream) -> int:

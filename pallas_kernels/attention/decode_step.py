@@ -1,13 +1,17 @@
 """One decode step of attention over packed codes and exact tokens, in two launches: queries, and all the rest."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from kakeya_jax.pallas_kernels.attention.besicovitch_program import besicovitch_program
+from kakeya_jax.pallas_kernels.attention.besicovitch_shape import BesicovitchShape
 from kakeya_jax.pallas_kernels.attention.byte_queries import LN2
 from kakeya_jax.pallas_kernels.attention.coded_program import coded_program
-from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, CodedShape, Codes
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, TILE, CodedShape, Codes
 from kakeya_jax.pallas_kernels.attention.finish_program import FinishShape
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
 from kakeya_jax.pallas_kernels.attention.launch import launch
@@ -23,13 +27,17 @@ class CodedStream:
     """Codes of all heads of a stream, as programs read them.
 
     Attributes:
-        words: uint8, keys ``[N, T, D b / 8]``, values ``[N, T / page, D, page b / 8]``.
-        scales: float16 ``[N, T, codes.scales]``.
+        words: uint8, keys ``[N, T, D b / 8]``, values ``[N, T / page, D, page b / 8]``; with ``pairs``
+            ``[N, T / 64, bytes]``.
+        scales: float16 ``[N, T, codes.scales]``, or ``[N, T / codes.tokens, D]``.
         sinks: exact ``[N, sinks, D]``.
         tail: exact ``[N, tail, D]``, a ring.
         rotation: float32 ``[D, D]``: what is coded is this times a vector.
         codes: how ``words`` are packed.
         unit: of their levels.
+        minima: as scales, if there are any.
+        pairs: int32, what codes of pairs of channels decode to (``pair_table``), if they are that, and
+        means: float16 ``[N, T / page, D]``, of their pages; None for none.
     """
 
     words: UInt8[Array, "..."]
@@ -39,6 +47,14 @@ class CodedStream:
     rotation: Float[Array, "D D"]
     codes: Codes
     unit: float
+    minima: Float[Array, "N T scales"] | None = None
+    pairs: np.ndarray | None = None
+    means: Float[Array, "N pages D"] | None = None
+
+    @property
+    def arrays(self) -> tuple[Array, Array, Array]:
+        """What programs read of it; for minima that there are none of, something that they do not read."""
+        return self.words, self.scales, self.scales if self.minima is None else self.minima
 
 
 def decode_step(
@@ -67,11 +83,11 @@ def decode_step(
     heads, group, dim = query.shape
     base_two = scale / LN2
 
-    asked = QueryShape(dim=dim, group=group, dtype=query.dtype, scale=base_two * key.unit)
+    asked = QueryShape(dim=dim, group=group, dtype=query.dtype, scale=base_two * key.unit, halves=key.codes.tokens > 0)
     *numbers, counters = launch(
         lambda ops, *refs: query_program(ops, asked, *refs),
         [
-            jax.ShapeDtypeStruct((heads, 2 * asked.rows, dim), jnp.int8),
+            jax.ShapeDtypeStruct((heads, 2 * asked.rows, dim), jnp.float16 if asked.halves else jnp.int8),
             jax.ShapeDtypeStruct((heads, 2 * asked.rows), jnp.int32),
             jax.ShapeDtypeStruct((heads, COLUMNS), jnp.float32),
             jax.ShapeDtypeStruct((heads,), jnp.int32),
@@ -86,16 +102,8 @@ def decode_step(
     rows = asked.rows
     exact_splits = exact_programs(geometry)
     states = splits + exact_splits
-    coded = CodedShape(
-        dim=dim,
-        key=key.codes,
-        value=value.codes,
-        page=geometry.num_pages * geometry.page // value.words.shape[1],
-        capacity=geometry.num_pages * geometry.page,
-        group=group,
-        splits=splits,
-        states=states,
-        warps=WARPS,
+    program, coded, words = _program_of(
+        key, value, dim=dim, capacity=geometry.num_pages * geometry.page, group=group, splits=splits, states=states
     )
     window = WindowShape(
         dim=dim,
@@ -113,15 +121,45 @@ def decode_step(
         dim=dim, group=group, rows=rows, coded=splits, exact=exact_splits, dtype=query.dtype, unit=value.unit
     )
     return attend_parts(
-        coded_program,
+        program,
         coded,
         window,
         finish,
-        [jnp.asarray(HeldWords(coded.codes).words), *numbers, key.words, key.scales, value.words, value.scales],
+        [jnp.asarray(HeldWords(coded.codes).words), *numbers, *words],
         query,
         positions,
         [key.sinks, key.tail, value.sinks, value.tail],
         [value.rotation],
         counters,
         interpret=interpret,
+        most_teams=_most_teams(coded),
     )
+
+
+def _most_teams(shape: CodedShape) -> int:
+    """Programs in a block of threads: three, which bounds registers, where one alone takes so many that but two run on
+    a multiprocessor."""
+    many = shape.key.step or shape.value.step or (not shape.paired and shape.dim > 64)
+    return 3 if many else 1
+
+
+def _program_of(
+    key: CodedStream, value: CodedStream, *, capacity: int, **sizes: int
+) -> tuple[Callable[..., None], CodedShape, list[Array]]:
+    """The program that attends to coded tokens, its sizes, and what it reads of them."""
+    if value.pairs is None:
+        page = capacity // value.words.shape[1]
+        shape = CodedShape(key=key.codes, value=value.codes, page=page, capacity=capacity, warps=WARPS, **sizes)
+        return coded_program, shape, [*key.arrays, *value.arrays]
+    means = value.scales if value.means is None else value.means  # an array in any case
+    page = TILE if value.means is None else capacity // value.means.shape[1]
+    shape = BesicovitchShape(
+        key=key.codes,
+        value=value.codes,
+        page=page,
+        capacity=capacity,
+        warps=WARPS,
+        means=value.means is not None,
+        **sizes,
+    )
+    return besicovitch_program, shape, [*key.arrays, value.words, value.scales, jnp.asarray(value.pairs), means]

@@ -118,8 +118,16 @@ def either(first: Register, second: Register) -> Register:
     return first | second
 
 
+def masked_beside(value: Register, mask: Register, other: Register) -> Register:
+    return value & mask | other
+
+
 def differing(first: Register, second: Register) -> Register:
     return first ^ second
+
+
+def masked(value: Register, mask: Register, others: Register) -> Register:
+    return value & mask | others
 
 
 def left(value: Register, bits: int) -> Register:
@@ -136,6 +144,11 @@ def shifted_left(value: Register, bits: Register) -> Register:
 
 def shifted_right(value: Register, bits: Register) -> Register:
     return value >> bits
+
+
+def right_of_two(low: Register, high: Register, bits: int) -> Register:
+    both_words = high.astype(np.uint64) << np.uint64(32) | low.astype(np.uint64)
+    return (both_words >> np.uint64(bits)).astype(np.uint32)
 
 
 def right_signed(value: Register, bits: int) -> Register:
@@ -220,8 +233,8 @@ def scaled_halves(first: Register, second: Register) -> Register:
 
 
 def fused_halves(first: Register, second: Register, third: Register) -> Register:
-    one, two, three = (_halves(each).astype(np.float64) for each in (first, second, third))
-    return _packed((one * two + three).astype(np.float16))
+    exact = [_halves(each).astype(np.float64) for each in (first, second, third)]
+    return _packed((exact[0] * exact[1] + exact[2]).astype(np.float16))
 
 
 def negative_halves(value: Register) -> Register:
@@ -300,13 +313,13 @@ def multiply_half_bytes(total: Sequence[Register], first: Sequence[Register], se
 
 
 def multiply_halves(total: Sequence[Register], first: Sequence[Register], second: Sequence[Register]) -> list[Register]:
-    a, b = (np.stack([_halves(each) for each in part], axis=-2).astype(np.float32) for part in (first, second))
+    a, b = (np.stack([_halves(each).astype(np.float64) for each in part], axis=-2) for part in (first, second))
     warps = a.shape[0]
     # Lane (g, t): a[2 h + r] has row g + 8 r, columns 8 h + 2 t ..; b[h] has column g, rows 8 h + 2 t ...
     a = a.reshape(warps, 8, 4, 2, 2, 2).transpose(0, 4, 1, 3, 2, 5).reshape(warps, 16, 16)
     b = b.reshape(warps, 8, 4, 2, 2).transpose(0, 3, 2, 4, 1).reshape(warps, 16, 8)
-    parts = np.matmul(a, b).reshape(warps, 2, 8, 4, 2).transpose(0, 2, 3, 1, 4).reshape(warps, LANES, 4)
-    return [each + parts[..., index] for index, each in enumerate(total)]
+    parts = np.einsum("wmk,wkn->wmn", a, b).reshape(warps, 2, 8, 4, 2).transpose(0, 2, 3, 1, 4).reshape(warps, LANES, 4)
+    return [_f(each + parts[..., index]) for index, each in enumerate(total)]
 
 
 def address(ref: Any) -> Pointer:
@@ -491,3 +504,25 @@ def _halves(word: np.ndarray) -> np.ndarray:
 
 def _signed_bytes(word: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(word)[..., None].view(np.int8)
+
+
+def dot_bytes(first: Register, second: Register, total: Register) -> Register:
+    products = _signed_bytes(first).astype(np.int32) * _signed_bytes(second)
+    return total + products.sum(axis=-1, dtype=np.int32).view(np.uint32)
+
+
+def square_root(value: Register) -> Register:
+    return np.sqrt(value)
+
+
+def load_short(where: Pointer, at: int = 0) -> Register:
+    return _read(where, at, np.uint16).astype(np.uint32)
+
+
+def offset_product(where: Pointer, nbytes: Register, count: Register) -> Pointer:
+    return Pointer(where.memory, where.at + nbytes.astype(np.int64) * count)
+
+
+def fetch(where: Pointer, at: int = 0) -> None:
+    """Only that it is there."""
+    _read(where, at, np.uint8)

@@ -21,7 +21,9 @@ def group_logits(
     held: Held,
     units: Any,
     words: list[Any],
+    minima: list[Any],
     query: list[list[list[Any]]],
+    sums_of_query: list[list[list[Any]]],
     factors: list[Any],
 ) -> list[Any]:
     """Logits to the base 2 of two tokens and two queries, as ``coded_program.logits_of``.
@@ -32,8 +34,10 @@ def group_logits(
         lane: who this thread is.
         held: constants.
         units: for both tokens the registers of this lane's units, in lane order.
-        words: packed float16, all scales of the first token, then of the second.
-        query: bytes of the queries, for each block of 8 rows, unit and quad.
+        words: packed float16, all scales of the first token, then of the second, and
+        minima: likewise; empty if there are none.
+        query: bytes of the queries, for each block of 8 rows, unit and quad, and
+        sums_of_query: see ``query_sums``.
         factors: of two queries.
     """
     groups = shape.key.scales
@@ -54,7 +58,43 @@ def group_logits(
                 ops.fused(ops.as_real(each), scales[index // 2][group], total)
                 for index, (each, total) in enumerate(zip(sums, found[block], strict=True))
             ]
+    if minima:
+        least = [[scale_of(ops, minima, token * groups + group) for group in range(groups)] for token in range(2)]
+        steps = [_beside(ops, shape, *each) for each in zip(scales, least, strict=True)]
+        for block, sums in enumerate(sums_of_query):
+            more = [_product(ops, steps[index // 2], [of_group[index % 2] for of_group in sums]) for index in range(4)]
+            found[block] = [ops.plus(*each) for each in zip(found[block], more, strict=True)]
     return [_logit(ops, shape, lane, [each[index] for each in found], factors[index % 2]) for index in range(4)]
+
+
+def query_sums(ops: Any, shape: CodedShape, query: list[list[list[Any]]]) -> list[list[list[Any]]]:
+    """What a step more in every channel of a group adds to this lane's two columns: for each block of query rows, group
+    and column; as a product with such steps."""
+    step = [ops.integer(0x01010101 * shape.key.step)] * 4
+    pairs = [(unit, pair) for unit in range(shape.units) for pair in (0, 2)]
+    depth, found = len(pairs) // shape.key.scales, []
+    for block in query:
+        sums = []
+        for first in range(0, len(pairs), depth):
+            total = [ops.integer(0)] * 4
+            for unit, pair in pairs[first : first + depth]:
+                total = ops.multiply_bytes(total, step, block[unit][pair : pair + 2])
+            sums.append([ops.converted(each) for each in total[:2]])
+        found.append(sums)
+    return found
+
+
+def _beside(ops: Any, shape: CodedShape, scales: list[Any], minima: list[Any]) -> list[Any]:
+    """What levels of a token's groups are whose bytes are 0."""
+    zero = ops.real(float(shape.key.zero))
+    return [ops.fused(scale, zero, low) for scale, low in zip(scales, minima, strict=True)]
+
+
+def _product(ops: Any, first: list[Any], second: list[Any]) -> Any:
+    found = ops.scaled(first[0], second[0])
+    for pair in zip(first[1:], second[1:], strict=True):
+        found = ops.fused(*pair, found)
+    return found
 
 
 def scale_of(ops: Any, words: list[Any], index: int) -> Any:

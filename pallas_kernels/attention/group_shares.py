@@ -17,11 +17,17 @@ _SMALLEST = 1e-30
 
 
 def group_shares(
-    ops: Any, shape: CodedShape, lane: Lane, state: list[Any], logits: list[list[Any]], words: list[list[Any]]
+    ops: Any,
+    shape: CodedShape,
+    lane: Lane,
+    state: list[Any],
+    logits: list[list[Any]],
+    words: list[list[Any]],
+    minima: list[list[Any]],
 ) -> tuple[Shares, Callable[[int], Shares]]:
     """See ``tile_shares.shares_of``; without columns and units, which are those of a group and come from a function.
 
-    ``shift`` stays zero, which is right for levels that are their bytes.
+    So does ``shift``, if levels have minima; else it stays zero, which is right for levels that are their bytes.
 
     Args:
         ops: ``warp_ops``, or ``emulated_ops``.
@@ -29,9 +35,10 @@ def group_shares(
         lane: who this thread is.
         state: see ``empty_state``.
         logits: to the base 2, for each product of rows ``g`` and ``g + 8`` and columns ``2 t`` and ``2 t + 1``.
-        words: for each product packed float16, all scales of a row's token, then of the other's.
+        words: for each product packed float16, all scales of a row's token, then of the other's, and
+        minima: likewise; empty if there are none.
     """
-    tile_top, top, total, _, weighted = tile_tops(ops, state, logits)
+    tile_top, top, (total, shift, weighted) = tile_tops(ops, shape, state, logits)
     groups = shape.value.scales
     pairs = groups // 2
     largest = []
@@ -50,15 +57,23 @@ def group_shares(
     total = [ops.fused(*each) for each in zip(tile_total, decay, total, strict=True)]
     weight = ops.scaled(lane.weight, ops.real(1 / LARGEST)) if shape.paired else ops.real(1 / LARGEST)
     unit = [ops.scaled(each, weight) for each in decay]
-    zero = ops.real(0.0)
-    base = Shares(top, total, [zero, zero], weighted, [], [], tile_total, decay)
+    base = Shares(top, total, [ops.real(0.0)] * 2, weighted, [], [], tile_total, decay)
 
     def of_group(group: int) -> Shares:
         top_scale = ops.maximum(scale_of(ops, largest, group), ops.real(_SMALLEST))
         inverse = ops.scaled(ops.reciprocal(top_scale), ops.real(float(LARGEST)))
         columns: list[list[Any]] = [[] for _ in range(shape.blocks)]
+        sums = [ops.real(0.0)] * 2
         for product, row in enumerate(shares):
-            by_row = [ops.scaled(scale_of(ops, words[product], token * groups + group), inverse) for token in range(2)]
+            scales = [scale_of(ops, words[product], token * groups + group) for token in range(2)]
+            by_row = [ops.scaled(scale, inverse) for scale in scales]
+            if minima:
+                least = [scale_of(ops, minima[product], token * groups + group) for token in range(2)]
+                if shape.value.zero:
+                    zero = ops.real(float(shape.value.zero))
+                    least = [ops.fused(scale, zero, low) for scale, low in zip(scales, least, strict=True)]
+                for index, share in enumerate(row):
+                    sums[index % 2] = ops.fused(share, least[index // 2], sums[index % 2])
             numbers = [
                 ops.as_integer(ops.fused(share, by_row[index // 2], ops.real(MAGIC + 128.0)))
                 for index, share in enumerate(row)
@@ -68,6 +83,10 @@ def group_shares(
         units = [[ops.scaled(each, top_scale) for each in unit]]
         if not shape.paired:
             units = [[ops.scaled(each, ops.real(256.0)) for each in units[0]], units[0]]
+        if minima:
+            old = shift[2 * group : 2 * group + 2]
+            mine = [ops.fused(*each) for each in zip(sums, decay, old, strict=True)]
+            return base._replace(columns=columns, units=units, shift=mine)
         return base._replace(columns=columns, units=units)
 
     return base, of_group

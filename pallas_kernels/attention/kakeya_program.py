@@ -90,7 +90,7 @@ def kakeya_program(
     shared = ops.shared_address(shared_ref)
     _load_angles(ops, shape, lane, angle_ref, shared)
     refs = (key_ref, norm_ref, projection_ref, segment_ref, value_ref, value_scale_ref, turn_ref)
-    tiles = KakeyaTiles(ops, shape, lane, head, refs)
+    tiles = KakeyaTiles(ops, shape, lane, head, refs, shared_ref)
     skeletons = Skeletons(ops, shape, lane, sign_ref, (basis_ref, center_ref, mean_ref))
     keys = _Keys(ops, shape, lane, tiles, shared, (level_ref, query_ref, factor_ref), head)
     held = HeldWords((shape.value,)).load(ops, lane, ops.address(constant_ref))

@@ -89,6 +89,11 @@ class KakeyaShape(CodedShape):
         return self.queries_at + self.warps * STEPS * 256
 
     @property
+    def scales_apart(self) -> bool:
+        """Never: a tile's room holds all of it."""
+        return False
+
+    @property
     def stage_projection(self) -> int:
         """Where in a tile's room coefficients of centres are."""
         return super().stage_nbytes

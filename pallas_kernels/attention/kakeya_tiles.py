@@ -3,7 +3,7 @@
 from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import TILE
-from kakeya_jax.pallas_kernels.attention.coded_tiles import Tiles
+from kakeya_jax.pallas_kernels.attention.coded_tiles import StreamRefs, Tiles
 from kakeya_jax.pallas_kernels.attention.kakeya_shape import CENTER_FACTOR, DIM, KakeyaShape
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 
@@ -16,9 +16,12 @@ _SMALLEST = 1e-30
 class KakeyaTiles(Tiles):
     """Tiles of one head; each warp has room for one of them, keys and values apart."""
 
-    def __init__(self, ops: Any, shape: KakeyaShape, lane: Lane, head: Any, refs: tuple[Any, ...]) -> None:
+    def __init__(
+        self, ops: Any, shape: KakeyaShape, lane: Lane, head: Any, refs: tuple[Any, ...], shared_ref: Any
+    ) -> None:
         key, norm, projection, segment, value, value_scale, turn = refs
-        super().__init__(ops, shape, lane, head, (key, norm, value, value_scale))
+        streams = StreamRefs(key, norm, norm), StreamRefs(value, value_scale, value_scale)
+        super().__init__(ops, shape, lane, head, streams, shared_ref)
         self.sizes = shape
         lanes = ops.times(lane.lane, 4)
         self.projection = ops.offset(ops.offset(ops.address(projection), head, 2 * shape.capacity), lanes)
@@ -40,7 +43,7 @@ class KakeyaTiles(Tiles):
     def start_values(self, tile: Any, slot: Any) -> None:
         """Starts those of values and their scales."""
         super().start_values(tile, slot)
-        self.start_scales(tile, slot, 1)
+        self._start_scales(tile, slot, 1)
 
     def lengths(self, slot: Any, product: int) -> tuple[list[Any], list[Any]]:
         """For both rows of a product what sums over codes are multiplied by, and how much of its centre a token has

@@ -15,6 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import PRODUCTS, TILE
+from kakeya_jax.pallas_kernels.attention.klt_ahead import fetch_codes
+from kakeya_jax.pallas_kernels.attention.klt_queries import PageQueries, write_queries
+from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
 from kakeya_jax.pallas_kernels.attention.klt_shape import GROUP, GROUPS, KltShape
 from kakeya_jax.pallas_kernels.attention.klt_tiles import KltTiles
 from kakeya_jax.pallas_kernels.attention.tile_loop import over_tiles, share_of
@@ -30,17 +33,7 @@ def klt_program(
     tokens_of: Callable[[Any], Any],
     table_ref: Any,
     query_ref: Any,
-    extra_ref: Any,
-    bias_ref: Any,
-    key_ref: Any,
-    key_scale_ref: Any,
-    value_ref: Any,
-    value_scale_ref: Any,
-    value_mean_ref: Any,
-    top_ref: Any,
-    total_ref: Any,
-    weighted_ref: Any,
-    shared_ref: Any,
+    *refs: Any,
 ) -> None:
     """Attends to the coded tokens of one head's share, and writes its softmax state.
 
@@ -50,24 +43,30 @@ def klt_program(
         program: number of the program: split after split, head after head.
         tokens_of: a head's coded tokens, whole pages, by its number.
         table_ref: int32, constants and layouts (``klt_step.program_table``).
-        query_ref: see ``klt_queries.PageQueries``, as
-        extra_ref: are these
-        bias_ref: three.
-        key_ref: uint8 ``[B, pages, bytes]`` (``klt_words``).
-        key_scale_ref: uint8 ``[B, pages, K, page]``.
-        value_ref: uint8 ``[B, pages, bytes]``.
-        value_scale_ref: uint8 ``[B, pages, K, page]``.
-        value_mean_ref: int8 ``[B, pages, K, 128]``.
-        top_ref: float32 ``[N, states, rows]``, to the base 2.
-        total_ref: likewise.
-        weighted_ref: float32 ``[N, states, rows, 128]``: values in units of their channels, summed with their weights.
-        shared_ref: shared memory, ``shape.shared_floats`` floats.
+        query_ref: ``[N, group, 128]`` of ``shape.dtype``.
+        refs: those of ``QueryTables``; of codes, namely key uint8 ``[B, pages, bytes]`` (``klt_words``), key scale
+            uint8 ``[B, pages, K, page]``, both of values, and value mean int8 ``[B, pages, K, 128]``; those of
+            ``PageQueries``, which programs write for themselves; of states, namely the largest logit to the base 2,
+            float32 ``[N, states, rows]``, the total likewise, and float32 ``[N, states, rows, 128]``, values in units
+            of their channels summed with their weights; and ``shape.shared_floats`` floats of shared memory.
     """
+    tables, refs = QueryTables(*refs[: len(QueryTables._fields)]), refs[len(QueryTables._fields) :]
+    codes, queries = refs[:5], PageQueries(*refs[5 : 5 + len(PageQueries._fields)])
+    top_ref, total_ref, weighted_ref, shared_ref = refs[5 + len(PageQueries._fields) :]
     lane = Lane(ops, shape, program)
     head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
-    share = share_of(ops, shape, lane, split, ops.divide(tokens_of(head), TILE))
-    refs = (query_ref, extra_ref, bias_ref, key_ref, key_scale_ref, value_ref, value_scale_ref, value_mean_ref)
-    tiles = KltTiles(ops, shape, lane, head, table_ref, refs)
+    found: list[Any] = []
+
+    def pages_of() -> tuple[Any, Any]:
+        found.append(ops.divide(tokens_of(head), TILE))
+        pages = _pages(ops, shape, split, found[0])
+        fetch_codes(ops, shape, lane, head, pages, (table_ref, codes[0], codes[2]))
+        return pages
+
+    write_queries(ops, shape, lane, head, pages_of, query_ref, tables, queries, shared_ref)
+    count = found[0]
+    share = share_of(ops, shape, lane, split, count)
+    tiles = KltTiles(ops, shape, lane, head, table_ref, (queries.numbers, queries.extras, queries.bias, *codes))
 
     def step(tile: Any, slot: Any, state: list[Any]) -> list[Any]:
         del tile
@@ -82,6 +81,14 @@ def klt_program(
         halves += [ops.select(empty_group, ops.real(0.0), ops.real(0.5))] * 4
     place = ops.add(ops.times(head, shape.states), split)
     write_state(ops, shape, lane, place, state, halves, top_ref, total_ref, weighted_ref, shared_ref)
+
+
+def _pages(ops: Any, shape: KltShape, split: Any, tiles: Any) -> tuple[Any, Any]:
+    """The first page of a program's share of tiles, and the one after its last; another program may share both."""
+    inside = shape.page // TILE
+    first = ops.divide(ops.product(split, tiles), shape.splits)
+    stop = ops.divide(ops.product(ops.add(split, ops.integer(1)), tiles), shape.splits)
+    return ops.divide(first, inside), ops.divide(ops.add(stop, ops.integer(inside - 1)), inside)
 
 
 def _width(ops: Any, widths: Any, group: int) -> Any:

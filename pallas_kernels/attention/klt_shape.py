@@ -1,6 +1,7 @@
 """Sizes of ``klt_program``: what it reads of a page, and what a stage of its shared memory holds."""
 
 import dataclasses
+from typing import Any
 
 from kakeya_jax.klt_layout import FAST_WIDTHS, quantizer_bytes
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, TILE, Codes, TileShape
@@ -14,6 +15,9 @@ GROUP = 16
 
 GROUPS = DIM // GROUP
 """and groups of a head."""
+
+UNIT_WORDS = 4 * GROUPS
+"""Of a head in the table of units."""
 
 HEAD_WORDS = 12
 """Of a head in the table of layouts. Of keys: where a page's codes of this head begin, bytes of a tile of them, and the
@@ -45,6 +49,9 @@ class KltShape(TileShape):
         value_tile: of values; multiples of 256.
         key_widths: widths that occur among keys, and
         value_widths: among values.
+        dtype: of the queries.
+        scale: factor of logits to the base 2.
+        ahead: pages whose codes are fetched while queries are found.
     """
 
     page: int
@@ -56,6 +63,14 @@ class KltShape(TileShape):
     value_tile: int
     key_widths: tuple[int, ...]
     value_widths: tuple[int, ...]
+    dtype: Any
+    scale: float
+    ahead: int
+
+    @property
+    def query_columns(self) -> int:
+        """Blocks of eight tokens that a warp finds logits of at once."""
+        return 4 if self.page % (2 * TILE) == 0 else 2
 
     @property
     def query_nbytes(self) -> int:

@@ -14,7 +14,8 @@ from kakeya_jax.pallas_kernels.attention.exact_turns import exact_turns
 from kakeya_jax.pallas_kernels.attention.exact_values import DTYPES
 from kakeya_jax.pallas_kernels.attention.finish_program import FinishShape
 from kakeya_jax.pallas_kernels.attention.klt_program import klt_program
-from kakeya_jax.pallas_kernels.attention.klt_queries import channel_units, page_queries
+from kakeya_jax.pallas_kernels.attention.klt_queries import scratch
+from kakeya_jax.pallas_kernels.attention.klt_query_tables import channel_units, query_tables
 from kakeya_jax.pallas_kernels.attention.klt_shape import CONSTANTS, DIM, GROUP, HEAD_WORDS, KltShape
 from kakeya_jax.pallas_kernels.attention.step_parts import attend_parts
 from kakeya_jax.pallas_kernels.attention.window_program import WARPS, WindowShape, exact_programs
@@ -24,6 +25,9 @@ from kakeya_jax.typing import Array, Float, Int
 
 _TEAMS = 3
 """Programs of a block of threads: the assembler takes 180 registers for a thread of one, and makes do with 168."""
+
+_AHEAD = 0
+"""Pages of codes that a program fetches while it finds queries and does not wait for memory."""
 
 _ROOM = 1024
 """Stages have room for a multiple of so many bytes, so that layers of similar layouts share a program."""
@@ -53,7 +57,7 @@ def klt_step(
         interpret: in numpy, on any machine.
     """
     heads, group, dim = query.shape
-    batch, num_kv_heads, geometry = *key_stream.tail.shape[:2], key_stream.geometry
+    num_kv_heads, geometry = key_stream.tail.shape[1], key_stream.geometry
     key, value = key_stream.codec, value_stream.codec
     key_code, value_code = (_pages(stream) for stream in (key_stream, value_stream))
     exact_splits = exact_programs(geometry)
@@ -74,18 +78,11 @@ def klt_step(
         splits=splits,
         states=states,
         warps=WARPS,
+        dtype=query.dtype,
+        scale=scale * rope.attention_factor / LN2,
+        ahead=_AHEAD,
     )
-    queries = page_queries(
-        query.reshape(batch, num_kv_heads, group, dim),
-        key,
-        key_code,
-        value,
-        value_code,
-        coded,
-        first_position=geometry.sinks,
-        scale=scale * rope.attention_factor,
-        interpret=interpret,
-    )
+    tables = query_tables(key, key_code, value, value_code, coded, rope=rope, first_position=geometry.sinks)
     window = WindowShape(
         dim=dim,
         group=group,
@@ -116,7 +113,7 @@ def klt_step(
         coded,
         window,
         finish,
-        [jnp.asarray(program_table(key.layout, value.layout, page)), *queries, *codes],
+        [jnp.asarray(program_table(key.layout, value.layout, page)), query, *tables, *codes],
         query,
         positions,
         [*(each.reshape(heads, -1, dim) for each in exact), *exact_turns(key_stream, rope)],
@@ -124,6 +121,7 @@ def klt_step(
         jnp.zeros(heads, jnp.int32),
         interpret=interpret,
         most_teams=_TEAMS,
+        scratch=scratch(coded, heads),
     )
 
 

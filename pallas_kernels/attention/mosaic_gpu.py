@@ -26,7 +26,7 @@ _PROGRAMS = 3 * 132
 _WAVES = 3
 """Most times that a GPU is filled: more programs begin and end more often, fewer leave multiprocessors idle."""
 
-_LIMITS = Limits(head_dims=(64, 128), group=64, tokens=TILE, bits=(2, 3, 4), int8=True, int4=True)
+_LIMITS = Limits(head_dims=(64, 128), group=64, tokens=TILE, bits=(2, 3, 4), integers=True, besicovitch=True)
 
 
 def attention_mosaic_gpu(
@@ -41,8 +41,8 @@ def attention_mosaic_gpu(
     splits: int | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B T H D"]:
-    """See ``compressed_attention``; one query for each row, of ``turboquant`` (2, 3 or 4 bits), ``int8``, symmetric
-    ``int4`` or ``klt``, or keys of ``kakeya`` beside values of ``turboquant``.
+    """See ``compressed_attention``; one query for each row, of ``turboquant`` (2, 3 or 4 bits), ``int8``, ``int4``,
+    ``kivi`` or ``klt``; ``besicovitch`` in values; or keys of ``kakeya`` beside values of ``turboquant``.
 
     More than eight queries for a key/value head are attended to eight at a time, and codes are read as often.
 

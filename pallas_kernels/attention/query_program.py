@@ -21,12 +21,14 @@ class QueryShape:
         group: queries of a key/value head, at most 8.
         dtype: of the queries.
         scale: factor of numbers that makes them logits to the base 2.
+        halves: whether numbers are sums of two float16, relative to the largest, instead of two bytes.
     """
 
     dim: int
     group: int
     dtype: Any
     scale: float
+    halves: bool = False
 
     @property
     def rows(self) -> int:
@@ -62,8 +64,8 @@ def query_program(
         shape: sizes.
         query_ref: ``[N, group, D]``.
         rotation_ref: float32 ``[D, D]``, applied to column vectors.
-        number_ref: see ``ByteQueries``, as
-        start_ref: are these
+        number_ref: see ``ByteQueries``, as (float16 if ``shape.halves``)
+        start_ref: are these (not written if ``shape.halves``)
         factor_ref: three.
         counter_ref: int32 ``[N]``, set to 0: programs of each head that are done.
         shared_ref: ``shape.shared_floats`` floats.
@@ -106,34 +108,43 @@ def query_program(
     ops.barrier()
     largest = [_of_warps(ops, shape, shared, at + 4 * n, ops.maximum) for n in range(rows)]
     largest = [ops.maximum(each, ops.real(_SMALLEST)) for each in largest]
-    numbers = [
-        ops.nearest(ops.scaled(each, ops.scaled(ops.reciprocal(top), ops.real(_LARGEST))))
+    fractions = [
+        ops.scaled(each, ops.scaled(ops.reciprocal(top), ops.real(1.0 if shape.halves else _LARGEST)))
         for each, top in zip(rotated, largest, strict=True)
     ]
-    sums = [_over_channels(ops, ops.converted(each), ops.plus) for each in numbers]  # below 2^24: exact
-    ops.only_if(first_lane, lambda: _put(ops, found, sums, at + 4 * rows))
-    ops.barrier()
-
-    # One of a channel's threads writes high bytes, the other low ones.
-    target = ops.offset(ops.offset(ops.address(number_ref), head, 2 * rows * dim), channel)
-    target = ops.offset(target, ops.times(half, rows * dim))
+    size = 2 if shape.halves else 1
+    target = ops.offset(ops.address(number_ref), head, 2 * rows * dim * size)
+    target = ops.offset(target, ops.times(channel, size))
+    # One of a channel's threads writes high parts, the other low ones.
+    target = ops.offset(target, ops.times(half, rows * dim * size))
     low = ops.less(ops.integer(0), half)
-    for n, number in enumerate(numbers):
-        high = ops.right_signed(ops.add(number, ops.integer(128)), 8)
-        ops.store_byte(target, ops.select(low, number, high), n * dim)
+    if shape.halves:
+        for n, value in enumerate(fractions):
+            high = ops.half_of(ops.pack_halves(value, value), upper=False)
+            part = ops.select(low, ops.minus(value, high), high)
+            ops.store_short(target, ops.pack_halves(part, part), n * dim * size)
+    else:
+        numbers = [ops.nearest(each) for each in fractions]
+        sums = [_over_channels(ops, ops.converted(each), ops.plus) for each in numbers]  # below 2^24: exact
+        ops.only_if(first_lane, lambda: _put(ops, found, sums, at + 4 * rows))
+        for n, number in enumerate(numbers):
+            high = ops.right_signed(ops.add(number, ops.integer(128)), 8)
+            ops.store_byte(target, ops.select(low, number, high), n * dim)
+    ops.barrier()
 
     def write_rest() -> None:
         """Thread ``n`` has query ``n``."""
         mine = ops.shared_offset(shared, ops.times(thread, 4))
-        total = ops.nearest(_of_warps(ops, shape, mine, at + 4 * rows, ops.plus))
-        total = ops.right_signed(total, 1)
-        high = ops.right_signed(ops.add(total, ops.integer(128)), 8)
-        where = ops.offset(ops.address(start_ref), ops.add(ops.times(head, 8 * rows), ops.times(thread, 4)))
-        ops.store_words(where, [high])
-        ops.store_words(where, [ops.subtract(total, ops.left(high, 8))], 4 * rows)
+        if not shape.halves:
+            total = ops.nearest(_of_warps(ops, shape, mine, at + 4 * rows, ops.plus))
+            total = ops.right_signed(total, 1)
+            high = ops.right_signed(ops.add(total, ops.integer(128)), 8)
+            where = ops.offset(ops.address(start_ref), ops.add(ops.times(head, 8 * rows), ops.times(thread, 4)))
+            ops.store_words(where, [high])
+            ops.store_words(where, [ops.subtract(total, ops.left(high, 8))], 4 * rows)
         top = ops.maximum(_of_warps(ops, shape, mine, at, ops.maximum), ops.real(_SMALLEST))
         where = ops.offset(ops.address(factor_ref), ops.add(ops.times(head, 4 * COLUMNS), ops.times(thread, 4)))
-        ops.store_reals(where, [ops.scaled(top, ops.real(shape.scale / _LARGEST))])
+        ops.store_reals(where, [ops.scaled(top, ops.real(shape.scale / (1.0 if shape.halves else _LARGEST)))])
 
     ops.only_if(ops.less(thread, ops.integer(rows)), write_rest)
     counter = ops.offset(ops.address(counter_ref), ops.times(head, 4))

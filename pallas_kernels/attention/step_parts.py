@@ -29,12 +29,13 @@ def attend_parts(
     *,
     interpret: bool,
     most_teams: int = 1,
+    scratch: Sequence[jax.ShapeDtypeStruct] = (),
 ) -> Float[Array, "N G D"]:
     """Attention of a step's queries.
 
     Args:
         program: of coded tokens: takes ``ops``, ``coded``, its number, a function that tells a head's coded tokens, the
-            ``codes``, the arrays of states, and shared memory.
+            ``codes``, its ``scratch``, the arrays of states, and shared memory.
         coded: its sizes.
         window: of exact tokens.
         finish: of the sum.
@@ -46,6 +47,7 @@ def attend_parts(
         counters: int32 zeros: programs of each head that are done.
         interpret: in numpy, on any machine.
         most_teams: programs that are one block of threads, if their shared memory allows (``team_ops``).
+        scratch: arrays that programs write for themselves.
     """
     heads, group, dim = query.shape
 
@@ -56,8 +58,11 @@ def attend_parts(
 
     shared_floats = max(coded.shared_floats, window.shared_floats, finish.shared_floats)
     *_, out = launch(
-        functools.partial(_run, program=program, coded=coded, window=window, finish=finish, heads=heads),
+        functools.partial(
+            _run, program=program, coded=coded, window=window, finish=finish, heads=heads, scratch=len(scratch)
+        ),
         [
+            *scratch,
             *(jax.ShapeDtypeStruct((heads, coded.states, coded.rows, *dims), jnp.float32) for dims in ((), (), (dim,))),
             jax.ShapeDtypeStruct((heads, group, dim), query.dtype),
         ],
@@ -79,6 +84,7 @@ def _run(
     window: WindowShape,
     finish: FinishShape,
     heads: int,
+    scratch: int,
 ) -> None:
     """The first programs attend to coded tokens, the last ones to exact tokens: those are short, and fill the time
     until the slowest multiprocessor is done. A head's last program adds its states up.
@@ -86,8 +92,11 @@ def _run(
     Which is last depends on chance, what it computes does not: it takes states in their order. It sets the head's
     counter back, for a launch that is given the same one.
     """
-    *codes, query, positions, sink_key, tail_key, sink_value, tail_value, sink_turn, tail_turn = refs[:-9]
-    value_map, value_mean, value_unit, counters, *states, out, shared = refs[-9:]
+    outputs = 5 + scratch  # and shared memory
+    *codes, query, positions, sink_key, tail_key, sink_value, tail_value, sink_turn, tail_turn = refs[: -4 - outputs]
+    value_map, value_mean, value_unit, counters = refs[-4 - outputs : -outputs]
+    *notes, top, total, weighted, out, shared = refs[-outputs:]
+    states = [top, total, weighted]
     number, programs = ops.program_index(), heads * finish.coded
     first = ops.less(number, ops.integer(programs))
     beyond = ops.subtract(number, ops.integer(programs))
@@ -112,7 +121,7 @@ def _run(
         finish_program(ops, finish, head, *arrays)
         ops.only_if(ops.less(ops.thread_index(), ops.integer(1)), lambda: ops.store_words(counter, [ops.integer(0)]))
 
-    ops.only_if(first, lambda: program(ops, coded, number, tokens_of, *codes, *states, shared))
+    ops.only_if(first, lambda: program(ops, coded, number, tokens_of, *codes, *notes, *states, shared))
     ops.only_if(ops.less(ops.integer(programs - 1), number), attend_exact)
     counter = ops.offset(ops.address(counters), ops.times(head, 4))
     done = ops.arrive(counter, ops.shared_address(shared))

@@ -39,7 +39,7 @@ def over_tiles(
     """
     first, stop = share
     nbytes = shape.stages * shape.stage_nbytes
-    base = ops.shared_offset(ops.shared_address(shared_ref), ops.times(lane.warp, nbytes))
+    base = ops.shared_offset(ops.shared_address(shared_ref), ops.times(lane.warp, shape.warp_nbytes))
     ahead = shape.stages - 1
 
     def start_tile(tile: Any, slot: Any) -> None:

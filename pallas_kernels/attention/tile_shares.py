@@ -5,7 +5,7 @@ that number plus the sum: no conversion from integers is needed.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import LARGEST, PRODUCTS, TileShape
@@ -21,7 +21,7 @@ class Shares(NamedTuple):
     Attributes:
         top: largest logits so far of this lane's two queries.
         total: sums of weights, beside those of other lanes, and
-        shift: of numbers.
+        shift: of numbers; for each group of channels whose levels have minima, of weights times those.
         weighted: values so far, relative to ``top``.
         columns: for each block of eight columns the numbers of all products, as right operands.
         units: for each block what products with them are multiplied by, for two queries.
@@ -42,7 +42,13 @@ class Shares(NamedTuple):
 def empty_state(ops: Any, shape: TileShape) -> list[Any]:
     """Largest logits of two queries, sums of their weights and of their numbers, and a lane's values."""
     zero, lowest = ops.real(0.0), ops.real(LOWEST)
-    return [lowest, lowest, *[zero] * (4 + 4 * (shape.dim // 16))]
+    return [lowest, lowest, *[zero] * (2 + 2 * shape.shifts + 4 * (shape.dim // 16))]
+
+
+def parts_of(shape: TileShape, rest: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+    """Of a state without its largest logits: sums of weights, of numbers, and values."""
+    values = 2 + 2 * shape.shifts
+    return list(rest[:2]), list(rest[2:values]), list(rest[values:])
 
 
 def number_of(ops: Any, shape: TileShape, lane: Lane, sums: list[list[Any]], index: int) -> Any:
@@ -77,7 +83,7 @@ def shares_of(
         largest_scale: the largest of this lane's tokens' values, and
         scales_of: those of a product's two rows.
     """
-    tile_top, top, total, shift, weighted = tile_tops(ops, state, logits)
+    tile_top, top, (total, shift, weighted) = tile_tops(ops, shape, state, logits)
     largest = ops.maximum(over_rows(ops, largest_scale()), ops.real(_SMALLEST))
     unit = ops.scaled(ops.reciprocal(largest), ops.real(float(LARGEST)))
     tile_total, tile_shift = [ops.real(0.0)] * 2, [ops.real(0.0)] * 2
@@ -107,7 +113,9 @@ def shares_of(
     return Shares(top, total, shift, weighted, columns, units, tile_total, decay)
 
 
-def tile_tops(ops: Any, state: list[Any], logits: list[list[Any]]) -> tuple[list[Any], ...]:
+def tile_tops(
+    ops: Any, shape: TileShape, state: list[Any], logits: list[list[Any]]
+) -> tuple[list[Any], list[Any], tuple[list[Any], list[Any], list[Any]]]:
     """A tile's largest logits, the largest so far, and sums, numbers and values so far, relative to those."""
     tile_top = [
         over_rows(ops, functools.reduce(ops.maximum, (x for each in logits for x in each[n::2]))) for n in (0, 1)
@@ -115,7 +123,7 @@ def tile_tops(ops: Any, state: list[Any], logits: list[list[Any]]) -> tuple[list
     top = [ops.maximum(old, new) for old, new in zip(state[:2], tile_top, strict=True)]
     grows = functools.reduce(ops.one_of, (ops.above(new, old) for new, old in zip(top, state[:2], strict=True)))
     rest = ops.choose(ops.any_lane(grows), lambda: _decayed(ops, state, top), state[2:])
-    return tile_top, top, list(rest[:2]), list(rest[2:4]), list(rest[4:])
+    return tile_top, top, parts_of(shape, rest)
 
 
 def add_values(

@@ -115,9 +115,19 @@ def either(first: Register, second: Register) -> Register:
     return arith.ori(first, second)
 
 
+def masked_beside(value: Register, mask: Register, other: Register) -> Register:
+    """``value & mask | other``, in one instruction."""
+    return _asm("lop3.b32 $0, $1, $2, $3, 0xEA;", value, mask, other, results=_i32())
+
+
 def differing(first: Register, second: Register) -> Register:
     """Bitwise exclusive or."""
     return arith.xori(first, second)
+
+
+def masked(value: Register, mask: Register, others: Register) -> Register:
+    """``value & mask | others`` in one instruction."""
+    return _asm("lop3.b32 $0, $1, $2, $3, 0xEA;", value, mask, others, results=_i32())
 
 
 def left(value: Register, bits: int) -> Register:
@@ -138,6 +148,11 @@ def shifted_left(value: Register, bits: Register) -> Register:
 def shifted_right(value: Register, bits: Register) -> Register:
     """Shifted right by less than 32 bits, zeros coming in."""
     return arith.shrui(value, bits)
+
+
+def right_of_two(low: Register, high: Register, bits: int) -> Register:
+    """The lower word of two, shifted right together by less than 32 bits."""
+    return _asm(f"shf.r.wrap.b32 $0, $1, $2, {bits};", low, high, results=_i32())
 
 
 def right_signed(value: Register, bits: int) -> Register:
@@ -547,3 +562,32 @@ def only_if(condition: Register, body: Callable[[], None]) -> None:
     with ir.InsertionPoint(op.then_block):
         body()
         scf.YieldOp([])
+
+
+# Products and roots for queries of pages
+
+
+def dot_bytes(first: Register, second: Register, total: Register) -> Register:
+    """``total`` plus the products of the four signed bytes of two words."""
+    return _asm("dp4a.s32.s32 $0, $1, $2, $3;", first, second, total, results=_i32())
+
+
+def square_root(value: Register) -> Register:
+    """To about one unit in the last place."""
+    return _asm("sqrt.approx.ftz.f32 $0, $1;", value, results=_f32())
+
+
+def load_short(where: Register, at: int = 0) -> Register:
+    """16 bits of global memory, zeros above."""
+    text = f"{{ .reg .b16 h; ld.global.nc.b16 h, [$1+{at}]; cvt.u32.u16 $0, h; }}"
+    return _asm(text, where, results=_i32())
+
+
+def offset_product(where: Register, nbytes: Register, count: Register) -> Register:
+    """An address ``nbytes * count`` bytes further, neither negative."""
+    return arith.addi(where, arith.muli(arith.extui(_i64(), nbytes), arith.extui(_i64(), count)))
+
+
+def fetch(where: Register, at: int = 0) -> None:
+    """Starts bringing 128 bytes of global memory to the second-level cache."""
+    _asm(f"prefetch.global.L2 [$0+{at}];", where, results=None)

@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import TileShape
+from kakeya_jax.pallas_kernels.attention.tile_shares import parts_of
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane, over_rows
 
 
@@ -21,15 +22,17 @@ def write_state(
 ) -> None:
     """Adds up the states of a program's warps, in shared memory, in a fixed order.
 
-    ``halves`` are what a value's level has beside its byte, one for each of ``weighted``; None for nothing.
+    ``halves`` are what a value's level has beside its byte, one for each of ``weighted``: so many of ``shift``, that of
+    its group of channels; None for nothing.
     """
-    top, total, shift, weighted = state[:2], state[2:4], state[4:6], state[6:]
+    top, (total, shift, weighted) = state[:2], parts_of(shape, state[2:])
     total, shift = ([over_rows(ops, each, ops.plus) for each in part] for part in (total, shift))
     if shape.paired:  # high and low parts lie two columns of lanes apart
         weighted = [ops.plus(each, ops.exchange(each, 2)) for each in weighted]
     if halves is not None:
+        of_group = len(weighted) // shape.shifts
         weighted = [
-            ops.fused(shift[index % 2], half, each)
+            ops.fused(shift[2 * (index // of_group) + index % 2], half, each)
             for index, (half, each) in enumerate(zip(halves, weighted, strict=True))
         ]
     start = ops.shared_address(shared)

@@ -19,6 +19,8 @@ _TOGETHER = 4
 """Bytes of keys' channels that a lane has under way at once: two tokens of two bytes, or one of four."""
 _AHEAD = 8
 """Tokens of values that a thread has under way at once."""
+_LINE = 128
+"""Bytes that memory gives at once."""
 TOKENS = 64
 """Most that one program attends to: its steps wait for memory one after the other."""
 
@@ -116,6 +118,10 @@ def window_program(
     seen = _Seen(ops, shape, head, split, position_ref)
     thread = ops.thread_index()
     shared = ops.shared_address(shared_ref)
+    _fetch(ops, shape, seen, thread, head, key_sink_ref, key_tail_ref, shape.dtype)
+    if shape.turns:
+        _fetch(ops, shape, seen, thread, seen.batch_row, turn_sink_ref, turn_tail_ref, jnp.float32)
+    _fetch(ops, shape, seen, thread, head, value_sink_ref, value_tail_ref, shape.value_dtype)
     for block in range(0, shape.rows, _QUERIES):
         if block >= shape.group:
             break
@@ -166,6 +172,20 @@ class _Seen:
         in_sinks = ops.offset(ops.address(sink_ref), owner, shape.geometry.sink_capacity * nbytes)
         in_sinks = ops.offset(in_sinks, ops.times(index, nbytes))
         return ops.select_address(ops.less(index, self.sinks), in_sinks, in_tail)
+
+
+def _fetch(
+    ops: Any, shape: WindowShape, seen: _Seen, thread: Any, owner: Any, sink_ref: Any, tail_ref: Any, dtype: Any
+) -> None:
+    """Brings the tokens' vectors to the second-level cache, all at once."""
+    dtype = jnp.dtype(dtype)
+    lines = shape.dim * dtype.itemsize // _LINE
+    last = ops.larger(ops.subtract(seen.count, ops.integer(1)), ops.integer(0))
+    for first in range(0, TOKENS * lines, 32 * WARPS):
+        index = ops.add(thread, ops.integer(first))
+        token = ops.smaller(ops.divide(index, lines), last)
+        where = seen.row(token, sink_ref, tail_ref, dtype, owner)
+        ops.fetch(ops.offset(where, ops.times(ops.modulo(index, lines), _LINE)))
 
 
 def _logits(

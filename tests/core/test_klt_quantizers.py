@@ -17,7 +17,7 @@ from kakeya_jax.klt_layout import (
     loss,
     quantizer_levels,
 )
-from kakeya_jax.klt_quantizers import dequantize, quantize
+from kakeya_jax.klt_quantizers import _counted, _looked_up, dequantize, quantize
 from kakeya_jax.klt_words import PageWords
 from kakeya_jax.lloyd_max import midpoints
 from kakeya_jax.trellis_levels import trellis_levels
@@ -173,3 +173,11 @@ def test_scalar_codes_count_the_midpoints_below(width: int) -> None:
     values = np.pad(values, (0, -len(values) % SIZE))
     codes = quantize(Layout(((width,),)), "scalar", jnp.asarray(values.reshape(-1, 1, SIZE)), jnp.ones((1, SIZE)))
     np.testing.assert_array_equal(np.asarray(codes[0]).reshape(-1), np.sum(values[:, None] > edges, axis=1))
+
+
+@pytest.mark.parametrize("width", [width for width in QUALITY_WIDTHS if width < 8])
+def test_codes_looked_up_are_codes_counted(width: int) -> None:
+    edges = np.asarray(midpoints(quantizer_levels(width)), np.float32)
+    near = np.concatenate([np.nextafter(edges, np.float32(sign)) for sign in (-9, 9)])
+    values = jnp.concatenate([jnp.linspace(-9, 9, 4001), edges, near])
+    np.testing.assert_array_equal(_looked_up(values, width), _counted(values, width))

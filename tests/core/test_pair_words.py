@@ -8,7 +8,7 @@ from kakeya_jax import bitpack, pair_words
 
 
 @pytest.mark.parametrize("bits", [2, 4])
-@pytest.mark.parametrize("count", [5, 8, 24, 32])
+@pytest.mark.parametrize("count", [5, 48])
 def test_packing_is_undone_and_takes_as_many_bytes_as_any(bits: int, count: int) -> None:
     codes = np.random.default_rng(count).integers(0, 1 << bits, (3, count))
     packed = pair_words.pack(jnp.asarray(codes), bits)

@@ -161,7 +161,9 @@ def test_logits_alone_lower_for_cuda():
 
 
 @needs_mosaic
-@pytest.mark.parametrize(("recipe", "group"), [("both=turboquant(bits=4)", 8), ("both=int8", 4), ("both=int4", 4)])
+@pytest.mark.parametrize(
+    ("recipe", "group"), [("both=turboquant(bits=4)", 8), ("both=int8", 4), ("both=int4", 4), ("both=kivi(bits=2)", 4)]
+)
 def test_whole_steps_lower_for_cuda(recipe: str, group: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     layer, query, positions = decode_step(recipe, group)
@@ -180,8 +182,10 @@ def test_whole_steps_lower_for_cuda(recipe: str, group: int, monkeypatch: pytest
         ("triton", "both=int8", "int8"),
         ("mosaic_gpu", "both=int8(group_size=32)", r"int8\(group_size=32\)"),
         ("triton", "both=int4", "int4"),
-        ("mosaic_gpu", "both=int4(affine=true)", r"int4\(group_size=32, affine=True"),
-        ("mosaic_gpu", "both=int4(group_size=16)", r"int4\(group_size=16, affine=False"),
+        ("mosaic_gpu", "both=int4(affine=true,group_size=64)", r"keys of int4\(group_size=64, affine=True"),
+        ("mosaic_gpu", "both=int4(group_size=16)", r"values of int4\(group_size=16, affine=False"),
+        ("mosaic_gpu", "both=kivi(axis=token)", r"keys of kivi\(group_size=32, axis=token"),
+        ("mosaic_gpu", "both=kivi(group_size=64)", r"values of kivi\(group_size=64"),
         ("triton", "both=turboquant(bits=3)", r"turboquant\(bits=3, qjl=False"),
         ("mosaic_gpu", "both=turboquant(bits=4,qjl=true)", "qjl=True"),
         ("mosaic_gpu", "both=turboquant(bits=4,static_mean=true)", "a static mean"),

@@ -1,13 +1,12 @@
 """Decode steps over ``int4``, whose scales differ by group of channels: in an emulator and on a GPU."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decode_steps import SCALE, assert_attends, attended, filled, step
 
-from kakeya_jax.cache import CacheShape, CompressedCache, LayerCache
+from kakeya_jax.cache import CacheShape, CompressedCache
 from kakeya_jax.pallas_kernels.attention import mosaic_gpu
 from kakeya_jax.recipe import Recipe
 from kakeya_jax.rope import Rope
@@ -15,72 +14,31 @@ from kakeya_jax.stream import read
 
 NEW = jax.__version_info__[:2] >= (0, 11)
 needs_mosaic = pytest.mark.skipif(not NEW, reason=f"Mosaic GPU kernels need jax 0.11, this is {jax.__version__}")
-SCALE = 0.2
+FEW = [("both=int4", 128, 4), ("key=turboquant(bits=3),value=int4(affine=true)", 64, 8)]
 CASES = [
+    *FEW,
     ("both=int4", 64, 2),
+    ("key=turboquant(bits=3),value=int4", 128, 8),
+    ("both=int4(affine=true)", 128, 4),
     ("both=int4(block_size=64),sinks=0,recent=1", 128, 5),
-    ("both=int4", 128, 4),
     ("both=int4(group_size=64)", 128, 1),
     ("key=int4(group_size=64),value=int4(group_size=128)", 128, 3),
     ("key=int4,value=turboquant(bits=2)", 64, 4),
-    ("key=turboquant(bits=3),value=int4", 128, 8),
     ("key=int8,value=int4(group_size=64)", 64, 1),
+    ("key=int8,value=int4(affine=true)", 64, 1),
+    ("key=int4(affine=true,group_size=64),value=int4", 128, 6),
 ]
 
 
-def filled(recipe: str, dim: int, group: int, spread: float = 0.0) -> tuple[LayerCache, jax.Array, jax.Array]:
-    """A layer with rows of different lengths, a query for each, and their positions. Each group of 32 channels of each
-    token has a size of its own, within ``spread`` orders of magnitude."""
-    shape = CacheShape(num_layers=1, num_kv_heads=2, head_dim=dim)
-    parsed = Recipe.parse(recipe if "recent" in recipe else recipe + ",sinks=2,recent=5")
-    layer = CompressedCache.init(shape, parsed, batch_size=3, max_length=300, dtype=jnp.float32).layers[0]
-    k, v, q, s = jax.random.split(jax.random.key(group), 4)
-    sizes = 10.0 ** -(spread * jax.random.uniform(s, (2, 3, 280, 2, dim // 32)))
-    key, value = (
-        jax.random.normal(each, (3, 280, 2, dim)) * jnp.repeat(size, 32, axis=-1)
-        for each, size in zip((k, v), sizes, strict=True)
-    )
-    lengths = jnp.array([280, 150, 3])
-    append = jax.jit(type(layer).append, static_argnames="rope")
-    layer = append(layer, key, value, rope=Rope(head_dim=dim), valid=jnp.arange(280) < lengths[:, None]).layer
-    return layer, jax.random.normal(q, (3, 1, 2 * group, dim)), lengths[:, None] - 1
-
-
-def attended(layer: LayerCache, query: jax.Array, positions: jax.Array) -> np.ndarray:
-    """In float64, over keys and values as they are decoded."""
-    keys, values = (np.asarray(jax.jit(read)(stream), np.float64) for stream in (layer.key, layer.value))
-    rows, _, heads, _ = query.shape
-    found = np.zeros(query.shape)
-    for row in range(rows):
-        length = int(positions[row, 0]) + 1
-        for head in range(heads):
-            kv_head = head // (heads // 2)
-            logits = keys[row, kv_head, :length] @ np.asarray(query[row, 0, head], np.float64) * SCALE
-            weights = np.exp(logits - logits.max())
-            found[row, 0, head] = weights @ values[row, kv_head, :length] / weights.sum()
-    return found
-
-
-def assert_attends(found: Any, expected: np.ndarray, tolerance: float) -> None:
-    """Each head's output is within ``tolerance`` of its length."""
-    error = np.linalg.norm(np.asarray(found, np.float64) - expected, axis=-1)
-    assert (error <= tolerance * np.linalg.norm(expected, axis=-1)).all()
-
-
-def step(layer: LayerCache, query: jax.Array, positions: jax.Array, **options: Any) -> jax.Array:
-    rope = Rope(head_dim=query.shape[-1])
-    return mosaic_gpu.attention_mosaic_gpu(
-        query, layer.key, layer.value, positions=positions, rope=rope, scale=SCALE, **options
-    )
-
-
-@pytest.mark.parametrize(("recipe", "dim", "group"), CASES)
+@pytest.mark.parametrize(
+    ("recipe", "dim", "group"), [*FEW, *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[len(FEW) :])]
+)
 def test_decode_step_emulated(recipe: str, dim: int, group: int):
     layer, query, positions = filled(recipe, dim, group)
     assert_attends(step(layer, query, positions, interpret=True), attended(layer, query, positions), 1e-3)
 
 
-@pytest.mark.parametrize("spread", [3.0, 6.0])
+@pytest.mark.parametrize("spread", [3.0, pytest.param(6.0, marks=pytest.mark.slow)])
 def test_every_group_of_channels_is_as_exact_as_the_largest(spread: float):
     """Scales of a token that span orders of magnitude, in keys and in values."""
     layer, query, positions = filled("both=int4,sinks=0,recent=1", 64, 2, spread)
@@ -91,6 +49,7 @@ def test_every_group_of_channels_is_as_exact_as_the_largest(spread: float):
         assert_attends(found[..., channels], expected[..., channels], 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0.0, 1e-6, 4e5])
 def test_extreme_values(size: float):
     """Scales that are zero, the smallest and the largest of float16; keys of another size in each group, so that one
@@ -102,7 +61,7 @@ def test_extreme_values(size: float):
     value = jax.random.normal(v, (1, 200, 1, 64)).at[:, :, :, :32].multiply(size)
     key = jax.random.normal(k, (1, 200, 1, 64)).at[:, 7, :, 32:].multiply(50.0)
     key = key.at[:, ::3, :, :32].multiply(1e-4)
-    layer = layer.append(key, value, rope=Rope(head_dim=64)).layer
+    layer = jax.jit(type(layer).append, static_argnames="rope")(layer, key, value, rope=Rope(head_dim=64)).layer
     query, positions = jax.random.normal(q, (1, 1, 4, 64)), jnp.array([[199]])
     rope = Rope(head_dim=64)
     found = mosaic_gpu.attention_mosaic_gpu(
@@ -116,7 +75,7 @@ def test_extreme_values(size: float):
         assert_attends(found[0, 0, :, channels], expected[:, channels], 1e-3)
 
 
-@pytest.mark.parametrize("splits", [1, 7])
+@pytest.mark.parametrize("splits", [7, pytest.param(1, marks=pytest.mark.slow)])
 def test_result_does_not_depend_on_the_number_of_splits(splits: int):
     layer, query, positions = filled("both=int4(block_size=64)", 64, 4)
     found = step(layer, query, positions, splits=splits, interpret=True)

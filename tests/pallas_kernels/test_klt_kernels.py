@@ -62,11 +62,24 @@ def test_any_widths(key_widths: Any, value_widths: Any):
     [
         "both=klt(block_size=64),sinks=0,recent=1",
         "both=klt(block_size=128,page_mean=false),sinks=4,recent=128",
+        "both=klt(block_size=192),sinks=2,recent=5",
     ],
 )
 def test_other_pages_and_windows(recipe: str):
     layer, query, positions = klt_layer(KEY_WIDTHS, VALUE_WIDTHS, group=4, recipe=recipe)
     assert difference(emulated(query, layer, positions), reference(query, layer, positions)) < 1e-3
+
+
+@pytest.mark.parametrize("size", [1e5, pytest.param(1e-5, marks=pytest.mark.slow)])
+def test_maps_and_queries_of_any_size(size: float):
+    """Keys so much larger, queries so much smaller; one query is zero."""
+    layer, query, positions = klt_layer(KEY_WIDTHS, VALUE_WIDTHS, group=4)
+    key = layer.key
+    codec = dataclasses.replace(key.codec, synthesis=key.codec.synthesis * size, mean=key.codec.mean * size)
+    key = dataclasses.replace(key, codec=codec, sinks=key.sinks * size, tail=key.tail * size)
+    layer, query = dataclasses.replace(layer, key=key), query.at[:, :, 1].set(0) / size
+    found = emulated(query, layer, positions)
+    assert difference(found, reference(query, layer, positions)) < 1e-3
 
 
 def test_a_rotary_embedding_with_a_factor():

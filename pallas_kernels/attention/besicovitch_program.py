@@ -1,0 +1,162 @@
+"""One warp's decode attention over keys of integer products and values whose codes are of pairs of channels.
+
+Keys, logits and what is a tile are those of ``coded_program``. A value's code has a direction and a signed magnitude of
+a pair of channels. Their product is not computed: a code is a place in a table in shared memory, and what is there, two
+coordinates as float16, is a register of a product's left operand as it is. So products of values (``m16n8k16``) have
+pairs of channels as rows and, as depth, the coordinates of eight tokens; their columns are queries, for first or for
+second coordinates (``besicovitch_shares``). Three instructions decode both channels of a token.
+
+The mean of a page is added once a tile, with the tile's weights.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from kakeya_jax.pallas_kernels.attention.besicovitch_shape import COPIES, BesicovitchShape
+from kakeya_jax.pallas_kernels.attention.besicovitch_shares import PairShares, pair_shares, weight_picks
+from kakeya_jax.pallas_kernels.attention.besicovitch_tiles import BesicovitchTiles
+from kakeya_jax.pallas_kernels.attention.coded_shape import TILE
+from kakeya_jax.pallas_kernels.attention.coded_tiles import StreamRefs
+from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
+from kakeya_jax.pallas_kernels.attention.softmax_state import LOWEST
+from kakeya_jax.pallas_kernels.attention.tile_logits import tile_logits
+from kakeya_jax.pallas_kernels.attention.tile_loop import over_tiles, share_of
+from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
+from kakeya_jax.pallas_kernels.attention.warp_states import write_state
+
+
+def besicovitch_program(
+    ops: Any,
+    shape: BesicovitchShape,
+    program: Any,
+    tokens_of: Callable[[Any], Any],
+    constant_ref: Any,
+    query_ref: Any,
+    start_ref: Any,
+    factor_ref: Any,
+    key_ref: Any,
+    key_scale_ref: Any,
+    key_minimum_ref: Any,
+    value_ref: Any,
+    value_scale_ref: Any,
+    table_ref: Any,
+    mean_ref: Any,
+    top_ref: Any,
+    total_ref: Any,
+    weighted_ref: Any,
+    shared_ref: Any,
+) -> None:
+    """Attends to the coded tokens of one head's share, and writes its softmax state.
+
+    Args:
+        ops: ``warp_ops``, or ``emulated_ops``.
+        shape: sizes.
+        program: see ``coded_program``, as
+        tokens_of: is this,
+        constant_ref: are these
+        query_ref: and
+        start_ref: all
+        factor_ref: those of
+        key_ref: queries,
+        key_scale_ref: and
+        key_minimum_ref: keys.
+        value_ref: uint8 ``[N, T / 64, bytes]`` (``direction_words``).
+        value_scale_ref: float16 ``[N, T]``.
+        table_ref: int32 ``[2**bits]`` (``pair_table``).
+        mean_ref: float16 ``[N, T / page, D]``, or anything if there are no means.
+        top_ref: float32 ``[N, states, rows]``, to the base 2.
+        total_ref: likewise.
+        weighted_ref: float32 ``[N, states, rows, D]``: values summed with their weights, channels in the order of
+            ``channel_order``.
+        shared_ref: shared memory, ``shape.shared_floats`` floats.
+    """
+    lane = Lane(ops, shape, program)
+    head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
+    share = share_of(ops, shape, lane, split, ops.divide(tokens_of(head), TILE))
+    held = HeldWords(shape.codes).load(ops, lane, ops.address(constant_ref))
+    keys, values = (
+        StreamRefs(key_ref, key_scale_ref, key_minimum_ref),
+        StreamRefs(value_ref, value_scale_ref, value_scale_ref),
+    )
+    tiles = BesicovitchTiles(ops, shape, lane, head, (keys, values), shared_ref, mean_ref)
+    logits_of_tile = tile_logits(ops, shape, lane, held, tiles, (query_ref, start_ref, factor_ref), head)
+    picks = weight_picks(ops, shape, lane)
+    table, copy = ops.shared_address(shared_ref), ops.times(ops.modulo(lane.lane, COPIES), 4)
+    tiles.fill_table(table_ref, table)
+    ops.barrier()
+
+    def step(tile: Any, slot: Any, state: list[Any]) -> list[Any]:
+        del tile
+        logits = logits_of_tile(slot)
+        scales = [each[0] for each in tiles.scale_words(slot, 1)]
+        shares = pair_shares(ops, shape, picks, state, logits, scales, means=shape.means)
+        weighted = []
+        for block in range(shape.pair_blocks):
+            mine = shares.weighted[block * 4 * len(picks) : (block + 1) * 4 * len(picks)]
+            weighted += _add_pairs(ops, shape, lane, tiles, slot, block, shares, mine, (table, copy))
+        return [*shares.top, *shares.total, *weighted]
+
+    def empty() -> list[Any]:
+        return [ops.real(LOWEST)] * 2 + [ops.real(0.0)] * (2 + 4 * len(picks) * shape.pair_blocks)
+
+    state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, step, empty)
+    ops.barrier()  # stages become states
+    place = ops.add(ops.times(head, shape.states), split)
+    state = [*state[:4], *_by_channel(ops, shape, lane, state[4:])]
+    write_state(ops, shape, lane, place, state, None, top_ref, total_ref, weighted_ref, shared_ref)
+
+
+def channel_order(dim: int) -> list[int]:
+    """Which channel is where among the sums of a state.
+
+    Eight neighbours there are one coordinate of eight pairs: first coordinates, second ones, and the next eight pairs.
+    """
+    return [
+        2 * (8 * eight + pair) + coordinate for eight in range(dim // 16) for coordinate in (0, 1) for pair in range(8)
+    ]
+
+
+def _add_pairs(
+    ops: Any,
+    shape: BesicovitchShape,
+    lane: Lane,
+    tiles: BesicovitchTiles,
+    slot: Any,
+    block: int,
+    shares: PairShares,
+    weighted: list[Any],
+    table: tuple[Any, Any],
+) -> list[Any]:
+    """``weighted`` of 16 pairs, with a tile's codes of pairs ``g`` and ``g + 8`` times its shares, and the mean."""
+    words = tiles.pair_words(slot, block)
+    sums = [[ops.real(0.0)] * 4 for _ in shares.columns]
+    for product in range(TILE // 8):
+        first = [tiles.looked_up(*table, words, 4 * product + index) for index in range(4)]
+        sums = [
+            ops.multiply_halves(total, first, right[product]) for total, right in zip(sums, shares.columns, strict=True)
+        ]
+    found = [
+        ops.fused(each, shares.units[index % 2], old)
+        for index, (each, old) in enumerate(zip([x for total in sums for x in total], weighted, strict=True))
+    ]
+    if not shape.means:
+        return found
+    coordinates = [ops.divide(lane.column, 2)] if shape.paired else [ops.integer(0), ops.integer(1)]
+    means = [mean for each in coordinates for mean in tiles.means_of(slot, block, each)]
+    return [ops.fused(means[index // 2], shares.tile_weight[index % 2], each) for index, each in enumerate(found)]
+
+
+def _by_channel(ops: Any, shape: BesicovitchShape, lane: Lane, weighted: list[Any]) -> list[Any]:
+    """Sums as ``write_state`` takes them, two queries for each row of eight channels of ``channel_order``."""
+    found = []
+    if not shape.paired:  # of 16 pairs: for each coordinate, eight pairs and the next
+        for first in range(0, len(weighted), 8):
+            x, y = weighted[first : first + 4], weighted[first + 4 : first + 8]
+            found += [*x[:2], *y[:2], *x[2:], *y[2:]]
+        return found
+    # Columns 0 and 1 of lanes have first coordinates, 2 and 3 second ones; lanes two columns apart are added up.
+    low, zero = ops.less(lane.column, ops.integer(2)), ops.real(0.0)
+    for first in range(0, len(weighted), 2):
+        pair = weighted[first : first + 2]
+        found += [ops.select(low, each, zero) for each in pair] + [ops.select(low, zero, each) for each in pair]
+    return found

@@ -1,0 +1,130 @@
+"""Rows of products with the queries of pages: turned to where their pages start, through shared memory to all warps."""
+
+from collections.abc import Callable
+from typing import Any
+
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS
+from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, KltShape
+from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
+
+_STEPS = DIM // 16
+"""Of the depth of a product."""
+
+_STEP_NBYTES = 512 + 64
+"""Of a step's left operands in shared memory; what is more than 512 keeps writers apart."""
+
+BLOCKS = 2
+"""Products of 16 rows at once."""
+
+_BLOCK_NBYTES = _STEPS * _STEP_NBYTES
+"""Of one's left operands,"""
+
+_ROWS_NBYTES = BLOCKS * _BLOCK_NBYTES
+"""and of all; there is room for two."""
+
+SHARED_NBYTES = 2 * _ROWS_NBYTES
+"""Of shared memory."""
+
+
+def first_query(ops: Any, shape: KltShape, lane: Lane) -> Any:
+    """The first of a warp's two queries."""
+    return ops.modulo(ops.times(lane.warp, 2), shape.rows)
+
+
+class QueryRows:
+    """The 16 rows of a product are the queries of four pages, or of two if a head has more than four. Each of four
+    warps turns two queries of two pages.
+
+    Attributes:
+        rows: of a page,
+        pages: and pages of a product.
+        first: the first page,
+        stop: and the one after the last.
+        query: see ``first_query``.
+    """
+
+    def __init__(
+        self, ops: Any, shape: KltShape, lane: Lane, head: Any, pages: tuple[Any, Any], turns: Any, shared: Any
+    ) -> None:
+        self.ops, self.lane, self.rows, self.pages = ops, lane, shape.rows, 16 // shape.rows
+        self.first, self.stop = pages
+        self._last = ops.larger(ops.subtract(self.stop, ops.integer(1)), ops.integer(0))
+        self._before, self._turns, self.shared = ops.times(head, shape.pages), turns, shared
+        self.query, self._slot = first_query(ops, shape, lane), ops.divide(ops.times(lane.warp, 2), shape.rows)
+
+    def over_pages(
+        self,
+        vectors: list[list[Any]],
+        operands: list[list[list[Any]]],
+        finish: Callable[[list[Any], Any, list[list[list[Any]]]], None],
+    ) -> None:
+        """``finish(first pages, turn, sums)`` of every few products: vectors turned to where pages start, times
+        operands."""
+        ops = self.ops
+
+        def rows(base: Any, carried: list[Any]) -> list[Any]:
+            turn, angles = carried[0], carried[1:]
+            buffer = ops.shared_offset(self.shared, ops.times(turn, _ROWS_NBYTES))
+            for block in range(BLOCKS):
+                self._turn(vectors, angles[8 * block : 8 * block + 8], buffer, _BLOCK_NBYTES * block)
+            ahead = self._angles(ops.add(base, ops.integer(BLOCKS * self.pages)))
+            ops.barrier()  # who reads the other buffer comes here before it is written again
+            buffer = ops.shared_offset(buffer, ops.times(self.lane.lane, 16))
+            sums = [[[ops.real(0.0)] * 4 for _ in operands] for _ in range(BLOCKS)]
+            for step in range(_STEPS):
+                for block in range(BLOCKS):
+                    left = ops.shared_words(buffer, 4, _BLOCK_NBYTES * block + _STEP_NBYTES * step)
+                    sums[block] = [
+                        ops.multiply_halves(total, left, right[step])
+                        for total, right in zip(sums[block], operands, strict=True)
+                    ]
+            finish([ops.add(base, ops.integer(self.pages * block)) for block in range(BLOCKS)], turn, sums)
+            return [ops.subtract(ops.integer(1), turn), *ahead]
+
+        step = BLOCKS * self.pages
+        ops.loop(self.first, self.stop, [ops.integer(0), *self._angles(self.first)], rows, step)
+
+    def row_of(self, base: Any, row: Any, half: int = 0) -> tuple[Any, Any]:
+        """The page of all heads', and the query, of row ``row + 8 half``."""
+        ops = self.ops
+        slot = ops.add(ops.divide(row, self.rows), ops.integer(half * (COLUMNS // self.rows)))
+        page = ops.add(self._before, self._page(base, slot))
+        return page, ops.modulo(row, self.rows)
+
+    def _page(self, base: Any, slot: Any) -> Any:
+        """Beyond the last page it is done again, with the same result."""
+        return self.ops.smaller(self.ops.add(base, slot), self._last)
+
+    def _angles(self, base: Any) -> list[Any]:
+        """For two pages of every product the cosines of this lane's two channels, and the sines."""
+        ops, found = self.ops, []
+        for half in range(2 * BLOCKS):
+            page = self._page(base, ops.add(self._slot, ops.integer(half * (COLUMNS // self.rows))))
+            where = ops.offset(ops.offset(self._turns, page, 16 * 32), ops.times(self.lane.lane, 16))
+            found += ops.load_reals(where, 4)
+        return found
+
+    def _turn(self, vectors: list[list[Any]], angles: list[Any], buffer: Any, at: int) -> None:
+        """This warp's rows, into shared memory."""
+        ops, lane = self.ops, self.lane.lane
+        words = [[ops.integer(0)] * 4 for _ in vectors]
+        for half in range(2):
+            cosines, sines = angles[4 * half : 4 * half + 2], angles[4 * half + 2 : 4 * half + 4]
+            for vector, found in zip(vectors, words, strict=True):
+                near, far = vector[:2], vector[2:]
+                turned = [
+                    ops.fused(y, sin, ops.scaled(x, cos))
+                    for x, y, cos, sin in zip(near, far, cosines, sines, strict=True)
+                ]
+                back = [ops.minus(ops.real(0.0), x) for x in near]
+                turned += [
+                    ops.fused(x, sin, ops.scaled(y, cos))
+                    for x, y, cos, sin in zip(back, far, cosines, sines, strict=True)
+                ]
+                found[half::2] = [ops.pack_halves(*turned[:2]), ops.pack_halves(*turned[2:])]
+        step = ops.add(ops.times(ops.divide(lane, 8), 2), ops.modulo(lane, 2))
+        column = ops.divide(ops.modulo(lane, 8), 2)
+        target = ops.add(ops.times(step, _STEP_NBYTES), ops.times(column, 16))
+        target = ops.shared_offset(buffer, ops.add(target, ops.times(self.lane.warp, 128)))
+        for index, four in enumerate(words):
+            ops.shared_store(target, [ops.as_real(word) for word in four], at + 64 * index)

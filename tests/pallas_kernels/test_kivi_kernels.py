@@ -1,0 +1,48 @@
+"""Decode steps over ``kivi``: keys with a scale and a minimum for each channel, values for each token."""
+
+import jax
+import numpy as np
+import pytest
+from decode_steps import assert_attends, attended, filled, step
+
+NEW = jax.__version_info__[:2] >= (0, 11)
+needs_mosaic = pytest.mark.skipif(not NEW, reason=f"Mosaic GPU kernels need jax 0.11, this is {jax.__version__}")
+FEW = [
+    ("both=kivi(bits=2)", 64, 2),
+    ("key=kivi(bits=4,group_size=128),value=int4(affine=true)", 64, 8),
+]
+CASES = [
+    *FEW,
+    ("both=kivi(bits=4)", 128, 4),
+    ("both=kivi(bits=2,group_size=64,block_size=64),sinks=0,recent=1", 128, 5),
+    ("key=kivi(bits=2),value=turboquant(bits=2)", 64, 1),
+    ("key=kivi(bits=4),value=int8", 128, 2),
+    ("key=turboquant(bits=4),value=kivi(bits=2)", 128, 3),
+]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "dim", "group"), [*FEW, *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[len(FEW) :])]
+)
+def test_decode_step_emulated(recipe: str, dim: int, group: int):
+    layer, query, positions = filled(recipe, dim, group)
+    assert_attends(step(layer, query, positions, interpret=True), attended(layer, query, positions), 1e-3)
+
+
+@pytest.mark.parametrize("bits", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_channel_far_from_zero_is_exact(bits: int):
+    """What it adds to all logits is a thousand times what they differ by."""
+    layer, query, positions = filled(f"both=kivi(bits={bits}),sinks=0,recent=1", 64, 4, outlier=300.0)
+    assert_attends(step(layer, query, positions, interpret=True), attended(layer, query, positions), 1e-3)
+
+
+@pytest.mark.gpu
+@needs_mosaic
+@pytest.mark.parametrize(("recipe", "dim", "group"), CASES)
+def test_gpu_decode_step(recipe: str, dim: int, group: int):
+    layer, query, positions = filled(recipe, dim, group)
+    run = jax.jit(step, static_argnames="splits")
+    for splits in (1, 2, 7):
+        first, second = (run(layer, query, positions, splits=splits) for _ in range(2))
+        assert_attends(first, attended(layer, query, positions), 2e-3)
+        np.testing.assert_array_equal(first, second)
