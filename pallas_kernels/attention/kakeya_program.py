@@ -68,13 +68,13 @@ def kakeya_program(
         turn_ref: float32 ``[tiles, D]``, ``kakeya_turns.tile_angles``.
         query_ref: float32 ``[N, rows, D]``, at most 1 in size, by ``kakeya_turns.by_step``.
         factor_ref: float32 ``[N, 8]``: of products, for logits to the base 2.
-        basis_ref: float16 ``[N, blocks, L, D]``.
-        center_ref: float16 ``[N, blocks, 16, L]``.
-        mean_ref: float16 ``[N, blocks, D]``.
-        key_ref: uint8 ``[N, T, L b / 8]``.
-        norm_ref: float16 ``[N, T]``.
-        projection_ref: float16 ``[N, T]``.
-        segment_ref: uint8 ``[N, T / 2]``.
+        basis_ref: float16 ``[M, blocks, L, D]``, ``M = N / mixed``.
+        center_ref: float16 ``[M, blocks, 16, L]``.
+        mean_ref: float16 ``[M, blocks, D]``.
+        key_ref: uint8 ``[M, T, mixed, L b / 8]``.
+        norm_ref: float16 ``[M, T, mixed]``.
+        projection_ref: float16 ``[M, T, mixed]``.
+        segment_ref: uint8 ``[M, T mixed / 2]``.
         value_ref: uint8 ``[N, T / page, D, page b / 8]``.
         value_scale_ref: float16 ``[N, T]``, not negative.
         top_ref: float32 ``[N, states, rows]``, to the base 2.
@@ -102,7 +102,7 @@ def kakeya_program(
         ops.only_if(exists, lambda: copies(tile, slot))
         ops.commit_copies()
 
-    of_head = ops.times(head, shape.capacity // shape.block)
+    of_head = ops.times(ops.divide(head, shape.mixed), shape.capacity // shape.block)
 
     def in_block(block: Any, state: list[Any]) -> list[Any]:
         ops.barrier()
