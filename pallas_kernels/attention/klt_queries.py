@@ -24,12 +24,12 @@ from kakeya_jax.pallas_kernels.attention.klt_query_operands import (
     times_mean,
     token_operands,
 )
-from kakeya_jax.pallas_kernels.attention.klt_query_rows import BLOCKS, SHARED_NBYTES, QueryRows, first_query
+from kakeya_jax.pallas_kernels.attention.klt_query_rows import SHARED_NBYTES, TOGETHER, QueryRows, first_query
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
 from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, GROUP, GROUPS, UNIT_WORDS, KltShape
 from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, Lane
 
-_TOPS, _TOPS_NBYTES = SHARED_NBYTES, BLOCKS * 4 * 4 * 16
+_TOPS, _TOPS_NBYTES = SHARED_NBYTES, TOGETHER * 4 * 4 * 16
 """Where the largest numbers of each row and warp are in shared memory, twice,"""
 
 _SIZES = _TOPS + 2 * _TOPS_NBYTES
