@@ -5,9 +5,8 @@ All programs begin at the same time and read the same lines: who waits for memor
 
 from typing import Any
 
-from kakeya_jax.pallas_kernels.attention.coded_shape import TILE
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
-from kakeya_jax.pallas_kernels.attention.klt_shape import CONSTANTS, DIM, HEAD_WORDS, KltShape
+from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, KltShape
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 
 _LINE = 128
@@ -56,37 +55,3 @@ def fetch_tables(ops: Any, shape: KltShape, lane: Lane, head: Any, pages: tuple[
     ops.only_if(ops.equal(head, 0), operands)
     means = ops.offset(ops.offset(tables.means, kv_head, 4 * DIM), place)
     ops.only_if(ops.less(lane.thread, ops.integer(4)), lambda: ops.fetch(means))
-
-
-def fetch_codes(
-    ops: Any, shape: KltShape, lane: Lane, head: Any, pages: tuple[Any, Any], refs: tuple[Any, Any, Any]
-) -> None:
-    """Fetches the codes of the first ``shape.ahead`` pages: of every other one, two warps those of keys and of values.
-
-    Args:
-        ops: ``warp_ops``, or ``emulated_ops``.
-        shape: sizes.
-        lane: who this thread is.
-        head: of all rows.
-        pages: the first one, and the one after the last.
-        refs: the table of layouts (see ``klt_shape``), codes of keys, and of values.
-    """
-    table, key, value = map(ops.address, refs)
-    row, kv_head = ops.divide(head, shape.num_kv_heads), ops.modulo(head, shape.num_kv_heads)
-    of_head = ops.offset(table, ops.times(kv_head, 4 * HEAD_WORDS))
-    words = [ops.load_words(of_head, 1, 4 * (len(CONSTANTS.words) + index), once=False)[0] for index in (0, 1, 3, 4)]
-    of_keys = ops.equal(ops.modulo(lane.warp, 2), 0)
-    start, tile = (ops.select(of_keys, *pair) for pair in (words[0::2], words[1::2]))
-    codes = ops.offset(ops.select_address(of_keys, key, value), start)
-    page_nbytes = ops.select(of_keys, ops.integer(shape.key_nbytes), ops.integer(shape.value_nbytes))
-    tiles = shape.page // TILE
-    nbytes, most = ops.times(tile, tiles), tiles * max(shape.key_tile, shape.value_tile)
-    place = ops.times(lane.lane, _LINE)
-    first, stop = pages
-    of_row = ops.times(row, shape.pages)
-    for index in range(0, shape.ahead, 2):
-        page = ops.add(first, ops.add(ops.divide(lane.warp, 2), ops.integer(index)))
-        where = ops.offset(ops.offset_product(codes, ops.add(of_row, page), page_nbytes), place)
-        for at in range(0, most, 32 * _LINE):
-            there = ops.both(ops.less(ops.add(place, ops.integer(at)), nbytes), ops.less(page, stop))
-            ops.only_if(there, lambda where=where, at=at: ops.fetch(where, at))

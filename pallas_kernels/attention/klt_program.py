@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import PRODUCTS, TILE
-from kakeya_jax.pallas_kernels.attention.klt_ahead import fetch_codes
 from kakeya_jax.pallas_kernels.attention.klt_queries import PageQueries, write_queries
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
 from kakeya_jax.pallas_kernels.attention.klt_shape import GROUP, GROUPS, KltShape
@@ -59,9 +58,7 @@ def klt_program(
 
     def pages_of() -> tuple[Any, Any]:
         found.append(ops.divide(tokens_of(head), TILE))
-        pages = _pages(ops, shape, split, found[0])
-        fetch_codes(ops, shape, lane, head, pages, (table_ref, codes[0], codes[2]))
-        return pages
+        return _pages(ops, shape, split, found[0])
 
     write_queries(ops, shape, lane, head, pages_of, query_ref, tables, queries, shared_ref)
     count = found[0]

@@ -24,12 +24,12 @@ from kakeya_jax.pallas_kernels.attention.klt_query_operands import (
     times_mean,
     token_operands,
 )
-from kakeya_jax.pallas_kernels.attention.klt_query_rows import BLOCKS, SHARED_NBYTES, QueryRows, first_query
+from kakeya_jax.pallas_kernels.attention.klt_query_rows import SHARED_NBYTES, TOGETHER, QueryRows, first_query
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
 from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, GROUP, GROUPS, UNIT_WORDS, KltShape
 from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, Lane
 
-_TOPS, _TOPS_NBYTES = SHARED_NBYTES, BLOCKS * 4 * 4 * 16
+_TOPS, _TOPS_NBYTES = SHARED_NBYTES, TOGETHER * 4 * 4 * 16
 """Where the largest numbers of each row and warp are in shared memory, twice,"""
 
 _SIZES = _TOPS + 2 * _TOPS_NBYTES
@@ -40,6 +40,9 @@ _QUERY_LARGEST = 64.0
 
 _NUMBER_LARGEST = LARGEST * (1 - 2.0**-20)
 """What the largest number of a query becomes, approximately: the reciprocal of it may be a little too large."""
+
+_EXTRAS = 4
+"""Products whose extras are found at once."""
 
 _BIAS_ZERO = 32768
 _BIAS_LARGEST = 32000.0
@@ -105,6 +108,8 @@ def write_queries(
     writer.write_numbers()
     ops.barrier()
     writer.write_logits()
+    writer.write_extras()
+    ops.barrier()
 
 
 class _Writer:
@@ -182,7 +187,7 @@ class _Writer:
         self.at.over_pages(vectors, operands, finish)
 
     def write_logits(self) -> None:
-        """Logits that do not come from codes; and what belongs to a page's queries besides."""
+        """Logits that do not come from codes."""
         ops, lane, shape = self.ops, self.lane, self.shape
         vectors = times_mean(ops, shape, lane, self.vectors, self.tables.means, self.kv_head)
         sizes = []
@@ -202,7 +207,6 @@ class _Writer:
             def finish(bases: list[Any], turn: Any, all_sums: list[list[list[Any]]]) -> None:
                 del turn
                 for base, sums in zip(bases, all_sums, strict=True):
-                    notes = self._notes(base)
                     for half in range(2):
                         page, query = self.at.row_of(base, lane.row, half)
                         where = ops.offset(self.queries.bias, page, 2 * shape.page * shape.rows)
@@ -215,13 +219,24 @@ class _Writer:
                             )
                             words.append(ops.permute_bytes(low, high, ops.integer(0x5410)))
                         ops.store_words(where, words)
-                    ops.only_if(ops.equal(index, 0), lambda notes=notes: self._write_extras(notes))
 
             self.at.over_pages(vectors, operands, finish)
             ops.barrier()  # left operands are free again
             return nothing
 
         ops.loop(ops.integer(0), ops.integer(shape.page // (32 * columns)), [ops.integer(0)], part)
+
+    def write_extras(self) -> None:
+        """What belongs to a page's queries besides; of several products at once, which wait for each other nowhere."""
+        ops, pages = self.ops, self.at.pages
+
+        def rows(base: Any, nothing: list[Any]) -> list[Any]:
+            bases = [ops.add(base, ops.integer(pages * index)) for index in range(_EXTRAS)]
+            for notes in [self._notes(each) for each in bases]:
+                self._write_extras(notes)
+            return nothing
+
+        ops.loop(self.at.first, self.at.stop, [ops.integer(0)], rows, _EXTRAS * pages)
 
     def _notes(self, base: Any) -> "_Notes":
         """Of this warp's four of 16 rows; eight lanes have a row, a group each."""

@@ -13,13 +13,13 @@ _STEPS = DIM // 16
 _STEP_NBYTES = 512 + 64
 """Of a step's left operands in shared memory; what is more than 512 keeps writers apart."""
 
-BLOCKS = 2
-"""Products of 16 rows at once."""
+TOGETHER = 2
+"""Products of 16 rows at once, for fewer barriers."""
 
-_BLOCK_NBYTES = _STEPS * _STEP_NBYTES
+_PRODUCT_NBYTES = _STEPS * _STEP_NBYTES
 """Of one's left operands,"""
 
-_ROWS_NBYTES = BLOCKS * _BLOCK_NBYTES
+_ROWS_NBYTES = TOGETHER * _PRODUCT_NBYTES
 """and of all; there is room for two."""
 
 SHARED_NBYTES = 2 * _ROWS_NBYTES
@@ -58,31 +58,39 @@ class QueryRows:
         operands: list[list[list[Any]]],
         finish: Callable[[list[Any], Any, list[list[list[Any]]]], None],
     ) -> None:
-        """``finish(first pages, turn, sums)`` of every few products: vectors turned to where pages start, times
-        operands."""
+        """``finish(first pages, turn, sums)`` of every two products, and of one for what is left: vectors turned to
+        where pages start, times operands."""
+        ops, two = self.ops, TOGETHER * self.pages
+        pairs = ops.divide(ops.add(ops.subtract(self.stop, self.first), ops.integer(self.pages - 1)), two)
+        middle = ops.add(self.first, ops.times(pairs, two))
+        turn = ops.integer(0)
+        for start, stop, count in ((self.first, middle, TOGETHER), (middle, self.stop, 1)):
+
+            def rows(base: Any, carried: list[Any], count: int = count) -> list[Any]:
+                turn, angles = carried[0], carried[1:]
+                buffer = ops.shared_offset(self.shared, ops.times(turn, _ROWS_NBYTES))
+                for index in range(count):
+                    self._turn(vectors, angles[8 * index : 8 * index + 8], buffer, _PRODUCT_NBYTES * index)
+                ahead = self._angles(ops.add(base, ops.integer(count * self.pages)), count)
+                ops.barrier()  # who reads the other buffer comes here before it is written again
+                sums = self._products(operands, buffer, count)
+                finish([ops.add(base, ops.integer(self.pages * index)) for index in range(count)], turn, sums)
+                return [ops.subtract(ops.integer(1), turn), *ahead]
+
+            turn = ops.loop(start, stop, [turn, *self._angles(start, count)], rows, count * self.pages)[0]
+
+    def _products(self, operands: list[list[list[Any]]], buffer: Any, count: int) -> list[list[list[Any]]]:
+        """Of each product's rows in shared memory, for each block of eight columns."""
         ops = self.ops
-
-        def rows(base: Any, carried: list[Any]) -> list[Any]:
-            turn, angles = carried[0], carried[1:]
-            buffer = ops.shared_offset(self.shared, ops.times(turn, _ROWS_NBYTES))
-            for block in range(BLOCKS):
-                self._turn(vectors, angles[8 * block : 8 * block + 8], buffer, _BLOCK_NBYTES * block)
-            ahead = self._angles(ops.add(base, ops.integer(BLOCKS * self.pages)))
-            ops.barrier()  # who reads the other buffer comes here before it is written again
-            buffer = ops.shared_offset(buffer, ops.times(self.lane.lane, 16))
-            sums = [[[ops.real(0.0)] * 4 for _ in operands] for _ in range(BLOCKS)]
-            for step in range(_STEPS):
-                for block in range(BLOCKS):
-                    left = ops.shared_words(buffer, 4, _BLOCK_NBYTES * block + _STEP_NBYTES * step)
-                    sums[block] = [
-                        ops.multiply_halves(total, left, right[step])
-                        for total, right in zip(sums[block], operands, strict=True)
-                    ]
-            finish([ops.add(base, ops.integer(self.pages * block)) for block in range(BLOCKS)], turn, sums)
-            return [ops.subtract(ops.integer(1), turn), *ahead]
-
-        step = BLOCKS * self.pages
-        ops.loop(self.first, self.stop, [ops.integer(0), *self._angles(self.first)], rows, step)
+        buffer = ops.shared_offset(buffer, ops.times(self.lane.lane, 16))
+        found = [[[ops.real(0.0)] * 4 for _ in operands] for _ in range(count)]
+        for step in range(_STEPS):
+            for index, sums in enumerate(found):
+                left = ops.shared_words(buffer, 4, _PRODUCT_NBYTES * index + _STEP_NBYTES * step)
+                found[index] = [
+                    ops.multiply_halves(total, left, right[step]) for total, right in zip(sums, operands, strict=True)
+                ]
+        return found
 
     def row_of(self, base: Any, row: Any, half: int = 0) -> tuple[Any, Any]:
         """The page of all heads', and the query, of row ``row + 8 half``."""
@@ -95,10 +103,10 @@ class QueryRows:
         """Beyond the last page it is done again, with the same result."""
         return self.ops.smaller(self.ops.add(base, slot), self._last)
 
-    def _angles(self, base: Any) -> list[Any]:
-        """For two pages of every product the cosines of this lane's two channels, and the sines."""
+    def _angles(self, base: Any, count: int) -> list[Any]:
+        """For two pages of each of ``count`` products the cosines of this lane's two channels, and the sines."""
         ops, found = self.ops, []
-        for half in range(2 * BLOCKS):
+        for half in range(2 * count):
             page = self._page(base, ops.add(self._slot, ops.integer(half * (COLUMNS // self.rows))))
             where = ops.offset(ops.offset(self._turns, page, 16 * 32), ops.times(self.lane.lane, 16))
             found += ops.load_reals(where, 4)

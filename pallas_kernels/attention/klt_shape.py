@@ -51,7 +51,6 @@ class KltShape(TileShape):
         value_widths: among values.
         dtype: of the queries.
         scale: factor of logits to the base 2.
-        ahead: pages whose codes are fetched while queries are found.
     """
 
     page: int
@@ -65,7 +64,6 @@ class KltShape(TileShape):
     value_widths: tuple[int, ...]
     dtype: Any
     scale: float
-    ahead: int
 
     @property
     def query_columns(self) -> int:

@@ -26,9 +26,6 @@ from kakeya_jax.typing import Array, Float, Int
 _TEAMS = 3
 """Programs of a block of threads: the assembler takes 180 registers for a thread of one, and makes do with 168."""
 
-_AHEAD = 0
-"""Pages of codes that a program fetches while it finds queries and does not wait for memory."""
-
 _ROOM = 1024
 """Stages have room for a multiple of so many bytes, so that layers of similar layouts share a program."""
 
@@ -80,7 +77,6 @@ def klt_step(
         warps=WARPS,
         dtype=query.dtype,
         scale=scale * rope.attention_factor / LN2,
-        ahead=_AHEAD,
     )
     tables = query_tables(key, key_code, value, value_code, coded, rope=rope, first_position=geometry.sinks)
     window = WindowShape(

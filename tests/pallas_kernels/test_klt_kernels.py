@@ -70,6 +70,14 @@ def test_other_pages_and_windows(recipe: str):
     assert difference(emulated(query, layer, positions), reference(query, layer, positions)) < 1e-3
 
 
+def test_programs_of_many_pages():
+    """Products of two times four pages' queries, and of four that are left."""
+    layer, query, positions = klt_layer(
+        KEY_WIDTHS, VALUE_WIDTHS, group=4, recipe="both=klt(block_size=64),sinks=2,recent=5", length=1000
+    )
+    assert difference(emulated(query, layer, positions), reference(query, layer, positions)) < 1e-3
+
+
 @pytest.mark.parametrize("size", [1e5, pytest.param(1e-5, marks=pytest.mark.slow)])
 def test_maps_and_queries_of_any_size(size: float):
     """Keys so much larger, queries so much smaller; one query is zero."""
