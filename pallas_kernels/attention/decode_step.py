@@ -137,10 +137,9 @@ def decode_step(
 
 
 def _most_teams(shape: CodedShape) -> int:
-    """Programs in a block of threads: three, which bounds registers, where one alone takes so many that but two run on
-    a multiprocessor."""
-    many = shape.key.step or shape.value.step or (not shape.paired and shape.dim > 64)
-    return 3 if many else 1
+    """Programs in a block of threads: three, which bounds registers, where levels have minima: one alone takes so many
+    that but two run on a multiprocessor."""
+    return 3 if shape.key.step or shape.value.step else 1
 
 
 def _program_of(

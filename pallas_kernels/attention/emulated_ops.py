@@ -336,6 +336,10 @@ def load_words(where: Pointer, count: int, at: int = 0, *, once: bool = True) ->
     return [_read(where, at + 4 * index, np.uint32) for index in range(count)]
 
 
+def prefetch(where: Pointer, at: int = 0) -> None:
+    _read(where, at, np.uint8)
+
+
 def load_reals(where: Pointer, count: int, at: int = 0, *, once: bool = False) -> list[Register]:
     return [as_real(word) for word in load_words(where, count, at, once=once)]
 

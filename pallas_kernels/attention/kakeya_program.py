@@ -68,13 +68,13 @@ def kakeya_program(
         turn_ref: float32 ``[tiles, D]``, ``kakeya_turns.tile_angles``.
         query_ref: float32 ``[N, rows, D]``, at most 1 in size, by ``kakeya_turns.by_step``.
         factor_ref: float32 ``[N, 8]``: of products, for logits to the base 2.
-        basis_ref: float16 ``[N, blocks, L, D]``.
-        center_ref: float16 ``[N, blocks, 16, L]``.
-        mean_ref: float16 ``[N, blocks, D]``.
-        key_ref: uint8 ``[N, T, L b / 8]``.
-        norm_ref: float16 ``[N, T]``.
-        projection_ref: float16 ``[N, T]``.
-        segment_ref: uint8 ``[N, T / 2]``.
+        basis_ref: float16 ``[M, blocks, L, D]``, ``M = N / mixed``.
+        center_ref: float16 ``[M, blocks, 16, L]``.
+        mean_ref: float16 ``[M, blocks, D]``.
+        key_ref: uint8 ``[M, T, mixed, L b / 8]``.
+        norm_ref: float16 ``[M, T, mixed]``.
+        projection_ref: float16 ``[M, T, mixed]``.
+        segment_ref: uint8 ``[M, T mixed / 2]``.
         value_ref: uint8 ``[N, T / page, D, page b / 8]``.
         value_scale_ref: float16 ``[N, T]``, not negative.
         top_ref: float32 ``[N, states, rows]``, to the base 2.
@@ -102,10 +102,14 @@ def kakeya_program(
         ops.only_if(exists, lambda: copies(tile, slot))
         ops.commit_copies()
 
+    of_head = ops.times(ops.divide(head, shape.mixed), shape.capacity // shape.block)
+
     def in_block(block: Any, state: list[Any]) -> list[Any]:
         ops.barrier()
-        skeletons.load(ops.add(ops.times(head, shape.capacity // shape.block), block), shared)
+        skeletons.load(ops.add(of_head, block), shared)
         ops.barrier()
+        after = ops.add(block, ops.integer(1))
+        ops.only_if(ops.less(after, stop), lambda: skeletons.prefetch(ops.add(of_head, after)))
         begin = ops.times(block, shape.tiles)
 
         def step(inside: Any, state: list[Any]) -> list[Any]:
@@ -172,14 +176,16 @@ class _Keys:
         read."""
         ops, shape, tiles = self.ops, self.shape, self.tiles
         self._turn_queries(slot)
-        norms, shares = tiles.lengths(slot)
-        centers = tiles.centers(slot, shares) if shape.centers else []
         sums: list[Any] = []
         for first in range(0, PRODUCTS, shape.together):
-            codes = [self._codes(slot, product) for product in range(first, first + shape.together)]
+            parts = []
+            for product in range(first, first + shape.together):
+                norms, shares = tiles.lengths(slot, product)
+                left = self._codes(slot, product)
+                parts.append(([*left, tiles.centers(slot, product, shares)] if shape.centers else left, norms))
             if first + shape.together == PRODUCTS:
                 start_next()
-            sums += self._products(first, codes, norms, centers)
+            sums += self._products(first, parts)
         return [
             [ops.scaled(each, self.factors[index % 2]) for index, each in enumerate(sums[4 * product :][:4])]
             for product in range(PRODUCTS)
@@ -209,10 +215,8 @@ class _Keys:
         )
         return [[near[0], far[0], near[1], far[1]] for near, far in zip(low, high, strict=True)]
 
-    def _products(
-        self, first: int, codes: list[list[list[Any]]], norms: list[list[Any]], centers: list[list[Any]]
-    ) -> list[Any]:
-        """Sums of the products with queries of those whose codes are given, the ``first`` of the tile and on."""
+    def _products(self, first: int, parts: list[tuple[list[list[Any]], list[Any]]]) -> list[Any]:
+        """Sums of products with queries, from the ``first`` of the tile on: of left operands and norms of keys."""
         ops, shape = self.ops, self.shape
 
         def one_step(step: Any, sums: list[Any]) -> list[Any]:
@@ -231,28 +235,39 @@ class _Keys:
             means = [[ops.half_of(word, upper=upper) for upper in (False, True)] for word in mean_words]
             query = ops.shared_words(ops.shared_offset(self.queries, ops.times(step, 256)), 2, shape.queries_at)
             angles = ops.shared_offset(self.angles, ops.times(step, 512 * PRODUCTS))
+            totals = [[[ops.real(0.0)] * 4 for _ in range(2)] for _ in parts]
+            for depth in range(len(by_half[0])):  # chains of products side by side: one waits for the one before it
+                for half, right in enumerate(by_half):
+                    for total, (left, _) in zip(totals, parts, strict=True):
+                        total[half] = ops.multiply_halves(total[half], left[depth], right[depth])
             found = []
-            for index, left in enumerate(codes):
-                product = first + index
-                operands = [*left, centers[product]] if shape.centers else left
+            for index, (total, (_, norms)) in enumerate(zip(totals, parts, strict=True)):
+                turn = ops.shared_words(angles, 4, shape.angles_at + 512 * (first + index))
                 halves = []
-                for right, mean in zip(by_half, means, strict=True):
-                    total = [ops.real(0.0)] * 4
-                    for one, other in zip(operands, right, strict=True):
-                        total = ops.multiply_halves(total, one, other)
-                    made = [ops.fused(each, norms[product][n // 2], mean[n % 2]) for n, each in enumerate(total)]
+                for each, mean in zip(total, means, strict=True):
+                    made = [ops.fused(value, norms[n // 2], mean[n % 2]) for n, value in enumerate(each)]
                     halves.append([ops.pack_halves(*made[:2]), ops.pack_halves(*made[2:])])
-                turn = ops.shared_words(angles, 4, shape.angles_at + 512 * product)
-                near, far = [], []
-                for row in range(2):
-                    cos, sin, one, other = turn[2 * row], turn[2 * row + 1], halves[0][row], halves[1][row]
-                    minus = ops.negative_halves(ops.scaled_halves(other, sin))
-                    near.append(ops.fused_halves(one, cos, minus))
-                    far.append(ops.fused_halves(other, cos, ops.scaled_halves(one, sin)))
+                near, far = _turned(ops, halves, turn)
                 found += ops.multiply_halves(sums[4 * index : 4 * index + 4], [*near, *far], query)
             return found
 
-        return ops.loop(ops.integer(0), ops.integer(STEPS), [ops.real(0.0)] * (4 * len(codes)), one_step)
+        def some_steps(index: Any, sums: list[Any]) -> list[Any]:
+            for n in range(shape.unrolled):
+                sums = one_step(ops.add(index, ops.integer(n)), sums)
+            return sums
+
+        zeros = [ops.real(0.0)] * (4 * len(parts))
+        return ops.loop(ops.integer(0), ops.integer(STEPS), zeros, some_steps, shape.unrolled)
+
+
+def _turned(ops: Any, halves: list[list[Any]], turn: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Both rows' channels and their partners, rotated by angles of these cosines and sines."""
+    near, far = [], []
+    for row, (one, other) in enumerate(zip(*halves, strict=True)):
+        cos, sin = turn[2 * row : 2 * row + 2]
+        near.append(ops.fused_halves(one, cos, ops.negative_halves(ops.scaled_halves(other, sin))))
+        far.append(ops.fused_halves(other, cos, ops.scaled_halves(one, sin)))
+    return near, far
 
 
 def _add_values(

@@ -26,12 +26,14 @@ class KakeyaShape(CodedShape):
         block: tokens that share a skeleton, a multiple of 64.
         centers: whether blocks have centres.
         level_unit: of the keys' levels.
+        mixed: heads whose keys are in a block, token after token; 1 if each has blocks of its own.
     """
 
     length: int
     block: int
     centers: bool
     level_unit: float
+    mixed: int
 
     @property
     def key_dim(self) -> int:
@@ -47,6 +49,11 @@ class KakeyaShape(CodedShape):
     def together(self) -> int:
         """Products of 16 tokens whose codes are in registers at a time."""
         return PRODUCTS * 64 // self.length
+
+    @property
+    def unrolled(self) -> int:
+        """Steps in one turn of a loop, so that products of one go on while the results of another are turned."""
+        return PRODUCTS // self.together
 
     @property
     def tiles(self) -> int:
@@ -89,19 +96,24 @@ class KakeyaShape(CodedShape):
         return False
 
     @property
-    def stage_projection(self) -> int:
-        """Where in a tile's room coefficients of centres are."""
+    def stage_norm(self) -> int:
+        """Where in a tile's room norms are."""
         return super().stage_nbytes
+
+    @property
+    def stage_projection(self) -> int:
+        """Where coefficients of centres are."""
+        return self.stage_norm + (4 * TILE if self.mixed > 1 else 2 * TILE)
 
     @property
     def stage_segment(self) -> int:
         """Where the numbers of centres are."""
-        return self.stage_projection + 2 * TILE
+        return self.stage_projection + (4 * TILE if self.mixed > 1 else 2 * TILE)
 
     @property
     def stage_turn(self) -> int:
         """Where the cosines and sines of the tile's first position are."""
-        return self.stage_segment + TILE // 2
+        return self.stage_segment + (4 * TILE if self.mixed > 1 else TILE // 2)
 
     @property
     def stage_nbytes(self) -> int:

@@ -15,6 +15,9 @@ from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 _ONES = 0x3C003C00
 """Twice one."""
 
+_LINE = 128
+"""Bytes that are read together."""
+
 
 class Skeletons:
     """Of one head; each of four warps has 32 channels, of all tokens."""
@@ -22,6 +25,7 @@ class Skeletons:
     def __init__(self, ops: Any, shape: KakeyaShape, lane: Lane, sign_ref: Any, refs: tuple[Any, Any, Any]) -> None:
         self.ops, self.shape, self.lane = ops, shape, lane
         self.basis, self.center, self.mean = map(ops.address, refs)
+        self.start = ops.offset(self.basis, ops.times(lane.thread, _LINE))
         quarter, row = shape.length // 4, lane.row
         # Index of a depth's component among four bits: the highest two and the lowest two; those between are its step.
         first = ops.add(ops.times(ops.divide(row, 4), quarter), ops.modulo(row, 4))
@@ -48,6 +52,13 @@ class Skeletons:
         high = odd(ops.both(index, ops.add(at, ops.integer(1))))
         signs = ops.either(ops.left(low, 15), ops.left(high, 31))
         return ops.differing(ops.integer(_ONES), signs)
+
+    def prefetch(self, block: Any) -> None:
+        """Has a block's basis read into the second-level cache."""
+        ops, shape = self.ops, self.shape
+        where = ops.offset(self.start, block, 2 * DIM * shape.length)
+        for first in range(0, 2 * DIM * shape.length, 32 * _LINE * shape.warps):
+            ops.prefetch(where, first)
 
     def load(self, block: Any, shared: Any) -> None:
         """Puts the ``block``-th of all heads' blocks into shared memory."""

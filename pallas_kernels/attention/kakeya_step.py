@@ -73,6 +73,7 @@ def kakeya_step(
         length=codec.rank,
         block=key_stream.block_size,
         centers=code.centers is not None,
+        mixed=heads // math.prod(code.norm.shape[:2]),
         level_unit=1.0 if codec.centroids is not None else half_unit(tuple(map(float, gaussian_levels(bits)))),
     )
     window = WindowShape(
@@ -146,7 +147,6 @@ def unsupported_kakeya(query: Array, key_stream: Stream, value_stream: Stream) -
     found += ["kakeya with a shared basis"] if config.basis == "shared" else []
     found += [f"kakeya with {config.kmeans_centers} centres"] if config.kmeans_centers not in (0, CENTERS) else []
     found += [f"a skeleton of {config.skeleton_dtype}"] if config.skeleton_dtype != "float16" else []
-    found += ["kakeya of all heads together"] if config.mix_heads else []
     found += ["a static mean or whitening"] if key_stream.frame is not None else []
     found += [f"blocks of {config.block_size} tokens"] if config.block_size % TILE else []
     if key_stream.tail.dtype != value_stream.tail.dtype:

@@ -383,6 +383,11 @@ def load_words(where: Register, count: int, at: int = 0, *, once: bool = True) -
     return list(_asm(f"{kind}{vector}.b32 {targets}, [${count}+{at}];", where, results=[_i32()] * count))
 
 
+def prefetch(where: Register, at: int = 0) -> None:
+    """Has the line of memory ``at`` bytes from ``where`` read into the second-level cache."""
+    _asm(f"prefetch.global.L2 [$0+{at}];", where, results=None)
+
+
 def load_reals(where: Register, count: int, at: int = 0, *, once: bool = False) -> list[Register]:
     """1, 2 or 4 consecutive floats."""
     return [as_real(word) for word in load_words(where, count, at, once=once)]

@@ -19,11 +19,11 @@ SCALE = DIM**-0.5
 
 
 def kakeya_layer(
-    recipe: str, *, group: int, lengths: tuple[int, ...] = (300, 170, 3), dtype: Any = jnp.float32, dim: int = DIM
+    recipe: str, *, group: int, lengths: tuple[int, ...] = (300, 170, 3), dtype: Any = jnp.float32, heads: int = HEADS
 ) -> tuple[LayerCache, Array, Array]:
     """A layer with rows of these lengths, a query for each, and their positions. Codes are random, skeletons are what
     they may be: orthonormal bases, centres of length 1, means of the size of the spread."""
-    shape = CacheShape(num_layers=1, num_kv_heads=HEADS, head_dim=dim)
+    shape = CacheShape(num_layers=1, num_kv_heads=heads, head_dim=DIM)
     cache = CompressedCache.init(
         shape, Recipe.parse(recipe), batch_size=len(lengths), max_length=max(lengths) + 20, dtype=dtype
     )
@@ -31,7 +31,7 @@ def kakeya_layer(
     layer = dataclasses.replace(
         cache.layers[0], **{name: _random(getattr(cache.layers[0], name), lengths, rng) for name in ("key", "value")}
     )
-    query = jnp.asarray(rng.standard_normal((len(lengths), 1, group * HEADS, dim)), dtype)
+    query = jnp.asarray(rng.standard_normal((len(lengths), 1, group * heads, DIM)), dtype)
     return layer, query, jnp.asarray(lengths)[:, None] - 1
 
 
@@ -72,7 +72,7 @@ def attend_exactly(layer: LayerCache, query: Array, positions: Array, *, rope: R
     for row in range(rows):
         seen = int(positions[row, 0]) + 1
         for head in range(heads):
-            at = head * HEADS // heads
+            at = head * key.shape[1] // heads
             logits = turned[row, at, :seen] @ asked[row, head] * SCALE
             weights = np.exp(logits - logits.max())
             out[row, head] = weights @ value[row, at, :seen] / weights.sum()
