@@ -1,5 +1,6 @@
 """Codes of pairs of channels as kernels read them."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,12 +8,13 @@ import pytest
 from kakeya_jax import direction_words
 
 
-@pytest.mark.parametrize(("tokens", "pairs", "width"), [(64, 16, 7), (128, 48, 3), (64, 32, 8), (128, 16, 5)])
+@pytest.mark.parametrize(("tokens", "pairs", "width"), [(128, 32, 7), (64, 16, 5)])
 def test_packing_is_undone_and_takes_no_more_bytes(tokens: int, pairs: int, width: int) -> None:
     codes = np.random.default_rng(0).integers(0, 1 << width, (tokens, pairs))
-    packed = direction_words.pack(jnp.asarray(codes), width)
+    packed = jax.jit(direction_words.pack, static_argnums=1)(jnp.asarray(codes), width)
     assert packed.shape == (tokens // 64, 8 * pairs * width)
-    np.testing.assert_array_equal(direction_words.unpack(packed, width, pairs), codes)
+    unpacked = jax.jit(direction_words.unpack, static_argnums=(1, 2))(packed, width, pairs)
+    np.testing.assert_array_equal(unpacked, codes)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +27,7 @@ def test_words_are_read_by_fours_twos_and_ones(width: int, expected: list[tuple[
 def test_a_lane_reads_its_codes_in_the_order_of_products() -> None:
     """Lane 4 g + t, its words read where ``parts_of`` says, as one string of bits."""
     codes = np.random.default_rng(1).integers(0, 128, (64, 16))
-    words = np.asarray(direction_words.pack(jnp.asarray(codes), 7)).view("<u4")[0]
+    words = np.asarray(jax.jit(direction_words.pack, static_argnums=1)(jnp.asarray(codes), 7)).view("<u4")[0]
     for g, t in ((0, 0), (3, 2), (7, 3)):
         lane = 4 * g + t
         mine = [
