@@ -114,7 +114,9 @@ def test_more_emulated_steps(recipe: str, group: int):
     rope = dataclasses.replace(ROPE, scaling=YarnScaling(factor=4.0, original_max_position_embeddings=128))
     layer, query, positions = kakeya_layer(recipe, group=group, lengths=(900, 650, 3))
     found = emulated(query, layer, positions, splits=3, rope=rope)
-    assert difference(found, attend_exactly(layer, query, positions, rope=rope)) < 1e-3
+    assert (
+        difference(found, attend_exactly(layer, query, positions, rope=rope)) < 2e-3
+    )  # as on a GPU: logits are larger
 
 
 @pytest.mark.gpu
