@@ -37,7 +37,7 @@ def kakeya_layer(
 
 def _random(stream: Stream, lengths: tuple[int, ...], rng: np.random.Generator) -> Stream:
     """Pages that are not there yet are poisoned."""
-    closed = np.asarray(stream.geometry.closed_pages(np.asarray(lengths))) * stream.blocks_per_page
+    closed = np.asarray(stream.geometry.closed_pages(jnp.asarray(lengths))) * stream.blocks_per_page
 
     def poisoned(path: Any, array: Array) -> Array:
         unused = (np.arange(array.shape[2]) >= closed[:, None])[:, None].reshape(
