@@ -36,13 +36,23 @@ def kakeya_layer(
 
 
 def _random(stream: Stream, lengths: tuple[int, ...], rng: np.random.Generator) -> Stream:
+    """Pages that are not there yet are poisoned."""
+    closed = np.asarray(stream.geometry.closed_pages(jnp.asarray(lengths))) * stream.blocks_per_page
+
+    def poisoned(path: Any, array: Array) -> Array:
+        unused = (np.arange(array.shape[2]) >= closed[:, None])[:, None].reshape(
+            len(lengths), 1, -1, *[1] * (array.ndim - 3)
+        )
+        return jnp.where(unused, 255 if array.dtype == jnp.uint8 else jnp.nan, leaf(path, array)).astype(array.dtype)
+
     def leaf(path: Any, array: Array) -> Array:
         name = path[-1].name
         if array.dtype == jnp.uint8:
             return jnp.asarray(rng.integers(0, 256, array.shape), jnp.uint8)
         if name == "basis":
-            square = rng.standard_normal((*array.shape[:-2], array.shape[-1], array.shape[-1]))
-            return jnp.asarray(np.linalg.qr(square)[0][..., : array.shape[-2], :], array.dtype)
+            rows = np.linalg.qr(rng.standard_normal((DIM, DIM)))[0]
+            order = rng.permuted(np.broadcast_to(np.arange(DIM), (*array.shape[:-2], DIM)), axis=-1)
+            return jnp.asarray(rows[order[..., : array.shape[-2]]], array.dtype)
         if name in ("norm", "scale"):
             return jnp.asarray(10 ** rng.uniform(-0.5, 1.0, array.shape), array.dtype)
         drawn = rng.standard_normal(array.shape)
@@ -52,7 +62,7 @@ def _random(stream: Stream, lengths: tuple[int, ...], rng: np.random.Generator) 
 
     return dataclasses.replace(
         stream,
-        blocks=jax.tree_util.tree_map_with_path(leaf, stream.blocks),
+        blocks=jax.tree_util.tree_map_with_path(poisoned, stream.blocks),
         sinks=jnp.asarray(rng.standard_normal(stream.sinks.shape), stream.sinks.dtype),
         tail=jnp.asarray(rng.standard_normal(stream.tail.shape), stream.tail.dtype),
         length=jnp.asarray(lengths, jnp.int32),
