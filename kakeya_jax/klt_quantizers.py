@@ -150,7 +150,7 @@ def _looked_up(values: Float[Array, "*shape"], width: int) -> Int[Array, "*shape
     index = jnp.clip(nearest, LOWEST, HIGHEST).astype(jnp.int32) - LOWEST
     below = jnp.asarray(code_table(width)).at[index].get(mode="promise_in_bounds")
     edge = jnp.asarray(edge_table(width)).at[index].get(mode="promise_in_bounds")
-    return below + (values > edge)
+    return below + (values > edge).astype(jnp.int32)
 
 
 def _counted(values: Float[Array, "*shape"], width: int) -> Int[Array, "*shape"]:

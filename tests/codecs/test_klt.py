@@ -339,7 +339,12 @@ def filled(options: str, chunks: list[int]) -> CompressedCache:
     return cache.replace_layers((layer,))
 
 
-CACHED = ("form=fast", "form=quality", "heads_together=2", "form=quality,trellis=true")
+CACHED = (
+    "form=fast",
+    pytest.param("form=quality", marks=pytest.mark.slow),
+    pytest.param("heads_together=2", marks=pytest.mark.slow),
+    "form=quality,trellis=true",
+)
 each_cached = pytest.mark.parametrize("options", CACHED)
 
 

@@ -19,7 +19,13 @@ from kakeya_jax.recipe import Recipe
 RECIPE = "both=int4(block_size=16),sinks=2,recent=8"
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, "key@pre=int8(block_size=16),value=int4(block_size=16),sinks=2,recent=8"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(RECIPE, marks=pytest.mark.slow),
+        "key@pre=int8(block_size=16),value=int4(block_size=16),sinks=2,recent=8",
+    ],
+)
 def test_decoding_first_and_reading_codes_give_the_same_logits(tiny_model, tiny_tokens, recipe: str):
     model, params = tiny_model
     cache = CompressedCache.init(model.config, Recipe.parse(recipe), batch_size=2, max_length=96, dtype=jnp.float32)

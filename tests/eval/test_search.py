@@ -201,6 +201,7 @@ def test_a_stream_that_costs_a_million_times_more_stays_exact(calibration):
     assert [where for where, codec in codecs.items() if codec == "identity"] == [(1, "value")]
 
 
+@pytest.mark.slow
 def test_predictions_for_samples_agree_with_the_allocation_s(calibration):
     coordinates = search._coordinates(calibration, WHERE, STANDARD)
     ratios = []

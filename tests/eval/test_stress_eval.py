@@ -33,6 +33,7 @@ def test_command_line_says_what_was_measured(tmp_path, tiny_model, tiny_tokens, 
     assert "stress factor 0.0 must be a positive number, for example 32" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_klt_does_not_notice_and_turboquant_breaks(tiny_model, tiny_tokens):
     model, params = tiny_model
     plain, stressed = (_losses(model, stress(params, model.config, factor), tiny_tokens) for factor in (1.0, 128.0))
