@@ -95,6 +95,7 @@ def test_a_broken_calibration_is_an_error_and_not_an_absence(calibration: Calibr
         serves(dataclasses.replace(calibration, statistics=broken), Recipe.named("klt-2"))
 
 
+@pytest.mark.slow
 def test_a_model_reads_pairs_of_heads_as_their_codec_gives_them_back(
     calibration: Calibration, model: Decoder, params: Any, passages: np.ndarray
 ) -> None:

@@ -149,6 +149,7 @@ def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: 
     )
 
 
+@pytest.mark.slow
 def test_loops_start_at_the_same_length(tiny_model, tiny_tokens):
     """And copy nothing: what a loop gives back is what the next one takes."""
     model, params = tiny_model

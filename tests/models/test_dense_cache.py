@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_models import golden
 
 from kakeya_jax.models import DenseCache, load
 from kakeya_jax.models.decoder import Decoder
@@ -16,8 +17,9 @@ def bundled() -> tuple[Decoder, dict]:
     return load("demo")
 
 
-def test_chunks_and_steps_are_the_dense_model(bundled) -> None:
-    model, params = bundled
+@pytest.mark.parametrize("name", ["llama-llama3", "qwen2-yarn"])
+def test_chunks_and_steps_are_the_dense_model(name: str) -> None:
+    model, params = golden(name)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, model.config.vocab_size, (2, LENGTH)))
     dense = model.apply({"params": params}, tokens).logits
     apply = jax.jit(lambda tokens, cache: model.apply({"params": params}, tokens, cache=cache))

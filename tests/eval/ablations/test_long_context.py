@@ -117,7 +117,11 @@ def test_distinct_share():
 
 
 @pytest.mark.parametrize(
-    "recipe", [dense_recipe(64), Recipe.parse("both=turboquant(block_size=16,bits=1),sinks=0,recent=1")]
+    "recipe",
+    [
+        pytest.param(dense_recipe(64), marks=pytest.mark.slow),
+        Recipe.parse("both=turboquant(block_size=16,bits=1),sinks=0,recent=1"),
+    ],
 )
 def test_what_is_said_when_fed_is_what_is_generated_until_the_first_difference(tiny_setup: Setup, recipe: Recipe):
     """So what ``choices`` draws is what ``generate`` draws, with the same random numbers."""
@@ -140,6 +144,7 @@ def test_what_is_said_when_fed_is_what_is_generated_until_the_first_difference(t
     assert np.mean(taken[0, 1] == texts[0]) < 0.5  # a draw is not the likeliest token
 
 
+@pytest.mark.slow
 def test_trajectories(tiny_setup: Setup, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(trajectory, "STEPS", 32)
     good = TrajectoryCell(label="", text="both=int8" + TIGHT).measure(tiny_setup)
