@@ -24,7 +24,8 @@ from kakeya_jax.whole_file import whole_file
 
 FORMAT = "kakeya-cache"
 VERSION = 7
-"""3: a checksum. 2: fast `klt` takes the mean of keys out before their rotation, which tables of version 1 do not hold.
+"""7: codes of `int4`, `kivi` and `kakeya`, and values of `besicovitch`, lie as kernels read them. 3: a checksum.
+2: fast `klt` takes the mean of keys out before their rotation, which tables of version 1 do not hold.
 """
 
 _LENGTH_BYTES = 8
