@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_models import golden
+from golden_models import golden, run
 
 from kakeya_jax.models import DenseCache, load
 from kakeya_jax.models.decoder import Decoder
@@ -21,7 +21,7 @@ def bundled() -> tuple[Decoder, dict]:
 def test_chunks_and_steps_are_the_dense_model(name: str) -> None:
     model, params = golden(name)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, model.config.vocab_size, (2, LENGTH)))
-    dense = model.apply({"params": params}, tokens).logits
+    dense = run(model, params, tokens).logits
     apply = jax.jit(lambda tokens, cache: model.apply({"params": params}, tokens, cache=cache))
     cache = DenseCache.init(model.config, batch_size=2, max_length=LENGTH, dtype=jnp.float32)
     parts = []
