@@ -70,6 +70,17 @@ def unpack(packed: UInt8[Array, "*batch packed"], bits: int, count: int) -> Int[
     return fields.reshape(*batch, -1)[..., :count].astype(jnp.int32)
 
 
+def swapped(fields: Array, first: int, second: int) -> Array:
+    """Of the last axis, ``first`` rows of ``second`` entries become ``second`` rows of ``first``, again and again.
+
+    Unless its length is a multiple of their product, entries stay where they are.
+    """
+    if fields.shape[-1] % (first * second):
+        return fields
+    rows = fields.reshape(*fields.shape[:-1], -1, first, second)
+    return jnp.swapaxes(rows, -1, -2).reshape(fields.shape)
+
+
 def _overlapping(byte: int, bits: int) -> range:
     """Which of eight consecutive values have bits in byte ``byte`` of the ``bits`` bytes they fill."""
     return range(8 * byte // bits, (8 * byte + 7) // bits + 1)

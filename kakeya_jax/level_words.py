@@ -28,7 +28,7 @@ def pack(levels: Int[Array, "*batch n"], bits: int) -> UInt8[Array, "*batch pack
 
     Unless ``n`` is a multiple of ``32 / bits``, fields are in the order of ``bitpack``.
     """
-    return bitpack.pack(_swapped(levels & (2**bits - 1), 8 // bits, _BYTES), bits)
+    return bitpack.pack(bitpack.swapped(levels & (2**bits - 1), 8 // bits, _BYTES), bits)
 
 
 def unpack(packed: UInt8[Array, "*batch packed"], bits: int, count: int) -> Int[Array, "*batch count"]:
@@ -37,7 +37,7 @@ def unpack(packed: UInt8[Array, "*batch packed"], bits: int, count: int) -> Int[
     Raises:
         ValueError: the last axis is not ``ceil(count bits / 8)`` long.
     """
-    fields = _swapped(bitpack.unpack(packed, bits, count), _BYTES, 8 // bits)
+    fields = bitpack.swapped(bitpack.unpack(packed, bits, count), _BYTES, 8 // bits)
     return fields if bits == 2 else (fields ^ 8) - 8
 
 
@@ -58,11 +58,3 @@ def _lanes_swapped(x: Array, first: int, second: int) -> Array:
     if x.shape[-1] % 32:
         return x
     return jnp.swapaxes(x.reshape(*x.shape[:-1], first, second, 8), -3, -2).reshape(x.shape)
-
-
-def _swapped(fields: Array, first: int, second: int) -> Array:
-    """Of every word, whose fields are in rows of ``first``, in rows of ``second``."""
-    if fields.shape[-1] % (first * second):
-        return fields
-    words = fields.reshape(*fields.shape[:-1], -1, first, second)
-    return jnp.swapaxes(words, -1, -2).reshape(fields.shape)

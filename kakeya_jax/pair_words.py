@@ -5,8 +5,6 @@ In a word of 32 bits, code ``2 j`` is field ``j`` of the lower half and code ``2
 A field in the lowest ten bits of a half is, beside the exponent bits of 1024, a float16: ``1024 + code 2**(bits j)``.
 """
 
-import jax.numpy as jnp
-
 from kakeya_jax import bitpack
 from kakeya_jax.typing import Array, Int, UInt8
 
@@ -16,7 +14,7 @@ def pack(codes: Int[Array, "*batch n"], bits: int) -> UInt8[Array, "*batch packe
 
     Unless ``n`` is a multiple of ``32 / bits``, fields are in the order of ``bitpack``.
     """
-    return bitpack.pack(_swapped(codes, 16 // bits, 2), bits)
+    return bitpack.pack(bitpack.swapped(codes, 16 // bits, 2), bits)
 
 
 def unpack(packed: UInt8[Array, "*batch packed"], bits: int, count: int) -> Int[Array, "*batch count"]:
@@ -25,10 +23,4 @@ def unpack(packed: UInt8[Array, "*batch packed"], bits: int, count: int) -> Int[
     Raises:
         ValueError: the last axis is not ``ceil(count bits / 8)`` long.
     """
-    return _swapped(bitpack.unpack(packed, bits, count), 2, 16 // bits)
-
-
-def _swapped(codes: Array, first: int, second: int) -> Array:
-    if codes.shape[-1] % (first * second):
-        return codes
-    return jnp.swapaxes(codes.reshape(*codes.shape[:-1], -1, first, second), -1, -2).reshape(codes.shape)
+    return bitpack.swapped(bitpack.unpack(packed, bits, count), 2, 16 // bits)

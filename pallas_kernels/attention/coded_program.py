@@ -18,14 +18,14 @@ consecutive tokens (``code_words``), and quad ``i`` of it belongs to product ``i
 from collections.abc import Callable
 from typing import Any
 
-from kakeya_jax.pallas_kernels.attention.code_bytes import decode_unit
 from kakeya_jax.pallas_kernels.attention.coded_shape import TILE, CodedShape
 from kakeya_jax.pallas_kernels.attention.coded_tiles import StreamRefs, Tiles
 from kakeya_jax.pallas_kernels.attention.group_shares import group_shares
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
-from kakeya_jax.pallas_kernels.attention.tile_logits import halves_of, tile_logits
+from kakeya_jax.pallas_kernels.attention.tile_logits import tile_logits
 from kakeya_jax.pallas_kernels.attention.tile_loop import over_tiles, share_of
-from kakeya_jax.pallas_kernels.attention.tile_shares import Shares, add_values, empty_state, shares_of
+from kakeya_jax.pallas_kernels.attention.tile_shares import Shares, empty_state
+from kakeya_jax.pallas_kernels.attention.tile_values import add_block, token_shares
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 from kakeya_jax.pallas_kernels.attention.warp_states import write_state
 
@@ -104,16 +104,7 @@ def coded_program(
             ops.commit_copies()
         if grouped:
             return group_shares(ops, shape, lane, state, logits, scales, minima)
-        words = [each[0] for each in scales]
-        shares = shares_of(
-            ops,
-            shape,
-            lane,
-            state,
-            logits,
-            lambda: ops.largest_half(words),
-            lambda product: halves_of(ops, words[product]),
-        )
+        shares = token_shares(ops, shape, lane, state, logits, [each[0] for each in scales])
         return shares, lambda group: shares
 
     def step(tile: Any, slot: Any, state: list[Any]) -> list[Any]:
@@ -123,10 +114,7 @@ def coded_program(
             if block * shape.value.scales % blocks == 0:
                 right = of_group(block * shape.value.scales // blocks)
                 shift += right.shift
-            table, units = held.tables[shape.value], tiles.value_units(slot, block)
-            near, far = (decode_unit(ops, unit, shape.value, table) for unit in units)
-            mine = shares.weighted[4 * block : 4 * block + 4]
-            weighted += add_values(ops, right, near, far, mine, held.magic)
+            weighted += add_block(ops, shape, held, tiles, slot, block, right)
         return [*shares.top, *shares.total, *shift[: 2 * shape.shifts], *weighted]
 
     start_scales(share[0])

@@ -12,12 +12,11 @@ from kakeya_jax.pallas_kernels.attention.besicovitch_shape import BesicovitchSha
 from kakeya_jax.pallas_kernels.attention.byte_queries import LN2
 from kakeya_jax.pallas_kernels.attention.coded_program import coded_program
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, TILE, CodedShape, Codes
-from kakeya_jax.pallas_kernels.attention.finish_program import FinishShape
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
 from kakeya_jax.pallas_kernels.attention.launch import launch
 from kakeya_jax.pallas_kernels.attention.query_program import QueryShape, query_program
 from kakeya_jax.pallas_kernels.attention.step_parts import attend_parts
-from kakeya_jax.pallas_kernels.attention.window_program import WARPS, WindowShape, exact_programs
+from kakeya_jax.pallas_kernels.attention.window_program import WARPS, exact_programs
 from kakeya_jax.stream import Geometry
 from kakeya_jax.typing import Array, Float, Int, UInt8
 
@@ -99,38 +98,27 @@ def decode_step(
         interpret=interpret,
     )
 
-    rows = asked.rows
-    exact_splits = exact_programs(geometry)
-    states = splits + exact_splits
     program, coded, words = _program_of(
-        key, value, dim=dim, capacity=geometry.num_pages * geometry.page, group=group, splits=splits, states=states
-    )
-    window = WindowShape(
+        key,
+        value,
         dim=dim,
+        capacity=geometry.num_pages * geometry.page,
         group=group,
-        rows=rows,
-        num_kv_heads=heads // len(positions),
-        geometry=geometry,
-        query_dtype=query.dtype,
-        dtype=key.tail.dtype,
-        value_dtype=value.tail.dtype,
-        scale=base_two,
-        states=states,
-    )
-    finish = FinishShape(
-        dim=dim, group=group, rows=rows, coded=splits, exact=exact_splits, dtype=query.dtype, unit=value.unit
+        splits=splits,
+        states=splits + exact_programs(geometry),
     )
     return attend_parts(
         program,
         coded,
-        window,
-        finish,
         [jnp.asarray(HeldWords(coded.codes).words), *numbers, *words],
         query,
         positions,
         [key.sinks, key.tail, value.sinks, value.tail],
         [value.rotation],
         counters,
+        geometry=geometry,
+        scale=base_two,
+        unit=value.unit,
         interpret=interpret,
         most_teams=_most_teams(coded),
     )

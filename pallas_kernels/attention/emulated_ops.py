@@ -204,6 +204,10 @@ def reciprocal(value: Register) -> Register:
     return np.float32(1) / value
 
 
+def square_root(value: Register) -> Register:
+    return np.sqrt(value)
+
+
 def as_real(value: Register) -> Register:
     return value.view(np.float32)
 
@@ -307,6 +311,11 @@ def multiply_bytes(total: Sequence[Register], first: Sequence[Register], second:
     ]
 
 
+def dot_bytes(first: Register, second: Register, total: Register) -> Register:
+    products = _signed_bytes(first).astype(np.int32) * _signed_bytes(second)
+    return total + products.sum(axis=-1, dtype=np.int32).view(np.uint32)
+
+
 def multiply_half_bytes(total: Sequence[Register], first: Sequence[Register], second: Register) -> list[Register]:
     nothing = np.zeros_like(second)
     return multiply_bytes(total, [*first, nothing, nothing], [second, nothing])
@@ -330,10 +339,18 @@ def offset(where: Pointer, nbytes: Register, count: int = 1) -> Pointer:
     return Pointer(where.memory, where.at + nbytes.view(np.int32).astype(np.int64) * count)
 
 
+def offset_product(where: Pointer, nbytes: Register, count: Register) -> Pointer:
+    return Pointer(where.memory, where.at + nbytes.astype(np.int64) * count)
+
+
 def load_words(where: Pointer, count: int, at: int = 0, *, once: bool = True) -> list[Register]:
     del once
     assert not np.any((where.at[_launch.get().active] + at) % (4 * count)), "a load that is not aligned"
     return [_read(where, at + 4 * index, np.uint32) for index in range(count)]
+
+
+def load_short(where: Pointer, at: int = 0) -> Register:
+    return _read(where, at, np.uint16).astype(np.uint32)
 
 
 def prefetch(where: Pointer, at: int = 0) -> None:
@@ -504,25 +521,3 @@ def _halves(word: np.ndarray) -> np.ndarray:
 
 def _signed_bytes(word: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(word)[..., None].view(np.int8)
-
-
-def dot_bytes(first: Register, second: Register, total: Register) -> Register:
-    products = _signed_bytes(first).astype(np.int32) * _signed_bytes(second)
-    return total + products.sum(axis=-1, dtype=np.int32).view(np.uint32)
-
-
-def square_root(value: Register) -> Register:
-    return np.sqrt(value)
-
-
-def load_short(where: Pointer, at: int = 0) -> Register:
-    return _read(where, at, np.uint16).astype(np.uint32)
-
-
-def offset_product(where: Pointer, nbytes: Register, count: Register) -> Pointer:
-    return Pointer(where.memory, where.at + nbytes.astype(np.int64) * count)
-
-
-def fetch(where: Pointer, at: int = 0) -> None:
-    """Only that it is there."""
-    _read(where, at, np.uint8)

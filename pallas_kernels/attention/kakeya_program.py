@@ -16,15 +16,16 @@ Values, shares and states are those of ``coded_program``, and so is which token 
 from collections.abc import Callable
 from typing import Any
 
-from kakeya_jax.pallas_kernels.attention.code_bytes import decode_unit
-from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, PRODUCTS
+from kakeya_jax.pallas_kernels.attention.coded_shape import PRODUCTS
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords, lane_zero
 from kakeya_jax.pallas_kernels.attention.kakeya_halves import WORDS, decode_halves
 from kakeya_jax.pallas_kernels.attention.kakeya_shape import DIM, STEPS, KakeyaShape
 from kakeya_jax.pallas_kernels.attention.kakeya_skeleton import Skeletons
 from kakeya_jax.pallas_kernels.attention.kakeya_tiles import KakeyaTiles
-from kakeya_jax.pallas_kernels.attention.tile_shares import add_values, empty_state, shares_of
-from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
+from kakeya_jax.pallas_kernels.attention.tile_logits import load_factors
+from kakeya_jax.pallas_kernels.attention.tile_shares import empty_state
+from kakeya_jax.pallas_kernels.attention.tile_values import add_block, token_shares
+from kakeya_jax.pallas_kernels.attention.warp_lane import Lane, halves_of
 from kakeya_jax.pallas_kernels.attention.warp_states import write_state
 
 
@@ -161,9 +162,7 @@ class _Keys:
         row = ops.modulo(lane.row, shape.rows)
         place = ops.add(ops.times(row, 4 * DIM), ops.times(lane.column, 16))
         self.query = ops.offset(ops.offset(ops.address(query_ref), head, 4 * shape.rows * DIM), place)
-        column = ops.modulo(lane.column, 2) if shape.paired else lane.column
-        place = ops.add(ops.times(head, 4 * COLUMNS), ops.times(column, 8))
-        self.factors = ops.load_reals(ops.offset(ops.address(factor_ref), place), 2)
+        self.factors = load_factors(ops, shape, lane, factor_ref, head)
         wide = ops.shared_offset(shared, ops.times(lane.lane, 16))
         narrow = ops.shared_offset(shared, ops.times(lane.lane, 8))
         self.basis = self.angles = wide
@@ -232,7 +231,7 @@ class _Keys:
                 for half, right in enumerate(by_half):
                     right.append(ops.shared_words(where, 2, shape.centers_at + 256 * STEPS * half))
             mean_words = ops.shared_words(ops.shared_offset(self.means, ops.times(step, 32)), 2, shape.mean_at)
-            means = [[ops.half_of(word, upper=upper) for upper in (False, True)] for word in mean_words]
+            means = [halves_of(ops, word) for word in mean_words]
             query = ops.shared_words(ops.shared_offset(self.queries, ops.times(step, 256)), 2, shape.queries_at)
             angles = ops.shared_offset(self.angles, ops.times(step, 512 * PRODUCTS))
             totals = [[[ops.real(0.0)] * 4 for _ in range(2)] for _ in parts]
@@ -282,15 +281,8 @@ def _add_values(
 ) -> list[Any]:
     """The state with the tokens of a tile."""
     words = [each[0] for each in tiles.scale_words(slot, 1)]
-
-    def scales_of(product: int) -> list[Any]:
-        return [ops.half_of(words[product], upper=upper) for upper in (False, True)]
-
-    shares = shares_of(ops, shape, lane, state, logits, lambda: ops.largest_half(words), scales_of)
+    shares = token_shares(ops, shape, lane, state, logits, words)
     weighted = []
     for block in range(shape.dim // 16):
-        near, far = (
-            decode_unit(ops, unit, shape.value, held.tables[shape.value]) for unit in tiles.value_units(slot, block)
-        )
-        weighted += add_values(ops, shares, near, far, shares.weighted[4 * block : 4 * block + 4], held.magic)
+        weighted += add_block(ops, shape, held, tiles, slot, block, shares)
     return [*shares.top, *shares.total, *shares.shift, *weighted]

@@ -12,14 +12,13 @@ from kakeya_jax.pallas_kernels.attention.byte_queries import LN2
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, TILE, Codes
 from kakeya_jax.pallas_kernels.attention.coded_streams import Limits, capacity, coded_stream, unsupported
 from kakeya_jax.pallas_kernels.attention.exact_turns import exact_turns
-from kakeya_jax.pallas_kernels.attention.finish_program import FinishShape
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
 from kakeya_jax.pallas_kernels.attention.kakeya_halves import half_unit, level_words
 from kakeya_jax.pallas_kernels.attention.kakeya_program import kakeya_program
 from kakeya_jax.pallas_kernels.attention.kakeya_shape import CENTERS, DIM, KakeyaShape
 from kakeya_jax.pallas_kernels.attention.kakeya_turns import by_step, tile_angles, token_angles
 from kakeya_jax.pallas_kernels.attention.step_parts import attend_parts
-from kakeya_jax.pallas_kernels.attention.window_program import WARPS, WindowShape, exact_programs
+from kakeya_jax.pallas_kernels.attention.window_program import WARPS, exact_programs
 from kakeya_jax.rope import Rope
 from kakeya_jax.stream import Stream
 from kakeya_jax.typing import Array, Float, Int
@@ -58,8 +57,6 @@ def kakeya_step(
     heads, group, dim = query.shape
     geometry, codec, code = key_stream.geometry, key_stream.codec, key_stream.blocks
     value, tokens, bits = coded_stream(value_stream), capacity(key_stream), codec.config.bits
-    exact_splits = exact_programs(geometry)
-    states = splits + exact_splits
     coded = KakeyaShape(
         dim=dim,
         key=Codes(bits=bits, table=()),
@@ -68,7 +65,7 @@ def kakeya_step(
         capacity=tokens,
         group=group,
         splits=splits,
-        states=states,
+        states=splits + exact_programs(geometry),
         warps=WARPS,
         length=codec.rank,
         block=key_stream.block_size,
@@ -76,35 +73,11 @@ def kakeya_step(
         mixed=heads // math.prod(code.norm.shape[:2]),
         level_unit=1.0 if codec.centroids is not None else half_unit(tuple(map(float, gaussian_levels(bits)))),
     )
-    window = WindowShape(
-        dim=dim,
-        group=group,
-        rows=coded.rows,
-        num_kv_heads=heads // len(positions),
-        geometry=geometry,
-        query_dtype=query.dtype,
-        dtype=key_stream.tail.dtype,
-        value_dtype=value_stream.tail.dtype,
-        scale=scale / LN2,
-        states=states,
-        turns=True,
-    )
-    finish = FinishShape(
-        dim=dim,
-        group=group,
-        rows=coded.rows,
-        coded=splits,
-        exact=exact_splits,
-        dtype=query.dtype,
-        unit=value.unit,
-    )
     queries, factors = _queries(query, coded.rows, scale * rope.attention_factor / LN2)
     frequencies = np.asarray(rope.frequencies, np.float64)
     return attend_parts(
         kakeya_program,
         coded,
-        window,
-        finish,
         [
             jnp.asarray(HeldWords((coded.value,)).words),
             level_words(codec.levels / coded.level_unit),
@@ -127,6 +100,9 @@ def kakeya_step(
         ],
         [value.rotation],
         jnp.zeros(heads, jnp.int32),
+        geometry=geometry,
+        scale=scale / LN2,
+        unit=value.unit,
         interpret=interpret,
     )
 

@@ -5,7 +5,7 @@ from typing import Any
 from kakeya_jax.pallas_kernels.attention.coded_shape import TILE
 from kakeya_jax.pallas_kernels.attention.coded_tiles import StreamRefs, Tiles
 from kakeya_jax.pallas_kernels.attention.kakeya_shape import CENTER_FACTOR, DIM, KakeyaShape
-from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
+from kakeya_jax.pallas_kernels.attention.warp_lane import Lane, halves_of
 
 _LARGEST = 60000.0
 """Of a coefficient as float16."""
@@ -134,7 +134,7 @@ class KakeyaTiles(Tiles):
         if shape.mixed == 1:
             where = ops.shared_offset(slot, ops.times(self.token, 2))
             word = ops.shared_words(where, 1, at + 8 * product)[0]
-            return [ops.half_of(word, upper=upper) for upper in (False, True)]
+            return halves_of(ops, word)
         found = []
         for half, word in enumerate(self._words(slot, at, product)):
             odd = ops.modulo(ops.add(self.kv_head, ops.integer(half * shape.mixed)), 2)

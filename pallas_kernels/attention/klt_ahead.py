@@ -37,10 +37,10 @@ def fetch_tables(ops: Any, shape: KltShape, lane: Lane, head: Any, pages: tuple[
         page = ops.add(page, ops.divide(lane.thread, 4))
 
         def lines() -> None:
-            ops.fetch(ops.offset(ops.offset(tables.turns, page, 4 * DIM), ops.times(line, _LINE)))
+            ops.prefetch(ops.offset(ops.offset(tables.turns, page, 4 * DIM), ops.times(line, _LINE)))
             of_head = ops.add(ops.times(ops.add(of_row, page), shape.num_kv_heads), kv_head)
             where = ops.offset_product(base, of_head, nbytes)
-            ops.only_if(ops.less(line, ops.integer(3)), lambda: ops.fetch(where))
+            ops.only_if(ops.less(line, ops.integer(3)), lambda: ops.prefetch(where))
 
         ops.only_if(ops.less(page, stop), lines)
         return nothing
@@ -50,8 +50,8 @@ def fetch_tables(ops: Any, shape: KltShape, lane: Lane, head: Any, pages: tuple[
 
     def operands() -> None:
         for at in range(0, 2 * DIM * shape.page, 128 * _LINE):
-            ops.fetch(ops.offset(tables.tokens, place), at)
+            ops.prefetch(ops.offset(tables.tokens, place), at)
 
     ops.only_if(ops.equal(head, 0), operands)
     means = ops.offset(ops.offset(tables.means, kv_head, 4 * DIM), place)
-    ops.only_if(ops.less(lane.thread, ops.integer(4)), lambda: ops.fetch(means))
+    ops.only_if(ops.less(lane.thread, ops.integer(4)), lambda: ops.prefetch(means))

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import PRODUCTS, TILE
-from kakeya_jax.pallas_kernels.attention.klt_queries import PageQueries, write_queries
+from kakeya_jax.pallas_kernels.attention.klt_queries import PageQueries, QueryWriter
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
 from kakeya_jax.pallas_kernels.attention.klt_shape import GROUP, GROUPS, KltShape
 from kakeya_jax.pallas_kernels.attention.klt_tiles import KltTiles
@@ -60,7 +60,7 @@ def klt_program(
         found.append(ops.divide(tokens_of(head), TILE))
         return _pages(ops, shape, split, found[0])
 
-    write_queries(ops, shape, lane, head, pages_of, query_ref, tables, queries, shared_ref)
+    QueryWriter(ops, shape, lane, head, pages_of, query_ref, tables, queries, shared_ref).write()
     count = found[0]
     share = share_of(ops, shape, lane, split, count)
     tiles = KltTiles(ops, shape, lane, head, table_ref, (queries.numbers, queries.extras, queries.bias, *codes))

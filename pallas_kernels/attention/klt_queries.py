@@ -80,17 +80,7 @@ def scratch(shape: KltShape, heads: int) -> PageQueries:
     )
 
 
-def write_queries(
-    ops: Any,
-    shape: KltShape,
-    lane: Lane,
-    head: Any,
-    pages_of: Callable[[], tuple[Any, Any]],
-    query_ref: Any,
-    tables: QueryTables,
-    queries: PageQueries,
-    shared_ref: Any,
-) -> None:
+class QueryWriter:
     """Writes the queries of pages, which all warps of the program may read afterwards.
 
     Args:
@@ -104,15 +94,7 @@ def write_queries(
         queries: references.
         shared_ref: shared memory.
     """
-    writer = _Writer(ops, shape, lane, head, pages_of, query_ref, tables, queries, shared_ref)
-    writer.write_numbers()
-    ops.barrier()
-    writer.write_logits()
-    writer.write_extras()
-    ops.barrier()
 
-
-class _Writer:
     def __init__(
         self,
         ops: Any,
@@ -137,7 +119,15 @@ class _Writer:
         fetch_tables(ops, shape, lane, head, pages, self.tables)
         self.at = QueryRows(ops, shape, lane, head, pages, self.tables.turns, self.shared)
 
-    def write_numbers(self) -> None:
+    def write(self) -> None:
+        """All of them."""
+        self._write_numbers()
+        self.ops.barrier()
+        self._write_logits()
+        self._write_extras()
+        self.ops.barrier()
+
+    def _write_numbers(self) -> None:
         """Queries in the coordinates of codes."""
         ops, lane, shape = self.ops, self.lane, self.shape
         sizes = [over_warp(ops, functools.reduce(ops.maximum, map(ops.magnitude, each))) for each in self.vectors]
@@ -186,7 +176,7 @@ class _Writer:
 
         self.at.over_pages(vectors, operands, finish)
 
-    def write_logits(self) -> None:
+    def _write_logits(self) -> None:
         """Logits that do not come from codes."""
         ops, lane, shape = self.ops, self.lane, self.shape
         vectors = times_mean(ops, shape, lane, self.vectors, self.tables.means, self.kv_head)
@@ -226,14 +216,14 @@ class _Writer:
 
         ops.loop(ops.integer(0), ops.integer(shape.page // (32 * columns)), [ops.integer(0)], part)
 
-    def write_extras(self) -> None:
+    def _write_extras(self) -> None:
         """What belongs to a page's queries besides; of several products at once, which wait for each other nowhere."""
         ops, pages = self.ops, self.at.pages
 
         def rows(base: Any, nothing: list[Any]) -> list[Any]:
             bases = [ops.add(base, ops.integer(pages * index)) for index in range(_EXTRAS)]
             for notes in [self._notes(each) for each in bases]:
-                self._write_extras(notes)
+                self._write_notes(notes)
             return nothing
 
         ops.loop(self.at.first, self.at.stop, [ops.integer(0)], rows, _EXTRAS * pages)
@@ -262,7 +252,7 @@ class _Writer:
             scales=[ops.load_short(ops.offset(each, of_head, 2)) for each in scales],
         )
 
-    def _write_extras(self, notes: "_Notes") -> None:
+    def _write_notes(self, notes: "_Notes") -> None:
         """Of this warp's four of 16 rows."""
         ops, shape, group = self.ops, self.shape, notes.group
         units = ops.offset(ops.offset(self.tables.units, self.kv_head, 4 * UNIT_WORDS), ops.times(group, 4))

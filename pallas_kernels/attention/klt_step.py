@@ -12,13 +12,12 @@ from kakeya_jax.pallas_kernels.attention.byte_queries import LN2
 from kakeya_jax.pallas_kernels.attention.coded_shape import TILE
 from kakeya_jax.pallas_kernels.attention.exact_turns import exact_turns
 from kakeya_jax.pallas_kernels.attention.exact_values import DTYPES
-from kakeya_jax.pallas_kernels.attention.finish_program import FinishShape
 from kakeya_jax.pallas_kernels.attention.klt_program import klt_program
 from kakeya_jax.pallas_kernels.attention.klt_queries import scratch
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import channel_units, query_tables
 from kakeya_jax.pallas_kernels.attention.klt_shape import CONSTANTS, DIM, GROUP, HEAD_WORDS, KltShape
 from kakeya_jax.pallas_kernels.attention.step_parts import attend_parts
-from kakeya_jax.pallas_kernels.attention.window_program import WARPS, WindowShape, exact_programs
+from kakeya_jax.pallas_kernels.attention.window_program import WARPS, exact_programs
 from kakeya_jax.rope import Rope
 from kakeya_jax.stream import Stream
 from kakeya_jax.typing import Array, Float, Int
@@ -57,8 +56,6 @@ def klt_step(
     num_kv_heads, geometry = key_stream.tail.shape[1], key_stream.geometry
     key, value = key_stream.codec, value_stream.codec
     key_code, value_code = (_pages(stream) for stream in (key_stream, value_stream))
-    exact_splits = exact_programs(geometry)
-    states = splits + exact_splits
     page = key_stream.block_size
     coded = KltShape(
         dim=dim,
@@ -73,48 +70,26 @@ def klt_step(
         value_widths=value.layout.used_widths,
         group=group,
         splits=splits,
-        states=states,
+        states=splits + exact_programs(geometry),
         warps=WARPS,
         dtype=query.dtype,
         scale=scale * rope.attention_factor / LN2,
     )
     tables = query_tables(key, key_code, value, value_code, coded, rope=rope, first_position=geometry.sinks)
-    window = WindowShape(
-        dim=dim,
-        group=group,
-        rows=coded.rows,
-        num_kv_heads=num_kv_heads,
-        geometry=geometry,
-        query_dtype=query.dtype,
-        dtype=key_stream.tail.dtype,
-        value_dtype=value_stream.tail.dtype,
-        scale=scale / LN2,
-        states=states,
-        turns=True,
-    )
-    finish = FinishShape(
-        dim=dim,
-        group=group,
-        rows=coded.rows,
-        coded=splits,
-        exact=exact_splits,
-        dtype=query.dtype,
-        maps=num_kv_heads,
-    )
     exact = (key_stream.sinks, key_stream.tail, value_stream.sinks, value_stream.tail)
     units = np.repeat(channel_units(value.layout, 1.0), GROUP, axis=1)
     codes = [key_code.words, key_code.scale, value_code.words, value_code.scale, _mean_codes(value_code)]
     return attend_parts(
         klt_program,
         coded,
-        window,
-        finish,
         [jnp.asarray(program_table(key.layout, value.layout, page)), query, *tables, *codes],
         query,
         positions,
         [*(each.reshape(heads, -1, dim) for each in exact), *exact_turns(key_stream, rope)],
         [value.synthesis, value.mean, jnp.asarray(units)],
         jnp.zeros(heads, jnp.int32),
+        geometry=geometry,
+        scale=scale / LN2,
         interpret=interpret,
         most_teams=_TEAMS,
         scratch=scratch(coded, heads),

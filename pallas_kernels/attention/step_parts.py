@@ -12,14 +12,13 @@ from kakeya_jax.pallas_kernels.attention.coded_shape import SHARED_NBYTES, TileS
 from kakeya_jax.pallas_kernels.attention.finish_program import FinishShape, finish_program
 from kakeya_jax.pallas_kernels.attention.launch import launch
 from kakeya_jax.pallas_kernels.attention.window_program import WindowShape, window_program
+from kakeya_jax.stream import Geometry
 from kakeya_jax.typing import Array, Float, Int
 
 
 def attend_parts(
     program: Callable[..., None],
     coded: TileShape,
-    window: WindowShape,
-    finish: FinishShape,
     codes: Sequence[Array],
     query: Float[Array, "N G D"],
     positions: Int[Array, " B"],
@@ -27,6 +26,9 @@ def attend_parts(
     maps: Sequence[Array],
     counters: Int[Array, " N"],
     *,
+    geometry: Geometry,
+    scale: float,
+    unit: float | None = None,
     interpret: bool,
     most_teams: int = 1,
     scratch: Sequence[jax.ShapeDtypeStruct] = (),
@@ -37,19 +39,45 @@ def attend_parts(
         program: of coded tokens: takes ``ops``, ``coded``, its number, a function that tells a head's coded tokens, the
             ``codes``, its ``scratch``, the arrays of states, and shared memory.
         coded: its sizes.
-        window: of exact tokens.
-        finish: of the sum.
         codes: what ``program`` reads.
         query: see ``window_program``, as
         positions: are these, and
         exact: sinks and tail of keys, of values, and, if keys are to be rotated, of what by.
-        maps: what values are turned back with: a map, and unless ``finish.unit`` says all, a mean and units.
+        maps: what values are turned back with: a map, and if there is no ``unit``, a mean and units; then each
+            key/value head has its own.
         counters: int32 zeros: programs of each head that are done.
+        geometry: of the streams.
+        scale: factor of exact tokens' logits, to the base 2.
+        unit: see ``FinishShape``.
         interpret: in numpy, on any machine.
         most_teams: programs that are one block of threads, if their shared memory allows (``team_ops``).
         scratch: arrays that programs write for themselves.
     """
     heads, group, dim = query.shape
+    num_kv_heads = heads // len(positions)
+    window = WindowShape(
+        dim=dim,
+        group=group,
+        rows=coded.rows,
+        num_kv_heads=num_kv_heads,
+        geometry=geometry,
+        query_dtype=query.dtype,
+        dtype=exact[1].dtype,
+        value_dtype=exact[3].dtype,
+        scale=scale,
+        states=coded.states,
+        turns=len(exact) > 4,
+    )
+    finish = FinishShape(
+        dim=dim,
+        group=group,
+        rows=coded.rows,
+        coded=coded.splits,
+        exact=coded.states - coded.splits,
+        dtype=query.dtype,
+        unit=unit,
+        maps=1 if unit is not None else num_kv_heads,
+    )
 
     def present(arrays: Sequence[Array], count: int) -> list[Array]:
         """With another array for what is empty or not there: programs take no empty ones, and do not read it."""

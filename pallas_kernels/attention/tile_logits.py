@@ -10,7 +10,7 @@ from kakeya_jax.pallas_kernels.attention.coded_tiles import Tiles
 from kakeya_jax.pallas_kernels.attention.group_logits import group_logits, query_sums
 from kakeya_jax.pallas_kernels.attention.held_words import Held
 from kakeya_jax.pallas_kernels.attention.tile_shares import number_of
-from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC_BITS, Lane
+from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC_BITS, Lane, halves_of
 
 
 def tile_logits(
@@ -23,7 +23,7 @@ def tile_logits(
     if shape.key.tokens:
         pairs, factors = (
             load_half_queries(ops, shape, lane, refs[0], head),
-            _load_factors(ops, shape, lane, refs[2], head),
+            load_factors(ops, shape, lane, refs[2], head),
         )
 
         def by_channel(slot: Any) -> list[list[Any]]:
@@ -74,10 +74,10 @@ def load_queries(
             ]
             for block, pair in enumerate(starts)
         ]
-    return query, starts, _load_factors(ops, shape, lane, factor_ref, head)
+    return query, starts, load_factors(ops, shape, lane, factor_ref, head)
 
 
-def _load_factors(ops: Any, shape: CodedShape, lane: Lane, ref: Any, head: Any) -> list[Any]:
+def load_factors(ops: Any, shape: CodedShape, lane: Lane, ref: Any, head: Any) -> list[Any]:
     """Of this lane's two queries."""
     column = ops.modulo(lane.column, 2) if shape.paired else lane.column
     where = ops.offset(ops.address(ref), ops.add(ops.times(head, 4 * COLUMNS), ops.times(column, 8)))
@@ -118,8 +118,3 @@ def logits_of(
         number = number_of(ops, shape, lane, sums, index)
         found.append(ops.scaled(number, ops.scaled(by_row[index // 2], factors[index % 2])))
     return found
-
-
-def halves_of(ops: Any, word: Any) -> list[Any]:
-    """Two packed float16 as floats."""
-    return [ops.half_of(word, upper=upper) for upper in (False, True)]

@@ -1,4 +1,4 @@
-"""Who a thread of ``coded_program`` is, and what the rows of a column have together."""
+"""Who a thread of ``coded_program`` is, what the rows of a column have together, and halves of a word."""
 
 from typing import Any
 
@@ -33,3 +33,8 @@ def over_rows(ops: Any, value: Any, combine: Any = None) -> Any:
     for distance in (4, 8, 16):
         value = (combine or ops.maximum)(value, ops.exchange(value, distance))
     return value
+
+
+def halves_of(ops: Any, word: Any) -> list[Any]:
+    """Two packed float16 as floats."""
+    return [ops.half_of(word, upper=upper) for upper in (False, True)]

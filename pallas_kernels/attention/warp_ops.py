@@ -6,6 +6,7 @@ as in the fragments of ``mma.sync``, so that codes go from a load straight into 
 ``emulated_ops`` has the same ones.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,9 +16,6 @@ from jaxlib.mlir.dialects import arith, gpu, llvm, scf
 
 Register = Any
 """An ``ir.Value`` of one element."""
-
-_SHARED = 3
-"""The address space of shared memory."""
 
 
 def _i32() -> ir.Type:
@@ -219,6 +217,11 @@ def reciprocal(value: Register) -> Register:
     return _asm("rcp.approx.ftz.f32 $0, $1;", value, results=_f32())
 
 
+def square_root(value: Register) -> Register:
+    """To about one unit in the last place."""
+    return _asm("sqrt.approx.ftz.f32 $0, $1;", value, results=_f32())
+
+
 def as_real(value: Register) -> Register:
     """The same bits as a float."""
     return arith.bitcast(_f32(), value)
@@ -242,9 +245,7 @@ def brain_half_of(word: Register, upper: bool) -> Register:
 
 def largest_half(words: Sequence[Register]) -> Register:
     """The largest of all packed float16 as a float."""
-    largest = words[0]
-    for word in words[1:]:
-        largest = _asm("max.f16x2 $0, $1, $2;", largest, word, results=_i32())
+    largest = functools.reduce(larger_halves, words)
     return maximum(half_of(largest, upper=False), half_of(largest, upper=True))
 
 
@@ -342,6 +343,11 @@ def multiply_bytes(total: Sequence[Register], first: Sequence[Register], second:
     return list(_asm(text, *first, *second, *total, results=[_i32()] * 4, collective=True))
 
 
+def dot_bytes(first: Register, second: Register, total: Register) -> Register:
+    """``total`` plus the products of the four signed bytes of two words."""
+    return _asm("dp4a.s32.s32 $0, $1, $2, $3;", first, second, total, results=_i32())
+
+
 def multiply_half_bytes(total: Sequence[Register], first: Sequence[Register], second: Register) -> list[Register]:
     """``total + first @ second`` of fragments 16 x 16 and 16 x 8 of signed bytes, in int32 (``mma.sync``)."""
     text = "mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {$0, $1, $2, $3}, {$4, $5}, {$6}, {$7, $8, $9, $10};"
@@ -373,14 +379,21 @@ def offset(where: Register, nbytes: Register, count: int = 1) -> Register:
     return arith.addi(where, wide)
 
 
+def offset_product(where: Register, nbytes: Register, count: Register) -> Register:
+    """An address ``nbytes * count`` bytes further, neither negative."""
+    return arith.addi(where, arith.muli(arith.extui(_i64(), nbytes), arith.extui(_i64(), count)))
+
+
 def load_words(where: Register, count: int, at: int = 0, *, once: bool = True) -> list[Register]:
     """1, 2 or 4 consecutive words, ``at`` bytes from ``where``; those read ``once`` stay out of the first-level
     cache."""
-    vector = "" if count == 1 else f".v{count}"
-    targets = ", ".join(f"${index}" for index in range(count))
-    targets = targets if count == 1 else f"{{{targets}}}"
-    kind = "ld.global.nc.L1::no_allocate" if once else "ld.global.nc"
-    return list(_asm(f"{kind}{vector}.b32 {targets}, [${count}+{at}];", where, results=[_i32()] * count))
+    return _load("global.nc.L1::no_allocate" if once else "global.nc", where, count, at)
+
+
+def load_short(where: Register, at: int = 0) -> Register:
+    """16 bits of global memory, zeros above."""
+    text = f"{{ .reg .b16 h; ld.global.nc.b16 h, [$1+{at}]; cvt.u32.u16 $0, h; }}"
+    return _asm(text, where, results=_i32())
 
 
 def prefetch(where: Register, at: int = 0) -> None:
@@ -395,16 +408,7 @@ def load_reals(where: Register, count: int, at: int = 0, *, once: bool = False) 
 
 def load_fresh(where: Register, count: int, at: int = 0) -> list[Register]:
     """1, 2 or 4 consecutive floats that another program of this launch wrote before this one learnt of it."""
-    vector = "" if count == 1 else f".v{count}"
-    targets = ", ".join(f"${index}" for index in range(count))
-    targets = targets if count == 1 else f"{{{targets}}}"
-    found = utils.inline_ptx(  # pyright: ignore[reportAttributeAccessIssue]
-        f"ld.global.cg{vector}.b32 {targets}, [${count}+{at}];",
-        where,
-        result_types=[_i32()] * count,
-        has_side_effects=True,
-    )
-    return [as_real(word) for word in found]
+    return [as_real(word) for word in _load("global.cg", where, count, at, fresh=True)]
 
 
 def arrive(counter: Register, slot: Register, ops: Any = None) -> Register:
@@ -480,16 +484,7 @@ def wait_for_copies(pending: int) -> None:
 
 def shared_words(where: Register, count: int, at: int = 0) -> list[Register]:
     """1, 2 or 4 consecutive words of shared memory; not moved across a barrier."""
-    vector = "" if count == 1 else f".v{count}"
-    targets = ", ".join(f"${index}" for index in range(count))
-    targets = targets if count == 1 else f"{{{targets}}}"
-    found = utils.inline_ptx(  # pyright: ignore[reportAttributeAccessIssue]
-        f"ld.shared{vector}.b32 {targets}, [${count}+{at}];",
-        where,
-        result_types=[_i32()] * count,
-        has_side_effects=True,
-    )
-    return list(found)
+    return _load("shared", where, count, at, fresh=True)
 
 
 def shared_short(where: Register, at: int = 0) -> Register:
@@ -518,12 +513,25 @@ def barrier(name: Register | None = None, threads: int = 0) -> None:
         _asm(f"bar.sync $0, {threads};", name, results=None, collective=True)
 
 
+def _load(space: str, where: Register, count: int, at: int, *, fresh: bool = False) -> list[Register]:
+    """Words; if ``fresh``, not moved across what has side effects."""
+    targets = ", ".join(f"${index}" for index in range(count))
+    text = f"ld.{space}{_vector(count)}.b32 {targets if count == 1 else f'{{{targets}}}'}, [${count}+{at}];"
+    found = utils.inline_ptx(  # pyright: ignore[reportAttributeAccessIssue]
+        text, where, result_types=[_i32()] * count, has_side_effects=fresh
+    )
+    return list(found)
+
+
+def _vector(count: int) -> str:
+    return "" if count == 1 else f".v{count}"
+
+
 def _store(space: str, where: Register, values: Sequence[Register], at: int) -> None:
     count = len(values)
-    vector = "" if count == 1 else f".v{count}"
     sources = ", ".join(f"${index + 1}" for index in range(count))
     sources = sources if count == 1 else f"{{{sources}}}"
-    _asm(f"st.{space}{vector}.b32 [$0+{at}], {sources};", where, *values, results=None)
+    _asm(f"st.{space}{_vector(count)}.b32 [$0+{at}], {sources};", where, *values, results=None)
 
 
 # Control
@@ -562,32 +570,3 @@ def only_if(condition: Register, body: Callable[[], None]) -> None:
     with ir.InsertionPoint(op.then_block):
         body()
         scf.YieldOp([])
-
-
-# Products and roots for queries of pages
-
-
-def dot_bytes(first: Register, second: Register, total: Register) -> Register:
-    """``total`` plus the products of the four signed bytes of two words."""
-    return _asm("dp4a.s32.s32 $0, $1, $2, $3;", first, second, total, results=_i32())
-
-
-def square_root(value: Register) -> Register:
-    """To about one unit in the last place."""
-    return _asm("sqrt.approx.ftz.f32 $0, $1;", value, results=_f32())
-
-
-def load_short(where: Register, at: int = 0) -> Register:
-    """16 bits of global memory, zeros above."""
-    text = f"{{ .reg .b16 h; ld.global.nc.b16 h, [$1+{at}]; cvt.u32.u16 $0, h; }}"
-    return _asm(text, where, results=_i32())
-
-
-def offset_product(where: Register, nbytes: Register, count: Register) -> Register:
-    """An address ``nbytes * count`` bytes further, neither negative."""
-    return arith.addi(where, arith.muli(arith.extui(_i64(), nbytes), arith.extui(_i64(), count)))
-
-
-def fetch(where: Register, at: int = 0) -> None:
-    """Starts bringing 128 bytes of global memory to the second-level cache."""
-    _asm(f"prefetch.global.L2 [$0+{at}];", where, results=None)

@@ -185,7 +185,7 @@ def _fetch(
         index = ops.add(thread, ops.integer(first))
         token = ops.smaller(ops.divide(index, lines), last)
         where = seen.row(token, sink_ref, tail_ref, dtype, owner)
-        ops.fetch(ops.offset(where, ops.times(ops.modulo(index, lines), _LINE)))
+        ops.prefetch(ops.offset(where, ops.times(ops.modulo(index, lines), _LINE)))
 
 
 def _logits(

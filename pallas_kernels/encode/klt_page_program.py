@@ -18,13 +18,8 @@ from kakeya_jax.codecs.klt import SCALE_STEPS, SCALE_ZERO
 from kakeya_jax.klt_code_tables import HIGHEST, LOWEST
 from kakeya_jax.klt_words import GROUP
 from kakeya_jax.numeric import F16_MAX
+from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, MAGIC_BITS
 from kakeya_jax.typing import Array, Float, Int, StreamName
-
-_MAGIC = 1.5 * 2.0**23
-"""A sum with it has the nearest integer in its bits,"""
-
-_MAGIC_BITS = 0x4B400000
-"""beside these. (Taken away as a float, a compiler takes both back.)"""
 
 _LARGE = 1e30
 
@@ -211,4 +206,4 @@ def _nearest(x: Array) -> Array:
 
 def _integer(x: Array) -> Array:
     """The nearest integer of a number below 2^22."""
-    return jax.lax.bitcast_convert_type(x + _MAGIC, jnp.int32) - _MAGIC_BITS
+    return jax.lax.bitcast_convert_type(x + MAGIC, jnp.int32) - MAGIC_BITS

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decode_steps import SCALE, assert_attends, attended, step
+from decode_steps import LENGTHS, SCALE, assert_attends, assert_gpu_attends, attended, layer_of, step
+from mosaic import lowered, needs_mosaic
 
 from kakeya_jax import direction_words
 from kakeya_jax.cache import CacheShape, CompressedCache, LayerCache
@@ -15,12 +16,9 @@ from kakeya_jax.pallas_kernels.attention.besicovitch_shape import BesicovitchSha
 from kakeya_jax.pallas_kernels.attention.besicovitch_tiles import pair_table
 from kakeya_jax.pallas_kernels.attention.coded_shape import Codes
 from kakeya_jax.recipe import Recipe
-from kakeya_jax.rope import Rope
 from kakeya_jax.stream import read
 
-NEW = jax.__version_info__[:2] >= (0, 11)
-needs_mosaic = pytest.mark.skipif(not NEW, reason=f"Mosaic GPU kernels need jax 0.11, this is {jax.__version__}")
-SMALL_PAGES = "key=turboquant(bits=4,block_size=64),value=besicovitch(block_size=64,subtract_mean=false)"
+ALL_CODED = "key=turboquant(bits=4,block_size=64),value=besicovitch(block_size=64,subtract_mean=false),sinks=0,recent=1"
 RECIPE = "key=turboquant(bits=4),value=besicovitch"
 OF_64 = "key=turboquant(bits=3,block_size=64),value=besicovitch(block_size=64)"
 CASES = [
@@ -38,24 +36,17 @@ MORE_CASES = [
     (RECIPE, 64, 12),
 ]
 
-append = jax.jit(LayerCache.append, static_argnames="rope")
-
 
 def filled(
     recipe: str, dim: int, group: int, *, spread: float = 0.0, offset: float = 1.0
 ) -> tuple[LayerCache, jax.Array, jax.Array]:
     """A layer with rows of different lengths, a query for each, and their positions. Values of tokens differ in size
     by up to ``spread`` orders of magnitude, and have a mean of about ``offset`` in each channel."""
-    shape = CacheShape(num_layers=1, num_kv_heads=2, head_dim=dim)
-    parsed = Recipe.parse(recipe if "recent" in recipe else recipe + ",sinks=2,recent=5")
-    layer = CompressedCache.init(shape, parsed, batch_size=3, max_length=300, dtype=jnp.float32).layers[0]
     k, v, q, s, m = jax.random.split(jax.random.key(group), 5)
     key = jax.random.normal(k, (3, 280, 2, dim))
     sizes = 10.0 ** -(spread * jax.random.uniform(s, (3, 280, 2, 1)))
     value = sizes * jax.random.normal(v, (3, 280, 2, dim)) + offset * jax.random.normal(m, (3, 1, 2, dim))
-    lengths = jnp.array([280, 150, 3])
-    layer = append(layer, key, value, rope=Rope(head_dim=dim), valid=jnp.arange(280) < lengths[:, None]).layer
-    return layer, jax.random.normal(q, (3, 1, 2 * group, dim)), lengths[:, None] - 1
+    return layer_of(recipe, key, value), jax.random.normal(q, (3, 1, 2 * group, dim)), jnp.array(LENGTHS)[:, None] - 1
 
 
 @pytest.mark.parametrize(
@@ -77,13 +68,10 @@ def test_values_of_sizes_that_span_orders_of_magnitude(group: int):
 @pytest.mark.parametrize("size", [0.0, 1e-6, 3e4])
 def test_extreme_values_and_a_dominating_token(size: float):
     """Scales that are zero, the smallest and nearly the largest of float16; one token has nearly all weight."""
-    shape = CacheShape(num_layers=1, num_kv_heads=2, head_dim=64)
-    recipe = Recipe.parse(f"{SMALL_PAGES},sinks=0,recent=1")
-    layer = CompressedCache.init(shape, recipe, batch_size=1, max_length=256, dtype=jnp.float32).layers[0]
     k, v, q = jax.random.split(jax.random.key(0), 3)
     value = size * jax.random.normal(v, (1, 193, 2, 64))
     key = jax.random.normal(k, (1, 193, 2, 64)).at[:, 7].multiply(20.0)
-    layer = append(layer, key, value, rope=Rope(head_dim=64)).layer
+    layer = layer_of(ALL_CODED, key, value)
     query, positions = jax.random.normal(q, (1, 1, 4, 64)), jnp.array([[192]])
     found, expected = step(layer, query, positions, interpret=True), attended(layer, query, positions)
     assert_attends(found, expected, 1e-3)
@@ -92,12 +80,9 @@ def test_extreme_values_and_a_dominating_token(size: float):
 
 def test_many_small_weights_beside_a_large_one_are_not_lost():
     """Weights of 1e-6 in the tile of a dominating token whose value is zero: they alone make the result."""
-    shape = CacheShape(num_layers=1, num_kv_heads=2, head_dim=64)
-    recipe = Recipe.parse(f"{SMALL_PAGES},sinks=0,recent=1")
-    layer = CompressedCache.init(shape, recipe, batch_size=1, max_length=256, dtype=jnp.float32).layers[0]
     key = jnp.zeros((1, 193, 2, 64)).at[:, 5].set(1.0)
     value = jax.random.normal(jax.random.key(1), (1, 193, 2, 64)) + 1.0
-    layer = append(layer, key, value.at[:, 5].set(0.0).at[:, 192].set(0.0), rope=Rope(head_dim=64)).layer
+    layer = layer_of(ALL_CODED, key, value.at[:, 5].set(0.0).at[:, 192].set(0.0))
     large = jnp.swapaxes(jax.jit(read)(layer.key)[:, :, 5:6], 1, 2)
     query = large * 14.0 / SCALE / jnp.sum(large * large, axis=-1, keepdims=True)
     positions = jnp.array([[192]])
@@ -166,18 +151,12 @@ def test_what_has_no_kernel_is_refused_by_name(recipe: str, reason: str):
 
 @needs_mosaic
 def test_lowers_for_a_gpu(monkeypatch: pytest.MonkeyPatch):
-    from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
-
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     shape = CacheShape(num_layers=1, num_kv_heads=2, head_dim=64)
     parsed = Recipe.parse(RECIPE + ",sinks=2,recent=5")
     layer = CompressedCache.init(shape, parsed, batch_size=1, max_length=300, dtype=jnp.float32).layers[0]
-    device = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="cuda")
     query, positions = jnp.zeros((1, 1, 8, 64)), jnp.array([[200]])
-    with use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device)):
-        traced = jax.jit(step).trace(layer, query, positions)
-        lowered = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert lowered.count("custom_call @mosaic_gpu") == 2
+    assert lowered(step, layer, query, positions).count("custom_call @mosaic_gpu") == 2
 
 
 @pytest.mark.gpu
@@ -186,8 +165,4 @@ def test_lowers_for_a_gpu(monkeypatch: pytest.MonkeyPatch):
 def test_gpu_decode_step(recipe: str, dim: int, group: int):
     for spread, offset in ((0.0, 1.0), (4.0, 0.0)):
         layer, query, positions = filled(recipe, dim, group, spread=spread, offset=offset)
-        run = jax.jit(step, static_argnames="splits")
-        for splits in (1, 2, 7):
-            first, second = (run(layer, query, positions, splits=splits) for _ in range(2))
-            assert_attends(first, attended(layer, query, positions), 2e-3)
-            np.testing.assert_array_equal(first, second)
+        assert_gpu_attends(layer, query, positions)

@@ -1,6 +1,5 @@
 """Kernels over packed codes: against float64 in an emulator, lowered for a GPU without one, and on a GPU."""
 
-import contextlib
 import functools
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kernel_oracle import Streams, assert_attends, formats, keys_of, random_indices, random_streams
+from mosaic import lowered, needs_mosaic
 
 from kakeya_jax.cache import CacheShape, CompressedCache
 from kakeya_jax.pallas_kernels.attention import compressed_attention, mosaic_gpu, softmax_state, triton
@@ -20,8 +20,6 @@ from kakeya_jax.pallas_kernels.attention.triton_rotated import attend_rotated as
 from kakeya_jax.recipe import Recipe
 from kakeya_jax.rope import Rope
 
-NEW = jax.__version_info__[:2] >= (0, 11)
-needs_mosaic = pytest.mark.skipif(not NEW, reason=f"Mosaic GPU kernels need jax 0.11, this is {jax.__version__}")
 SHAPES = [(64, 1, (4, 4)), (128, 4, (4, 4)), (128, 8, (4, 2)), (64, 5, (2, 2)), (128, 2, (2, 4))]
 MORE_SHAPES = [(128, 4, (3, 3)), (64, 8, (3, 4)), (64, 2, (8, 8)), (128, 3, (2, 8))]
 """What the Triton kernel does not take."""
@@ -130,24 +128,12 @@ def shaped(dim: int, group: int, bits: tuple[int, int]) -> Streams:
     return jax.eval_shape(lambda: random_streams(dim, group, bits, LENGTHS, tokens=256))
 
 
-def for_an_h200():
-    """Lowering for a GPU on a machine without one needs to know which, from jax 0.11 on."""
-    if not NEW:
-        return contextlib.nullcontext()
-    from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
-
-    device = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="cuda")
-    return use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device))
-
-
 @pytest.mark.filterwarnings("ignore:.*[Tt]riton.*:DeprecationWarning")
 @pytest.mark.parametrize("name", ["triton", pytest.param("mosaic_gpu", marks=needs_mosaic)])
 @pytest.mark.parametrize(("dim", "group", "bits"), SHAPES)
 def test_kernels_lower_for_cuda(name: str, dim: int, group: int, bits: tuple[int, int]):
     attend = functools.partial(on_gpu(name, 2), **formats(bits), scale=SCALE)
-    with for_an_h200():
-        lowered = jax.jit(attend).trace(*shaped(dim, group, bits)).lower(lowering_platforms=("cuda",))
-    assert {"triton": "triton", "mosaic_gpu": "mosaic_gpu"}[name] in lowered.as_text()
+    assert name in lowered(attend, *shaped(dim, group, bits))
 
 
 @needs_mosaic
@@ -155,9 +141,8 @@ def test_logits_alone_lower_for_cuda():
     streams = shaped(128, 8, (4, 4))
     form: Any = formats((4, 4))
     logits = functools.partial(coded_logits, key=form["key"], key_unit=form["key_unit"], scale=SCALE, splits=2)
-    with for_an_h200():
-        traced = jax.jit(logits).trace(streams.query, streams.key_codes, streams.key_scales)
-        assert traced.lower(lowering_platforms=("cuda",)).as_text().count("custom_call @mosaic_gpu") == 1
+    program = lowered(logits, streams.query, streams.key_codes, streams.key_scales)
+    assert program.count("custom_call @mosaic_gpu") == 1
 
 
 @needs_mosaic
@@ -168,10 +153,8 @@ def test_whole_steps_lower_for_cuda(recipe: str, group: int, monkeypatch: pytest
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     layer, query, positions = decode_step(recipe, group)
     step = functools.partial(mosaic_gpu.attention_mosaic_gpu, rope=Rope(head_dim=64), scale=SCALE)
-    with for_an_h200():
-        traced = jax.jit(lambda q, k, v, p: step(q, k, v, positions=p)).trace(query, layer.key, layer.value, positions)
-        lowered = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert lowered.count("custom_call @mosaic_gpu") == 2
+    program = lowered(lambda q, k, v, p: step(q, k, v, positions=p), query, layer.key, layer.value, positions)
+    assert program.count("custom_call @mosaic_gpu") == 2
 
 
 @pytest.mark.parametrize(

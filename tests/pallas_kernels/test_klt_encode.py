@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from klt_streams import DIM, HEADS, random_tables
-from test_coded_kernels import for_an_h200
+from mosaic import lowered
 
 from kakeya_jax.codecs.klt import Klt, KltConfig
 from kakeya_jax.pallas_kernels.encode.klt_pages import KLT_PAGES, encode_klt_pages
@@ -79,10 +79,7 @@ def test_caches_encode_with_it_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
     codec, pages = codec_and_pages("key")
     traced = jax.jit(lambda codec, pages: encode_blocks(codec, pages)).trace(codec, pages)
     assert "triton" not in traced.lower(lowering_platforms=("cpu",)).as_text()
-    with for_an_h200():
-        traced = jax.jit(lambda codec, pages: encode_blocks(codec, pages)).trace(codec, pages)
-        lowered = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert lowered.count("triton") == 2
+    assert lowered(lambda codec, pages: encode_blocks(codec, pages), codec, pages).count("triton") == 2
 
 
 @pytest.mark.gpu

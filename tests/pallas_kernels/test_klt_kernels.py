@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from klt_streams import ROPE, klt_layer
-from test_coded_kernels import for_an_h200, needs_mosaic
+from mosaic import lowered, needs_mosaic
 
 from kakeya_jax.pallas_kernels.attention import compressed_attention, mosaic_gpu
 from kakeya_jax.pallas_kernels.attention.klt_step import layout_table
@@ -155,10 +155,8 @@ def test_steps_lower_for_cuda(group: int, monkeypatch: pytest.MonkeyPatch):
     def step(query: Any, key: Any, value: Any, positions: Any) -> Any:
         return mosaic_gpu.attention_mosaic_gpu(query, key, value, positions=positions, rope=ROPE, scale=SCALE)
 
-    with for_an_h200():
-        traced = jax.jit(step).trace(query, layer.key, layer.value, positions)
-        lowered = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert lowered.count("custom_call @mosaic_gpu") == 1
+    program = lowered(step, query, layer.key, layer.value, positions)
+    assert program.count("custom_call @mosaic_gpu") == 1
 
 
 @pytest.mark.gpu
