@@ -155,7 +155,8 @@ def time_calls(
     name: str, call: Callable[[Array, Any], Array], query: Array, buffers: Sequence[Any], nbytes: int, repeats: int
 ) -> AttentionSpeed:
     """Times ``call`` with every buffer in turn; a result is the next query, so that no call is left out or overlaps."""
-    memory = jax.jit(call).lower(query, buffers[0]).compile().memory_analysis()
+    call = jax.jit(call)  # traced and lowered once, however often the loop has it
+    memory = call.lower(query, buffers[0]).compile().memory_analysis()
     turns = rounds = 1
     if jax.default_backend() == "gpu":
         turns = math.ceil(_CALLS / len(buffers))

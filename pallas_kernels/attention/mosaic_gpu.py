@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from kakeya_jax.cache import ChunkWindow
 from kakeya_jax.codecs.kakeya import Kakeya
 from kakeya_jax.codecs.klt import Klt
+from kakeya_jax.codecs.turboquant import TurboQuant
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, TILE
 from kakeya_jax.pallas_kernels.attention.coded_streams import Limits, capacity, coded_stream, num_heads, unsupported
 from kakeya_jax.pallas_kernels.attention.decode_step import decode_step
@@ -20,8 +21,14 @@ from kakeya_jax.typing import Array, Float, Int
 _SINCE = (0, 11)
 """The first version of JAX whose Mosaic GPU has all that the kernels need."""
 
-_PROGRAMS = 3 * 132
-"""Programs that run at a time: three on each multiprocessor of an H100 or H200."""
+_MULTIPROCESSORS = 132
+"""Of an H100 or H200."""
+
+_PROGRAMS = 3 * _MULTIPROCESSORS
+"""Programs that run at a time: three on each multiprocessor."""
+
+_BESIDE_EXACT = 2 * _MULTIPROCESSORS
+"""Programs of codes that leave each multiprocessor a place for exact tokens, which are attended to meanwhile."""
 
 _WAVES = 3
 """Most times that a GPU is filled: more programs begin and end more often, fewer leave multiprocessors idle."""
@@ -77,7 +84,13 @@ def attention_mosaic_gpu(
         raise NotImplementedError(f"no Mosaic GPU kernel for this: {', '.join(found)}")
     heads, dim = num_heads(key_stream), query.shape[-1]
     programs = PROGRAMS if in_blocks else _PROGRAMS
-    splits = splits or choose_splits(heads, capacity(key_stream), programs=programs)
+    # Only of what this was measured to be faster for: docs/kernels.md.
+    four_bits = all(
+        isinstance(codec := stream.codec, TurboQuant) and codec.config.bits == 4
+        for stream in (key_stream, value_stream)
+    )
+    preferred = _BESIDE_EXACT if four_bits else None
+    splits = splits or choose_splits(heads, capacity(key_stream), programs=programs, preferred=preferred)
     if in_blocks:
         step = functools.partial(kakeya_step, key_stream=key_stream, value_stream=value_stream, rope=rope)
     elif transformed:
@@ -99,14 +112,17 @@ def attention_mosaic_gpu(
     return jnp.concatenate(parts, axis=1).reshape(query.shape)
 
 
-def choose_splits(heads: int, tokens: int, *, programs: int = _PROGRAMS) -> int:
+def choose_splits(heads: int, tokens: int, *, programs: int = _PROGRAMS, preferred: int | None = None) -> int:
     """How many programs share the coded tokens of each of ``heads`` heads of at most ``tokens`` tokens, if so many
     ``programs`` run at a time.
 
-    Of those that fill the GPU at most ``_WAVES`` times, the number that leaves least of it idle at the end, the fewest
-    if several do; and at least two tiles for each of a program's four warps.
+    ``preferred`` programs in all, if heads can share just so many. Otherwise, of those that fill the GPU at most
+    ``_WAVES`` times, the number that leaves least of it idle at the end, the fewest if several do. And at least two
+    tiles for each of a program's four warps.
     """
     most = max(1, min(_WAVES * programs // heads, tokens // (8 * TILE)))
+    if preferred is not None and preferred % heads == 0 and preferred // heads <= most:
+        return preferred // heads
 
     def idle(splits: int) -> float:
         waves = heads * splits / programs

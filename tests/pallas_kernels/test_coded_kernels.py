@@ -245,6 +245,13 @@ def test_splits_fill_a_gpu_evenly():
     assert mosaic_gpu.choose_splits(2, 64) == 1
 
 
+@pytest.mark.parametrize(
+    ("heads", "tokens", "splits"), [(8, 131072, 33), (24, 131072, 11), (8, 8192, 16), (64, 32768, 6)]
+)
+def test_splits_leave_places_for_exact_tokens_where_heads_divide_them(heads: int, tokens: int, splits: int):
+    assert mosaic_gpu.choose_splits(heads, tokens, preferred=264) == splits
+
+
 def test_parts_of_a_softmax_put_together_are_the_whole():
     keys = jax.random.split(jax.random.key(0), 3)
     query = jax.random.normal(keys[0], (1, 2, 1, 3, 8))
