@@ -37,7 +37,7 @@ def add_products(
 ) -> Float[Array, "I J"]:
     """``total + left @ right.T`` of numbers in parts, smallest products first; those of 2^-24 are left out."""
     both = [(one, other) for one in range(len(left)) for other in range(len(right)) if one + other < PARTS]
-    for one, other in sorted(both, key=lambda pair: -sum(pair)):
+    for one, other in sorted(both, key=lambda pair: (-sum(pair), -abs(pair[0] - pair[1]), -pair[0])):
         total += jax.lax.dot_general(
             left[one], right[other], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
         )

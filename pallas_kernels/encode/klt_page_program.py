@@ -127,8 +127,9 @@ def _coordinates(refs: dict[str, Any], where: Any) -> Float[Array, "D n"]:
             parts = [first * cos - second * sin, second * cos + first * sin]
         for some, part in zip(halves, parts, strict=True):
             most = refs["farthest"][head, some][None]
+            x = bfloat16_parts.cut(jnp.clip(part, -most, most))
             maps = [refs["map"][head, index, :, some] for index in range(bfloat16_parts.PARTS)]
-            total = bfloat16_parts.add_products(total, maps, bfloat16_parts.cut(jnp.clip(part, -most, most)))
+            total = bfloat16_parts.add_products(total, maps, x)
         return total
 
     return jax.lax.fori_loop(0, dim // 2 // _TOGETHER, add, jnp.zeros((dim, n), jnp.float32))

@@ -1,9 +1,9 @@
 """The program that encodes some tokens of one head of ``turboquant``: norms, rotation, levels, words.
 
-Products are of bfloat16, as many as the type of the tokens asks for: their parts are multiplied as they come, and only
-what is rotated is brought to the norm of the quantiser, so that a bfloat16 token is one part and takes three products
-instead of six. Keys are rotated with tokens as rows, values with channels as rows: either way the codes of a word are
-neighbours within a row, where products leave them in a thread and its neighbours.
+Products are of bfloat16, as many as the type of the tokens asks for: tokens are multiplied as they come, and only what
+is rotated is brought to the norm of the quantiser, so that a bfloat16 token is one part and takes three products
+instead of six. Tokens are rows, also of values, whose words are put together from rows: what a token has once, its norm
+and its length, would otherwise be found again in every thread of its column.
 """
 
 import math
@@ -61,45 +61,37 @@ def turboquant_program(refs: dict[str, Any], form: Form) -> None:
     """
     page, first = pl.program_id(0), pl.program_id(1) * form.tokens
     dim = refs["blocks"].shape[-1]
-    rotated, power = _rotated(refs, page, first, form)
-    channels = 1 if form.stream == "key" else 0
+    rotated, power = _rotated(refs, page, pl.ds(first, form.tokens))
     norm = jnp.sqrt(power)
-    to_unit = jnp.where(norm > EPS, math.sqrt(dim) / jnp.maximum(norm, EPS), 0.0)
-    y = rotated * jnp.expand_dims(to_unit, channels)
+    y = rotated * jnp.where(norm > EPS, math.sqrt(dim) / jnp.maximum(norm, EPS), 0.0)[:, None]
     level = _levels(jnp.abs(y), form)
     length = jnp.full_like(power, dim)
     if form.norm_correction:
         # Of whole numbers below 2^16, at most 128 of them: exact in any order.
-        length = jnp.sum(level >> _INDEX_BITS, axis=channels).astype(jnp.float32) * form.half_unit**2
+        length = jnp.sum(level >> _INDEX_BITS, axis=1).astype(jnp.float32) * form.half_unit**2
     scale = jnp.where(norm > EPS, jnp.sqrt(power / length), 0.0)
     refs["scale"][page, pl.ds(first, form.tokens)] = jnp.minimum(scale, F16_MAX).astype(jnp.float16)
     _store_words(refs["words"], (page, first), level & ((1 << _INDEX_BITS) - 1), y > 0.0, form)
 
 
-def _rotated(
-    refs: dict[str, Any], page: Any, first: Any, form: Form
-) -> tuple[Float[Array, "rows columns"], Float[Array, " tokens"]]:
+def _rotated(refs: dict[str, Any], page: Any, tokens: Any) -> tuple[Float[Array, "tokens D"], Float[Array, " tokens"]]:
     """Tokens as they come, rotated, and the squares of their norms."""
-    blocks, tokens = refs["blocks"], pl.ds(first, form.tokens)
-    dim, parts = blocks.shape[-1], _PARTS.get(blocks.dtype.name, bfloat16_parts.PARTS)
-    shape = (form.tokens, dim) if form.stream == "key" else (dim, form.tokens)
+    blocks = refs["blocks"]
+    dim, count = blocks.shape[-1], _PARTS.get(blocks.dtype.name, bfloat16_parts.PARTS)
 
     def add(step: Any, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         some = pl.ds(step * _TOGETHER, _TOGETHER)
         x = blocks[page, tokens, some].astype(jnp.float32)
         x = jnp.clip(jnp.where(x == x, x, 0.0), -LIMIT, LIMIT)
-        maps, pieces = (
-            [refs["map"][part, :, some] for part in range(bfloat16_parts.PARTS)],
-            bfloat16_parts.cut(x, parts),
-        )
-        left, right = (pieces, maps) if form.stream == "key" else (maps, pieces)
-        return bfloat16_parts.add_products(sums[0], left, right), sums[1] + jnp.sum(x * x, axis=1)
+        maps = [refs["map"][part, :, some] for part in range(bfloat16_parts.PARTS)]
+        rotated = bfloat16_parts.add_products(sums[0], bfloat16_parts.cut(x, count), maps)
+        return rotated, sums[1] + jnp.sum(x * x, axis=1)
 
-    zeros = jnp.zeros(shape, jnp.float32), jnp.zeros(form.tokens, jnp.float32)
+    zeros = jnp.zeros((tokens.size, dim), jnp.float32), jnp.zeros(tokens.size, jnp.float32)
     return jax.lax.fori_loop(0, dim // _TOGETHER, add, zeros)
 
 
-def _levels(size: Float[Array, "rows columns"], form: Form) -> Int[Array, "rows columns"]:
+def _levels(size: Float[Array, "tokens D"], form: Form) -> Int[Array, "tokens D"]:
     """Of each magnitude the nearest of a level: its square in half units, and in the lowest bits its index.
 
     Both come from one comparison and one selection for each bound, which are fewer instructions than a look-up.
@@ -112,30 +104,30 @@ def _levels(size: Float[Array, "rows columns"], form: Form) -> Int[Array, "rows 
 
 
 def _store_words(
-    word_ref: Any,
-    where: tuple[Any, Any],
-    index: Int[Array, "rows columns"],
-    above: Int[Array, "rows columns"],
-    form: Form,
+    word_ref: Any, where: tuple[Any, Any], index: Int[Array, "tokens D"], above: Array, form: Form
 ) -> None:
-    """Codes of magnitudes' indices and of whether they are above zero, along rows."""
-    (page, first), (rows, columns) = where, index.shape
+    """Codes of magnitudes' indices and of whether they are above zero: along channels of keys, tokens of values."""
+    (page, first), (tokens, dim) = where, index.shape
     along_tokens = form.stream == "value"
-    count = word_ref.shape[2] * 32 // form.bits
-    code = jax.lax.broadcasted_iota(jnp.int32, (1, columns), 1)
+    axis = 0 if along_tokens else 1
+    code = jnp.expand_dims(jnp.arange(index.shape[axis]), 1 - axis)
+    codes_of_row = word_ref.shape[2] * 32 // form.bits
 
     def store(fields: Array, shift: Array, together: int, start: int) -> None:
         """Each sum of ``together`` fields, which do not overlap, is a word."""
-        words = jnp.sum((fields << shift).reshape(rows, columns // together, together), axis=2)
-        row, column = (0, start + first // together) if along_tokens else (first, start)
-        word_ref[page, pl.ds(row, rows), pl.ds(column, columns // together)] = words
+        shape = (-1, together, dim) if along_tokens else (tokens, -1, together)
+        words = jnp.sum((fields << shift).reshape(shape), axis=axis + 1)
+        if along_tokens:
+            column = start + first // together
+            word_ref[page, :, pl.ds(column, tokens // together)] = words.T
+        else:
+            word_ref[page, pl.ds(first, tokens), pl.ds(start, dim // together)] = words
 
-    if form.bits == 4:
-        store(index | above.astype(jnp.int32) << 3, nibble_shift(code), 32 // 4, 0)
+    half = 1 << (form.bits - 1)
+    if form.bits == 4:  # as sign and magnitude
+        store(jnp.where(above, index | half, index), nibble_shift(code), 32 // 4, 0)
         return
-    inverted = index ^ ((1 << (form.bits - 1)) - 1)
-    if form.bits == 2:
-        store(jnp.where(above, index | 2, inverted), crumb_shift(code), UNIT, 0)
-        return
-    store(jnp.where(above, index, inverted), crumb_shift(code), UNIT, 0)
-    store(above.astype(jnp.int32), high_shift(code), 2 * UNIT, count // UNIT)
+    codes = jnp.where(above, index | half, index ^ (half - 1))
+    store(codes & 3, crumb_shift(code & (UNIT - 1)), UNIT, 0)
+    if form.bits == 3:
+        store(codes >> 2, high_shift(code), 2 * UNIT, codes_of_row // UNIT)

@@ -4,8 +4,8 @@ from kakeya_jax.typing import Array, Int
 
 
 def crumb_shift(code: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
-    """Of two bits of a code in the word of its unit; ``code`` counts those of a unit."""
-    return (code >> 2 & 1) << 4 | (code & 3) << 2 | (code >> 3 & 1) << 1
+    """Of two bits of a code in the word of its unit; ``code`` counts within a unit."""
+    return (code >> 2 & 1) << 4 | (code & 3) << 2 | code >> 3 << 1
 
 
 def nibble_shift(code: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
