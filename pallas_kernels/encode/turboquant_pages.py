@@ -29,9 +29,10 @@ _TOKENS_PER_WARP = 16
 
 
 def supports(codec: TurboQuant, tokens: int, head_dim: int) -> bool:
-    """Whether the kernel takes pages of so many tokens: a multiple of 64, without a sketch of the residual."""
+    """Whether the kernel takes pages of so many tokens: a multiple of 64, heads alone, without a sketch."""
     config = codec.config
-    return config.bits in _BITS and not config.qjl and head_dim in _DIMS and tokens > 0 and tokens % _TOKENS[-1] == 0
+    whole = tokens > 0 and tokens % _TOKENS[-1] == 0
+    return config.bits in _BITS and not (config.qjl or config.mix_heads) and head_dim in _DIMS and whole
 
 
 def encode_turboquant_pages(

@@ -87,6 +87,7 @@ def test_products_in_parts_are_those_of_float32(dtype: str):
         ({"bits": 1}, 128, 128),
         ({"bits": 5}, 128, 128),
         ({"bits": 4, "qjl": True}, 128, 128),
+        ({"mix_heads": True}, 128, 128),
         ({"block_size": 32}, 32, 128),
         ({"block_size": 96}, 96, 128),
         ({}, 128, 32),
