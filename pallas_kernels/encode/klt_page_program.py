@@ -19,6 +19,8 @@ from kakeya_jax.klt_code_tables import HIGHEST, LOWEST
 from kakeya_jax.klt_words import GROUP
 from kakeya_jax.numeric import F16_MAX
 from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, MAGIC_BITS
+from kakeya_jax.pallas_kernels.encode import bfloat16_parts
+from kakeya_jax.pallas_kernels.encode.word_shifts import crumb_shift, nibble_shift
 from kakeya_jax.typing import Array, Float, Int, StreamName
 
 _LARGE = 1e30
@@ -113,8 +115,6 @@ def _coordinates(refs: dict[str, Any], where: Any) -> Float[Array, "D n"]:
     """Some channels after the other, with those they turn with, so that few are held at a time."""
     (n, dim), head = refs["blocks"].shape[-2:], where[1]
 
-    products = (((1,), (1,)), ((), ()))
-
     def add(step: Any, total: Float[Array, "D n"]) -> Float[Array, "D n"]:
         halves, parts = [pl.ds(step * _TOGETHER + first, _TOGETHER) for first in (0, dim // 2)], []
         for some in halves:
@@ -127,10 +127,9 @@ def _coordinates(refs: dict[str, Any], where: Any) -> Float[Array, "D n"]:
             parts = [first * cos - second * sin, second * cos + first * sin]
         for some, part in zip(halves, parts, strict=True):
             most = refs["farthest"][head, some][None]
-            x = _three_parts(jnp.clip(part, -most, most))
-            maps = [refs["map"][head, index, :, some] for index in range(3)]
-            for one, other in ((2, 0), (0, 2), (1, 1), (1, 0), (0, 1), (0, 0)):
-                total += jax.lax.dot_general(maps[one], x[other], products, preferred_element_type=jnp.float32)
+            x = bfloat16_parts.cut(jnp.clip(part, -most, most))
+            maps = [refs["map"][head, index, :, some] for index in range(bfloat16_parts.PARTS)]
+            total = bfloat16_parts.add_products(total, maps, x)
         return total
 
     return jax.lax.fori_loop(0, dim // 2 // _TOGETHER, add, jnp.zeros((dim, n), jnp.float32))
@@ -166,12 +165,11 @@ def _store_words(
     @pl.when((width == 2) | (width == 6))
     def _() -> None:
         crumbs = (fields >> (width & 4)) & 3  # of 6 bits the upper two
-        shift = (code >> 2 & 1) << 4 | (code & 3) << 2 | code >> 3 << 1
-        store(crumbs << shift, 16, (width & 4) >> 1)
+        store(crumbs << crumb_shift(code), 16, (width & 4) >> 1)
 
     @pl.when((width == 4) | (width == 6))
     def _() -> None:
-        store((fields & 15) << ((code & 7) << 2), 8, 0)
+        store((fields & 15) << nibble_shift(code), 8, 0)
 
     @pl.when(width == 8)
     def _() -> None:
@@ -187,16 +185,6 @@ def _scale_code(scale: Float[Array, " n"]) -> Float[Array, " n"]:
 def _inverse_scale(code: Float[Array, " n"]) -> Float[Array, " n"]:
     """One over ``codecs.klt.decode_scale``."""
     return jnp.exp2((SCALE_ZERO - code) * (1 / SCALE_STEPS))
-
-
-def _three_parts(x: Array) -> list[Array]:
-    """Three numbers of bfloat16 whose sum is ``x``. Cut, not rounded: a compiler may take a conversion back."""
-    parts = []
-    for _ in range(3):
-        high = jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(x, jnp.int32) & -65536, jnp.float32)
-        parts.append(high.astype(jnp.bfloat16))
-        x = x - high
-    return parts
 
 
 def _nearest(x: Array) -> Array:

@@ -6,19 +6,18 @@ channel's codes are and where their words lie.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
 from kakeya_jax.codecs.klt import Klt, KltCode, farthest
 from kakeya_jax.klt_layout import Layout
 from kakeya_jax.klt_words import GROUP, TILE
 from kakeya_jax.page_encoders import PageEncoder
+from kakeya_jax.pallas_kernels.encode import bfloat16_parts
+from kakeya_jax.pallas_kernels.encode.kernel_call import kernel_call
 from kakeya_jax.pallas_kernels.encode.klt_page_program import codes_program, coordinates_program, token_order
 from kakeya_jax.pallas_kernels.encode.level_tables import half_units, level_tables, table_starts
 from kakeya_jax.typing import Array, Float, StreamName
@@ -57,7 +56,7 @@ def encode_klt_pages(codec: Klt, blocks: Float[Array, "B K pages n D"], *, inter
     batch, _, pages, n, _ = blocks.shape
     layout, config = codec.layout, codec.config
     tables = {
-        "map": _three_parts(jnp.swapaxes(codec.analysis, 1, 2)),
+        "map": bfloat16_parts.rounded(jnp.swapaxes(codec.analysis, 1, 2)),
         "mean": codec.mean,
         "farthest": farthest(codec),
         "channels": jnp.asarray(_channels(layout)),
@@ -112,7 +111,8 @@ def _coordinates(
     def klt_coordinates(**refs: Any) -> None:
         coordinates_program(refs)
 
-    return _call(klt_coordinates, lead, {"blocks": blocks, **tables}, made, interpret, warps=_WARPS, stages=_STAGES)
+    inputs = {"blocks": blocks, **tables}
+    return kernel_call(klt_coordinates, lead, inputs, made, interpret=interpret, warps=_WARPS, stages=_STAGES)
 
 
 @functools.partial(jax.jit, static_argnames=("nbytes", "stream", "rounds", "interpret"))
@@ -129,43 +129,7 @@ def _codes(
     def klt_codes(**refs: Any) -> None:
         codes_program(refs, stream=stream, rounds=rounds)
 
-    return _call(klt_codes, (count, heads), inputs, coded, interpret, warps=n // _LANES)
-
-
-def _call(
-    program: Callable[..., None],
-    grid: tuple[int, ...],
-    inputs: dict[str, Array],
-    results: dict[str, jax.ShapeDtypeStruct],
-    interpret: bool,
-    *,
-    warps: int,
-    stages: int = 1,
-) -> dict[str, Array]:
-    """Runs a program, which takes all arrays by name."""
-    names = (*inputs, *results)
-    whole = pl.BlockSpec(memory_space=pl.ANY)
-    found = pl.pallas_call(
-        functools.wraps(program)(lambda *refs: program(**dict(zip(names, refs, strict=True)))),
-        grid=grid,
-        in_specs=[whole] * len(inputs),
-        out_specs=[whole] * len(results),
-        out_shape=list(results.values()),
-        compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=stages),
-        interpret=interpret,
-        name=program.__name__,
-    )(*inputs.values())
-    return dict(zip(results, found, strict=True))
-
-
-def _three_parts(x: Float[Array, "K E D"]) -> Array:
-    """Three numbers of bfloat16 whose sum is ``x``: ``[K, 3, E, D]``. Rounded by ``reduce_precision``, for XLA takes a
-    conversion back."""
-    parts = []
-    for _ in range(3):
-        parts.append(jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7))
-        x = x - parts[-1]
-    return jnp.stack(parts, axis=1).astype(jnp.bfloat16)
+    return kernel_call(klt_codes, (count, heads), inputs, coded, interpret=interpret, warps=n // _LANES)
 
 
 def _channels(layout: Layout) -> np.ndarray:

@@ -4,10 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from klt_streams import DIM, HEADS, random_tables
 from mosaic import lowered
+from page_codes import assert_codes_of_a_gpu_are_those_of_a_cpu, assert_same_codes
 
 from kakeya_jax.codecs.klt import Klt, KltConfig
 from kakeya_jax.pallas_kernels.encode.klt_pages import KLT_PAGES, encode_klt_pages
@@ -28,13 +28,6 @@ def codec_and_pages(stream: Any, widths: Any = WIDTHS, *, pages: int = 2, **opti
 
 def interpreted(codec: Klt, pages: jax.Array) -> Any:
     return jax.jit(lambda codec, pages: encode_klt_pages(codec, pages, interpret=True))(codec, pages)
-
-
-def assert_same_codes(found: Any, expected: Any) -> None:
-    for mine, its in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert mine.shape == its.shape
-        assert mine.dtype == its.dtype
-        assert np.mean(np.asarray(mine) != np.asarray(its)) < 5e-4
 
 
 @pytest.mark.parametrize("stream", ["key", "value"])
@@ -87,9 +80,4 @@ def test_caches_encode_with_it_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("options", [{}, {"block_size": 64}, {"page_mean": False, "scale_rounds": 5}], ids=str)
 def test_codes_of_a_gpu_are_those_of_a_cpu(stream: Any, options: dict[str, Any]):
     codec, pages = codec_and_pages(stream, pages=32, **options)
-    found = []
-    for device in (jax.devices("cpu")[0], jax.devices("gpu")[0]):
-        with jax.default_device(device):
-            here = jax.device_put((codec, pages), device)
-            found.append(jax.tree.map(np.asarray, jax.jit(encode_blocks)(*here)))
-    assert_same_codes(found[1], found[0])
+    assert_codes_of_a_gpu_are_those_of_a_cpu(codec, pages)
