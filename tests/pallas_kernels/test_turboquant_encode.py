@@ -9,6 +9,7 @@ import pytest
 from mosaic import lowered
 from page_codes import assert_codes_of_a_gpu_are_those_of_a_cpu, assert_same_codes
 
+from kakeya_jax import page_encoders
 from kakeya_jax.codecs.turboquant import TurboQuant, TurboQuantConfig
 from kakeya_jax.pallas_kernels.encode.bfloat16_parts import add_products, cut, rounded
 from kakeya_jax.pallas_kernels.encode.turboquant_pages import TURBOQUANT_PAGES, encode_turboquant_pages
@@ -25,6 +26,11 @@ def codec_and_pages(
     x = jax.random.normal(jax.random.key(0), (2, 2, pages, config.block_size, dim))
     x = x * jnp.exp(2.0 * jax.random.normal(jax.random.key(1), (*x.shape[:4], 1)))
     return config.build(dim, layer=1, stream=stream), x.astype(dtype)
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(page_encoders._encoders, TurboQuant, TURBOQUANT_PAGES)
 
 
 def check(codec: TurboQuant, pages: jax.Array) -> None:
@@ -98,9 +104,12 @@ def test_what_the_kernel_does_not_take(options: dict[str, Any], tokens: int, dim
     assert not TURBOQUANT_PAGES.supports(TurboQuantConfig(**options).build(dim), tokens, dim)
 
 
+@pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("stream", ["key", "value"])
-def test_caches_encode_with_it_on_a_gpu(monkeypatch: pytest.MonkeyPatch, stream: Any, bits: int):
+def test_caches_that_have_it_registered_encode_with_it_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, stream: Any, bits: int
+):
     """Where a GPU is the default device: a program for it has the kernel, one for a CPU has none."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     codec, pages = codec_and_pages(stream, bits=bits, dtype=jnp.bfloat16)
@@ -110,6 +119,7 @@ def test_caches_encode_with_it_on_a_gpu(monkeypatch: pytest.MonkeyPatch, stream:
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize("stream", ["key", "value"])
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize(
