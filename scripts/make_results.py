@@ -7,6 +7,7 @@ python scripts/make_results.py --check    exits with 1 if the page is not what t
 import json
 import pathlib
 import sys
+from typing import Any
 
 from kakeya_jax.eval.merge import load_result
 from kakeya_jax.eval.results import EvalResult, Row
@@ -164,6 +165,8 @@ def _top1_of_aim(results: Results) -> str:
 
 
 def _ladder(results: Results) -> str:
+    published = json.loads((FOLDER / "published-ladder.json").read_text())
+    quoted = {row["recipe"]: row for row in published["rows"]}
     lines = [
         "## The published ladder of KakeyaTurbo recipes",
         "",
@@ -172,16 +175,31 @@ def _ladder(results: Results) -> str:
         "mean, and which two faults were not carried over, is in `kakeya_jax/ladder_recipes.py`; intervals are in the "
         "JSON files.",
         "",
+        "*published*: KL / dPPL % / top-1 % and the ratio of the whole cache, in brackets with the bytes of what was "
+        f"run where that is known. {published['about']}",
+        "",
         "| recipe | all-in bits | "
         + " | ".join(f"{model}, {text}" for model in MODELS for text in TEXTS.values())
-        + " |",
-        "|---|--:|--:|--:|--:|--:|",
+        + " | published | published ratio |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name in (*ladder_recipes(), "klt-2", "klt-3"):
         rows = [_find(result, name) for result in results.values()]
         cells = [f"{format_kl(row.kl_mean)} / {row.delta_ppl_percent:+.2f}" for row in rows]
+        cells += _published(quoted.get(name))
         lines.append(f"| `{name}` | {rows[0].all_in_bits:.3f} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _published(row: dict[str, Any] | None) -> list[str]:
+    """What was published of a recipe, and its ratio; empty cells if nothing was."""
+    if row is None:
+        return ["", ""]
+    as_run = row["ratio_as_run"]
+    return [
+        f"{row['kl_mean']:.3f} / {row['delta_ppl_percent']:+g} / {row['top1_percent']:.1f}",
+        f"{row['ratio']:.2f}" + (f" ({as_run:.2f})" if as_run is not None else ""),
+    ]
 
 
 def _stress(results: Results) -> str:

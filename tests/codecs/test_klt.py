@@ -343,7 +343,7 @@ CACHED = (
     "form=fast",
     pytest.param("form=quality", marks=pytest.mark.slow),
     pytest.param("heads_together=2", marks=pytest.mark.slow),
-    "form=quality,trellis=true",
+    pytest.param("form=quality,trellis=true", marks=pytest.mark.slow),
 )
 each_cached = pytest.mark.parametrize("options", CACHED)
 

@@ -52,6 +52,7 @@ def test_as_it_is_is_klt(script, held):
     np.testing.assert_allclose(codec.decode(codec.encode(blocks())), held.decode(held.encode(blocks())), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_trellis_has_less_error_in_the_same_bits(script, held):
     levels, error = script.trellis_levels(2)
     assert len(levels) == 8

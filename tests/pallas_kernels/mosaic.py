@@ -26,3 +26,8 @@ def lowered(function: Callable[..., Any], *arguments: Any) -> str:
     """The program of a function for an NVIDIA GPU."""
     with for_an_h200():
         return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def triton_kernels(program: str) -> int:
+    """How many Triton kernels a program, as ``lowered`` gives it, calls."""
+    return program.count("custom_call @__gpu$xla.gpu.triton(")

@@ -116,12 +116,9 @@ def test_distinct_share():
     assert distinct_share(np.array([[7, 7, 7, 7], [1, 2, 3, 4]])) == (0.25 + 1) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "recipe",
-    [
-        pytest.param(dense_recipe(64), marks=pytest.mark.slow),
-        Recipe.parse("both=turboquant(block_size=16,bits=1),sinks=0,recent=1"),
-    ],
+    "recipe", [dense_recipe(64), Recipe.parse("both=turboquant(block_size=16,bits=1),sinks=0,recent=1")]
 )
 def test_what_is_said_when_fed_is_what_is_generated_until_the_first_difference(tiny_setup: Setup, recipe: Recipe):
     """So what ``choices`` draws is what ``generate`` draws, with the same random numbers."""
