@@ -84,12 +84,7 @@ def attention_mosaic_gpu(
         raise NotImplementedError(f"no Mosaic GPU kernel for this: {', '.join(found)}")
     heads, dim = num_heads(key_stream), query.shape[-1]
     programs = PROGRAMS if in_blocks else _PROGRAMS
-    # Only of what this was measured to be faster for: docs/kernels.md.
-    four_bits = all(
-        isinstance(codec := stream.codec, TurboQuant) and codec.config.bits == 4
-        for stream in (key_stream, value_stream)
-    )
-    preferred = _BESIDE_EXACT if four_bits else None
+    preferred = _preferred_programs(key_stream, value_stream)
     splits = splits or choose_splits(heads, capacity(key_stream), programs=programs, preferred=preferred)
     if in_blocks:
         step = functools.partial(kakeya_step, key_stream=key_stream, value_stream=value_stream, rope=rope)
@@ -110,6 +105,12 @@ def attention_mosaic_gpu(
         for first in range(0, grouped.shape[1], COLUMNS)
     ]
     return jnp.concatenate(parts, axis=1).reshape(query.shape)
+
+
+def _preferred_programs(*streams: Stream) -> int | None:
+    """Programs that leave exact tokens a place, for what this was measured to be faster: docs/kernels.md."""
+    measured = all(isinstance(stream.codec, TurboQuant) and stream.codec.config.bits == 4 for stream in streams)
+    return _BESIDE_EXACT if measured else None
 
 
 def choose_splits(heads: int, tokens: int, *, programs: int = _PROGRAMS, preferred: int | None = None) -> int:
