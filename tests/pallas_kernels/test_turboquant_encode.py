@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from mosaic import lowered, triton_kernels
-from page_codes import assert_codes_of_a_gpu_are_those_of_a_cpu, assert_same_codes
+from page_codes import assert_same_codes, assert_same_vectors, codes_on_gpu_and_cpu
 
-from kakeya_jax import page_encoders
 from kakeya_jax.codecs.turboquant import TurboQuant, TurboQuantConfig
 from kakeya_jax.pallas_kernels.encode.bfloat16_parts import add_products, cut, rounded
 from kakeya_jax.pallas_kernels.encode.turboquant_pages import TURBOQUANT_PAGES, encode_turboquant_pages
@@ -28,14 +27,9 @@ def codec_and_pages(
     return config.build(dim, layer=1, stream=stream), x.astype(dtype)
 
 
-@pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(page_encoders._encoders, TurboQuant, TURBOQUANT_PAGES)
-
-
 def check(codec: TurboQuant, pages: jax.Array) -> None:
     found = encode_turboquant_pages(codec, pages, interpret=True)
-    assert_same_codes(found, jax.jit(encode_blocks)(codec, pages))
+    assert_same_vectors(codec, found, jax.jit(encode_blocks)(codec, pages))
 
 
 @pytest.mark.parametrize(
@@ -111,12 +105,9 @@ def test_what_the_kernel_does_not_take(options: dict[str, Any], tokens: int, dim
     assert not TURBOQUANT_PAGES.supports(TurboQuantConfig(**options).build(dim), tokens, dim)
 
 
-@pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("stream", ["key", "value"])
-def test_caches_that_have_it_registered_encode_with_it_on_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, stream: Any, bits: int
-):
+def test_caches_encode_with_it_on_a_gpu(monkeypatch: pytest.MonkeyPatch, stream: Any, bits: int):
     """Where a GPU is the default device: a program for it has the kernel, one for a CPU has none."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     codec, pages = codec_and_pages(stream, bits=bits, dtype=jnp.bfloat16)
@@ -126,7 +117,6 @@ def test_caches_that_have_it_registered_encode_with_it_on_a_gpu(
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize("stream", ["key", "value"])
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize(
@@ -140,4 +130,5 @@ def test_caches_that_have_it_registered_encode_with_it_on_a_gpu(
     ids=str,
 )
 def test_codes_of_a_gpu_are_those_of_a_cpu(stream: Any, bits: int, options: dict[str, Any]):
-    assert_codes_of_a_gpu_are_those_of_a_cpu(*codec_and_pages(stream, bits=bits, pages=32, **options))
+    codec, pages = codec_and_pages(stream, bits=bits, pages=32, **options)
+    assert_same_vectors(codec, *codes_on_gpu_and_cpu(codec, pages))
