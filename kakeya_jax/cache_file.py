@@ -23,8 +23,9 @@ from kakeya_jax.recipe import Recipe
 from kakeya_jax.whole_file import whole_file
 
 FORMAT = "kakeya-cache"
-VERSION = 7
-"""7: codes of `int4`, `kivi` and `kakeya`, and values of `besicovitch`, lie as kernels read them. 3: a checksum.
+VERSION = 8
+"""8: values of `turboquant`, `int4`, `int8` and `kivi` lie tile after tile of 64 tokens. 7: codes of `int4`, `kivi` and
+`kakeya`, and values of `besicovitch`, lie as kernels read them. 3: a checksum.
 2: fast `klt` takes the mean of keys out before their rotation, which tables of version 1 do not hold.
 """
 

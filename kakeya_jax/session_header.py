@@ -18,8 +18,9 @@ from kakeya_jax.recipe import Recipe
 from kakeya_jax.storage_pages import SKETCH_TOLERANCE, tables_fingerprint, tables_sketch
 
 FORMAT = "kakeya-session"
-VERSION = 2
-"""2: tables that a calibration gives again on another processor, but for their last digits, are the same tables."""
+VERSION = 3
+"""3: values lie tile after tile of 64 tokens.
+2: tables that a calibration gives again on another processor, but for their last digits, are the same tables."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

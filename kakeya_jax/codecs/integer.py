@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from kakeya_jax import level_words
+from kakeya_jax import level_words, token_tiles
 from kakeya_jax.affine import dequantize_affine, dequantize_symmetric, quantize_affine, quantize_symmetric
 from kakeya_jax.codec import CodecConfig
 from kakeya_jax.numeric import finite
@@ -91,7 +91,7 @@ class Int4Config(CodecConfig):
 
 @pytree_dataclass
 class IntegerCode:
-    """Packed codes ``[n, d * bits / 8]``, or ``[d, n * bits / 8]`` along tokens, with float16 ``scale``
+    """Packed codes ``[n, d * bits / 8]``, or along tokens the rows of ``token_tiles``, with float16 ``scale``
     ``[n, d / group]`` and, if affine, ``minimum``.
 
     Codes are two's complement: of the level, or if affine of the level over 8. Those of 4 bits are ``level_words``,
@@ -108,8 +108,8 @@ class Integer:
     """The codec of ``Int8Config`` and ``Int4Config``.
 
     Attributes:
-        along_tokens: whether codes lie channel after channel, as a kernel reads values. Codes of 4 bits do so in blocks
-            of whole words of them.
+        along_tokens: whether codes lie as a kernel reads values (``token_tiles``). Codes of 4 bits do so in blocks of
+            whole words of them.
     """
 
     config: Int8Config | Int4Config = static_field()
@@ -155,7 +155,7 @@ class Integer:
 
     def _pack(self, levels: Int[Array, "n d"]) -> UInt8[Array, "rows packed"]:
         inside = self._tokens_inside(len(levels))
-        rows = levels.T if inside else levels
+        rows = token_tiles.to_rows(levels) if inside else levels
         if self.bits == 8:
             return rows.astype(jnp.uint8)
         return level_words.pack(rows if inside else level_words.to_lane_order(rows), 4)
@@ -165,9 +165,9 @@ class Integer:
         if self.bits == 8:
             rows = packed.astype(jnp.int8).astype(jnp.int32)
         else:
-            rows = level_words.unpack(packed, 4, n if inside else d)
+            rows = level_words.unpack(packed, 4, token_tiles.row_tokens(n) if inside else d)
             rows = rows if inside else level_words.from_lane_order(rows)
-        return rows.T if inside else rows
+        return token_tiles.from_rows(rows, n) if inside else rows
 
 
 def _check_group_size(codec: str, group_size: int) -> None:

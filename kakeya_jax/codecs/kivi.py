@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from kakeya_jax import level_words, pair_words
+from kakeya_jax import level_words, pair_words, token_tiles
 from kakeya_jax.affine import dequantize_affine, quantize_affine
 from kakeya_jax.codec import CodecConfig
 from kakeya_jax.numeric import finite
@@ -69,8 +69,8 @@ class KiviConfig(CodecConfig):
 
 @pytree_dataclass
 class KiviCode:
-    """Packed codes ``[n, d * bits / 8]`` (``pair_words``), those of values ``[d, n * bits / 8]`` along tokens if the
-    block has a multiple of 16; float16 ``scale`` and ``minimum`` of each group.
+    """Packed codes ``[n, d * bits / 8]`` (``pair_words``), those of values along tokens, in the rows of
+    ``token_tiles``, if the block has a multiple of 16; float16 ``scale`` and ``minimum`` of each group.
 
     Along tokens, codes, those of 4 bits less 8, are ``level_words``.
     Groups are ``[n / group, d]`` along tokens (axis ``"channel"``), ``[n, d / group]`` along channels
@@ -87,7 +87,7 @@ class Kivi:
     """The codec of ``KiviConfig``.
 
     Attributes:
-        along_tokens: whether codes lie channel after channel, as a kernel reads values.
+        along_tokens: whether codes lie as a kernel reads values (``token_tiles``).
     """
 
     config: KiviConfig = static_field()
@@ -122,7 +122,8 @@ class Kivi:
         n, d = (n * size, d) if self.axis == "channel" else (n, d * size)
         if not self._tokens_inside(n):
             return pair_words.unpack(code.codes, bits, d)
-        return level_words.unpack(code.codes, bits, n).T + self._zero
+        rows = level_words.unpack(code.codes, bits, token_tiles.row_tokens(n))
+        return token_tiles.from_rows(rows, n) + self._zero
 
     def _tokens_inside(self, n: int) -> bool:
         """Whether a channel's tokens lie side by side."""
@@ -132,7 +133,7 @@ class Kivi:
         bits = self.config.bits
         if not self._tokens_inside(len(codes)):
             return pair_words.pack(codes, bits)
-        return level_words.pack(codes.T - self._zero, bits)
+        return level_words.pack(token_tiles.to_rows(codes) - self._zero, bits)
 
     @property
     def _zero(self) -> int:

@@ -13,7 +13,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from kakeya_jax import bitpack, code_words
+from kakeya_jax import bitpack, code_words, token_tiles
 from kakeya_jax.byte_levels import rounded
 from kakeya_jax.codec import CodecConfig
 from kakeya_jax.lloyd_max import dequantize, gaussian_levels, quantize
@@ -100,9 +100,9 @@ def coordinate_levels(bits: int) -> np.ndarray:
 class TurboQuantCode:
     """Packed indices and the float16 factor ``scale`` ``[n]`` of their levels.
 
-    Indices are ``[n, ceil(d b / 8)]``, packed along channels; those of values ``[d, n b / 8]``, packed along tokens, if
-    the block has a multiple of 16 of them and ``b`` is 2, 3, 4 or 8 (``code_words``): each the way in which a matrix
-    product reads it.
+    Indices are ``[n, ceil(d b / 8)]``, packed along channels; those of values along tokens, in the rows of
+    ``token_tiles``, if the block has a multiple of 16 of them and ``b`` is 2, 3, 4 or 8 (``code_words``): each the way
+    in which a matrix product reads it.
 
     ``scale`` is the vector's norm over the length of its vector of levels (over ``sqrt(D)`` without norm
     correction). ``signs`` ``[n, ceil(d / 8)]`` and ``residual_norm`` ``[n]`` float16 are the QJL sketch,
@@ -164,7 +164,8 @@ class TurboQuant:
         """The index of every coordinate's level, int32."""
         n = len(code.scale)
         if self._along_tokens(n):
-            return code_words.unpack(code.indices, self._index_bits, n).T
+            rows = code_words.unpack(code.indices, self._index_bits, token_tiles.row_tokens(n))
+            return token_tiles.from_rows(rows, n)
         return code_words.unpack(code.indices, self._index_bits, self.rotation.shape[0])
 
     @property
@@ -175,7 +176,7 @@ class TurboQuant:
         return self.stream == "value" and code_words.in_units(n, self._index_bits)
 
     def _pack(self, indices: Int[Array, "n d"]) -> UInt8[Array, "rows packed"]:
-        rows = indices.T if self._along_tokens(len(indices)) else indices
+        rows = token_tiles.to_rows(indices) if self._along_tokens(len(indices)) else indices
         return code_words.pack(rows, self._index_bits)
 
     def _decode_levels(self, indices: Array, scale: Array) -> Array:

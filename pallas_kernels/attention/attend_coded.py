@@ -42,7 +42,7 @@ def attend_coded(
         query: in the coordinates of the keys' codes; at most 8 for a head.
         key_codes: packed along channels (``code_words``), and
         key_scales: float16, what their levels are multiplied by.
-        value_codes: packed along tokens within a page, and
+        value_codes: packed along tokens, tile after tile (``token_tiles``), and
         value_scales: likewise, not negative.
         lengths: int32, multiples of 64.
         key: how keys are packed.
@@ -63,7 +63,6 @@ def attend_coded(
         dim=dim,
         key=key,
         value=value,
-        page=tokens // value_codes.shape[1],
         capacity=tokens,
         group=group,
         splits=splits,

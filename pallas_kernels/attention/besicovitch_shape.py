@@ -15,9 +15,11 @@ class BesicovitchShape(CodedShape):
 
     Attributes:
         value: bits of a code of a pair of channels, 3 to 8 (``direction_words``).
+        page: tokens of a page, a multiple of 64.
         means: whether each page has a mean.
     """
 
+    page: int
     means: bool
 
     @property
@@ -49,6 +51,11 @@ class BesicovitchShape(CodedShape):
     def shifts(self) -> int:
         """None: a table has values as they are."""
         return 0
+
+    @property
+    def programs(self) -> int:
+        """See ``TileShape``."""
+        return 3
 
     @property
     def scales_apart(self) -> bool:

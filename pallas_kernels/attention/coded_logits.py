@@ -50,7 +50,6 @@ def coded_logits(
         dim=dim,
         key=key,
         value=key,
-        page=TILE,
         capacity=tokens,
         group=group,
         splits=splits,

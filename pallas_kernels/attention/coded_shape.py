@@ -3,8 +3,7 @@
 import abc
 import dataclasses
 
-TILE = 64
-"""Tokens that a warp handles at once."""
+from kakeya_jax.token_tiles import TILE
 
 GROUP = 32
 """Channels that share a scale, or a multiple: the depth of a product; and tokens that do."""
@@ -12,14 +11,11 @@ GROUP = 32
 PRODUCTS = TILE // 16
 """Of 16 tokens, that a tile of keys takes for each step of their depth."""
 
-LANE_TOKENS = tuple(4 * product + half for product in range(PRODUCTS) for half in range(2))
-"""Tokens of a lane's rows, from its first one."""
-
 COLUMNS = 8
 """Of the right operands."""
 
-SHARED_NBYTES = 220 * 1024
-"""Shared memory that a multiprocessor has for the tiles of its programs, twelve warps together."""
+SHARED_NBYTES = 224 * 1024
+"""Shared memory that a multiprocessor has for the tiles of its programs."""
 
 LARGEST = 127 * 256
 """Of the 16-bit numbers that queries and shares become: its two bytes are signed."""
@@ -55,9 +51,19 @@ class Codes:
         return {2: 1, 3: 1, 4: 2, 6: 3, 8: 4}[self.bits]
 
     @property
+    def plain(self) -> bool:
+        """Whether codes of at most 4 bits are looked up, and have a scale for each token: ``turboquant``."""
+        return self.bits <= 4 and bool(self.table) and self.scales == 1 and not (self.tokens or self.step)
+
+    @property
     def registers(self) -> int:
         """That a unit is loaded into."""
         return self.unit_words + (self.bits == 3)
+
+
+def programs_together(key: Codes, value: Codes) -> int:
+    """Programs of four warps that run on a multiprocessor: as many as registers allow."""
+    return 4 if key.plain and value.plain else 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,9 +110,19 @@ class TileShape(abc.ABC):
         return 1
 
     @property
+    def programs(self) -> int:
+        """That run on a multiprocessor."""
+        return 3
+
+    @property
+    def room(self) -> int:
+        """Shared memory that a warp may take for its tiles."""
+        return SHARED_NBYTES // (4 * self.programs)
+
+    @property
     def stages(self) -> int:
         """Tiles that a warp has room for: two at least."""
-        return max(2, min(4, SHARED_NBYTES // 12 // self.stage_nbytes))
+        return max(2, min(4, self.room // self.stage_nbytes))
 
     @property
     def warp_nbytes(self) -> int:
@@ -125,20 +141,23 @@ class CodedShape(TileShape):
 
     Attributes:
         key: codes of keys, packed along channels.
-        value: codes of values, packed along tokens within a page.
-        page: tokens of a page, a multiple of 64.
+        value: codes of values, packed along tokens (``token_tiles``).
         capacity: tokens that a head has room for.
     """
 
     key: Codes
     value: Codes
-    page: int
     capacity: int
 
     @property
     def codes(self) -> tuple[Codes, ...]:
         """Both, once if they are equal."""
         return tuple(dict.fromkeys((self.key, self.value)))
+
+    @property
+    def programs(self) -> int:
+        """See ``TileShape``."""
+        return programs_together(self.key, self.value)
 
     @property
     def query_rows(self) -> int:
@@ -161,29 +180,24 @@ class CodedShape(TileShape):
         return self.units * self.key.unit_words
 
     @property
-    def stage_keys(self) -> int:
-        """Where in a stage the keys are."""
-        return 0
+    def key_row(self) -> int:
+        """Bytes of a key."""
+        return self.key_dim * self.key.bits // 8
 
     @property
-    def stage_key_high(self) -> int:
-        """Where their highest bits are, if they have 3."""
-        return 32 * len(LANE_TOKENS) * 4 * self.key_words
+    def value_row(self) -> int:
+        """Bytes of a channel of a tile of values."""
+        return TILE * self.value.bits // 8
 
     @property
     def stage_values(self) -> int:
-        """Where the values are."""
-        return self.stage_key_high + (128 * len(LANE_TOKENS) if self.key.bits == 3 else 0)
-
-    @property
-    def stage_value_high(self) -> int:
-        """Where their highest bits are, if they have 3."""
-        return self.stage_values + self.dim * 16 * self.value.unit_words
+        """Where in a stage the values are; keys come first."""
+        return TILE * self.key_row
 
     @property
     def stage_scales(self) -> int:
         """Where the scales of keys are."""
-        return self.stage_value_high + (8 * self.dim if self.value.bits == 3 else 0)
+        return self.stage_values if self.values_apart else self._after_values
 
     @property
     def stage_value_scales(self) -> int:
@@ -193,22 +207,43 @@ class CodedShape(TileShape):
     @property
     def stage_nbytes(self) -> int:
         """Of one tile of one warp."""
-        return self.stage_scales if self.scales_apart else self._tile_nbytes
+        return self._tile_nbytes - self.apart_nbytes
+
+    @property
+    def stages(self) -> int:
+        """See ``TileShape``; two beside values that are apart."""
+        return 2 if self.values_apart else super().stages
 
     @property
     def warp_nbytes(self) -> int:
         """See ``TileShape``."""
-        return super().warp_nbytes + (self._tile_nbytes - self.stage_scales if self.scales_apart else 0)
+        return super().warp_nbytes + self.apart_nbytes
+
+    @property
+    def apart_nbytes(self) -> int:
+        """Of what there is room for once only, behind the stages: values of a tile, or scales."""
+        if self.values_apart:
+            return self._after_values - self.stage_values
+        return self._tile_nbytes - self._after_values if self.scales_apart else 0
+
+    @property
+    def values_apart(self) -> bool:
+        """Whether there is room for the values of one tile only: if four programs share a multiprocessor, and two
+        tiles are too large."""
+        return self.programs > 3 and 2 * self._tile_nbytes > self.room
 
     @property
     def scales_apart(self) -> bool:
-        """Whether there is room for the scales of one tile only, behind the stages: so that twelve warps have room."""
-        most = SHARED_NBYTES // 12
-        return 2 * self._tile_nbytes > most >= self.stage_scales + self._tile_nbytes
+        """Whether there is room for the scales of one tile only, so that three programs have room."""
+        return self.programs == 3 and 2 * self._tile_nbytes > self.room >= self._after_values + self._tile_nbytes
+
+    @property
+    def _after_values(self) -> int:
+        return self.stage_values + self.dim * self.value_row
 
     @property
     def _tile_nbytes(self) -> int:
-        return self.stage_value_scales + self.scale_nbytes(self.value)
+        return self._after_values + self.scale_nbytes(self.key) + self.scale_nbytes(self.value)
 
     def scale_nbytes(self, codes: Codes) -> int:
         """Of the scales of a tile, and of their minima."""

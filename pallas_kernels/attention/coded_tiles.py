@@ -2,7 +2,8 @@
 
 from typing import Any, NamedTuple
 
-from kakeya_jax.pallas_kernels.attention.coded_shape import GROUP, LANE_TOKENS, PRODUCTS, TILE, CodedShape, Codes
+from kakeya_jax.pallas_kernels.attention.coded_shape import GROUP, PRODUCTS, TILE, CodedShape, Codes
+from kakeya_jax.pallas_kernels.attention.key_places import CHUNK, KeyPlaces
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 
 
@@ -17,8 +18,9 @@ class StreamRefs(NamedTuple):
 class Tiles:
     """Tiles of one head on their way through shared memory: each warp has room for ``stages`` of them.
 
-    A stage holds what lanes will read of keys, one lane's words beside another's; a tile of values, channel after
-    channel; and the scales of both, unless there is room for those of one tile only (``shape.scales_apart``).
+    A stage holds a tile of keys (``key_places``), one of values as they are stored, channel after channel, and the
+    scales of both. There may be room for the values, or the scales, of one tile only: then these are
+    apart, behind the stages (``shape.values_apart``, ``shape.scales_apart``).
     """
 
     def __init__(
@@ -26,17 +28,14 @@ class Tiles:
     ) -> None:
         self.ops, self.shape, self.lane = ops, shape, lane
         behind = ops.add(ops.times(lane.warp, shape.warp_nbytes), ops.integer(shape.stages * shape.stage_nbytes))
-        behind = ops.subtract(behind, ops.integer(shape.stage_scales))
-        self._apart = ops.shared_offset(ops.shared_address(shared_ref), behind) if shape.scales_apart else None
+        behind = ops.subtract(behind, ops.integer(shape.stage_values if shape.values_apart else shape.stage_scales))
+        apart = ops.shared_offset(ops.shared_address(shared_ref), behind) if shape.apart_nbytes else None
+        self._values_apart = apart if shape.values_apart else None
+        self._scales_apart = apart if shape.scales_apart else None
         key, value = shape.key, shape.value
-        self.key_row = shape.key_dim * key.bits // 8
-        self.value_row = shape.page * value.bits // 8
-        start = ops.offset(ops.address(refs[0].codes), head, shape.capacity * self.key_row)
-        token = ops.add(ops.times(ops.divide(lane.row, 2), 16), ops.times(ops.modulo(lane.row, 2), 2))
-        start = ops.offset(start, ops.times(token, self.key_row))
-        self.key = ops.offset(start, ops.times(lane.column, 4 * shape.key_words))
-        # Two lanes share a word of highest bits where each has but half of one.
-        self.key_high = ops.offset(start, ops.times(lane.column if shape.units == 2 else ops.divide(lane.column, 2), 4))
+        self.key_stride = shape.key_row
+        self.key = ops.offset(ops.address(refs[0].codes), head, shape.capacity * shape.key_row)
+        self.places = KeyPlaces(ops, lane, shape.key_row, 4 * shape.key_words)
         self.value = ops.offset(ops.address(refs[1].codes), head, shape.capacity * shape.dim * value.bits // 8)
         self.scales = [
             [
@@ -45,12 +44,13 @@ class Tiles:
             ]
             for each, codes in zip(refs, (key, value), strict=True)
         ]
-        self.token = token
+        self.token = self.places.token
 
     def start(self, tile: Any, slot: Any) -> None:
         """Starts the copies of a tile into a stage."""
         self._start_codes_of_keys(tile, slot)
-        self.start_values(tile, slot)
+        if not self.shape.values_apart:
+            self.start_values(tile, slot)
         if not self.shape.scales_apart:
             self.start_scales(tile, slot)
 
@@ -65,46 +65,32 @@ class Tiles:
             self._start_scales(tile, slot, stream)
 
     def _start_codes_of_keys(self, tile: Any, slot: Any) -> None:
-        ops, shape, lane = self.ops, self.shape, self.lane
-        key = shape.key
-        where = ops.offset(self.key, tile, TILE * self.key_row)
-        size = min(16, 4 * shape.key_words)
-        for index, token in enumerate(LANE_TOKENS):
-            for part in range(0, 4 * shape.key_words, size):
-                target = ops.shared_offset(slot, ops.times(lane.lane, size))
-                to = shape.stage_keys + 32 * (index * 4 * shape.key_words + part)
-                ops.copy(target, where, size, to, token * self.key_row + part)
-        if key.bits == 3:
-            where = ops.offset(self.key_high, tile, TILE * self.key_row)
-            target = ops.shared_offset(slot, ops.times(lane.lane, 4))
-            for index, token in enumerate(LANE_TOKENS):
-                ops.copy(
-                    target, where, 4, shape.stage_key_high + 128 * index, token * self.key_row + shape.key_dim // 4
-                )
+        ops, shape, lane = self.ops, self.shape, self.lane.lane
+        start = ops.offset(self.key, tile, TILE * self.key_stride)
+        if self.key_stride == shape.key_row:
+            start = ops.offset(start, ops.times(lane, CHUNK))
+            for copy in range(TILE * shape.key_row // (32 * CHUNK)):
+                place, at = self.places.target(copy)
+                ops.copy(ops.shared_offset(slot, place), start, CHUNK, at, 32 * CHUNK * copy)
+            return
+        size = CHUNK if shape.key_row % CHUNK == 0 else CHUNK // 2  # of which no two change places
+        for first in range(0, TILE, 32):
+            token = ops.add(lane, ops.integer(first))
+            where = ops.offset(start, token, self.key_stride)
+            for at in range(0, shape.key_row, size):
+                place = ops.add(ops.times(token, shape.key_row), ops.integer(at))
+                place = self.places.chunk(ops.divide(place, CHUNK)) if size == CHUNK else place
+                ops.copy(ops.shared_offset(slot, place), where, size, 0, at)
 
     def start_values(self, tile: Any, slot: Any) -> None:
-        """Starts those of values."""
-        ops, shape, lane, value = self.ops, self.shape, self.lane, self.shape.value
-        tiles = shape.page // TILE
-        page, inside = ops.divide(tile, tiles), ops.modulo(tile, tiles)
-        start = ops.offset(self.value, page, shape.dim * self.value_row)
-        # Rows of 64 tokens in chunks, lane after lane.
-        row_bytes = 16 * value.unit_words
-        size = 16 if self.value_row % 16 == 0 else 8
-        chunks = row_bytes // size
-        row, chunk = ops.divide(lane.lane, chunks), ops.modulo(lane.lane, chunks)
-        where = ops.offset(start, ops.add(ops.times(row, self.value_row), ops.times(chunk, size)))
-        where = ops.offset(where, inside, row_bytes)
-        target = ops.shared_offset(slot, ops.times(lane.lane, size))
-        rows = 32 // chunks
-        for first in range(0, shape.dim, rows):
-            ops.copy(target, where, size, shape.stage_values + first * row_bytes, first * self.value_row)
-        if value.bits == 3:
-            where = ops.offset(ops.offset(start, ops.times(lane.lane, self.value_row)), inside, 8)
-            target = ops.shared_offset(slot, ops.times(lane.lane, 8))
-            for first in range(0, shape.dim, 32):
-                at = first * self.value_row + shape.page // 4
-                ops.copy(target, where, 8, shape.stage_value_high + 8 * first, at)
+        """Starts those of values; if they are apart, whatever the stage."""
+        ops, shape, lane = self.ops, self.shape, self.lane.lane
+        slot = slot if self._values_apart is None else self._values_apart
+        nbytes = shape.dim * shape.value_row
+        start = ops.offset(ops.offset(self.value, tile, nbytes), ops.times(lane, CHUNK))
+        target = ops.shared_offset(slot, ops.times(lane, CHUNK))
+        for at in range(0, nbytes, 32 * CHUNK):
+            ops.copy(target, start, CHUNK, shape.stage_values + at, at)
 
     def _scale_address(self, ref: Any, codes: Codes, head: Any) -> Any:
         """Where this lane's part of a head's scales, or minima, begins."""
@@ -129,39 +115,48 @@ class Tiles:
 
     def key_units(self, slot: Any, product: int) -> list[list[list[Any]]]:
         """For both halves of a product's rows, the registers of each unit of this lane."""
-        ops, shape = self.ops, self.shape
-        size, found = min(16, 4 * shape.key_words), []
-        where = ops.shared_offset(slot, ops.times(self.lane.lane, size))
-        for index in (2 * product, 2 * product + 1):
+        shape, found = self.shape, []
+        size, each = min(CHUNK, 4 * shape.key_words), shape.key.unit_words
+        for half in range(2):
             words: list[Any] = []
             for part in range(0, 4 * shape.key_words, size):
-                at = shape.stage_keys + 32 * (index * 4 * shape.key_words + part)
-                words += ops.shared_words(where, size // 4, at)
-            each = shape.key.unit_words
+                words += self._key_words(slot, product, half, part, size // 4)
             units = [words[unit * each :][:each] for unit in range(shape.units)]
             if shape.key.bits == 3:
-                at = shape.stage_key_high + 128 * index
-                high = ops.shared_words(ops.shared_offset(slot, ops.times(self.lane.lane, 4)), 1, at)[0]
-                upper = ops.right(high, 16)
-                if shape.units == 2:
-                    units = [[*units[0], high], [*units[1], upper]]
-                else:
-                    odd = ops.less(ops.integer(0), ops.modulo(self.lane.column, 2))
-                    units = [[*units[0], ops.select(odd, upper, high)]]
+                units = self._with_highest_bits(slot, product, half, units)
             found.append(units)
         return found
+
+    def _key_words(self, slot: Any, product: int, half: int, at: int, count: int) -> list[Any]:
+        place, at = self.places.source(product, half, at)
+        return self.ops.shared_words(self.ops.shared_offset(slot, place), count, at)
+
+    def _with_highest_bits(self, slot: Any, product: int, half: int, units: list[list[Any]]) -> list[list[Any]]:
+        """Two lanes share a word of them where each has but half of one."""
+        ops, shape, column = self.ops, self.shape, self.lane.column
+        words = column if shape.units == 2 else ops.divide(column, 2)
+        place = ops.add(ops.times(self.token, shape.key_row), ops.times(words, 4))
+        at = (4 * product + half) * shape.key_row + shape.key_dim // 4
+        high = ops.shared_words(ops.shared_offset(slot, place), 1, at)[0]
+        upper = ops.right(high, 16)
+        if shape.units == 2:
+            return [[*units[0], high], [*units[1], upper]]
+        odd = ops.less(ops.integer(0), ops.modulo(column, 2))
+        return [[*units[0], ops.select(odd, upper, high)]]
 
     def value_units(self, slot: Any, block: int) -> list[list[Any]]:
         """For both halves of 16 channels, the registers of this lane's 16 tokens."""
         ops, shape, lane = self.ops, self.shape, self.lane
-        row_bytes, found = 16 * shape.value.unit_words, []
-        where = ops.add(ops.times(lane.row, row_bytes), ops.times(lane.column, 4 * shape.value.unit_words))
-        where = ops.shared_offset(slot, where)
+        slot = slot if self._values_apart is None else self._values_apart
+        start = ops.times(lane.row, shape.value_row)
+        where = ops.shared_offset(slot, ops.add(start, ops.times(lane.column, 4 * shape.value.unit_words)))
+        found = []
         for row in (2 * block, 2 * block + 1):
-            unit = ops.shared_words(where, shape.value.unit_words, shape.stage_values + 8 * row * row_bytes)
+            at = shape.stage_values + 8 * row * shape.value_row
+            unit = ops.shared_words(where, shape.value.unit_words, at)
             if shape.value.bits == 3:
-                high = ops.shared_offset(slot, ops.add(ops.times(lane.row, 8), ops.times(lane.column, 2)))
-                unit.append(ops.shared_short(high, shape.stage_value_high + 64 * row))
+                high = ops.shared_offset(slot, ops.add(start, ops.times(lane.column, 2)))
+                unit.append(ops.shared_short(high, at + TILE // 4))
             found.append(unit)
         return found
 
@@ -184,7 +179,7 @@ class Tiles:
 
     def _scale_slot(self, slot: Any) -> Any:
         """A stage, or what makes the same places in it those apart."""
-        return slot if self._apart is None else self._apart
+        return slot if self._scales_apart is None else self._scales_apart
 
     @property
     def _codes(self) -> tuple[Codes, Codes]:

@@ -26,7 +26,7 @@ class CodedStream:
     """Codes of all heads of a stream, as programs read them.
 
     Attributes:
-        words: uint8, keys ``[N, T, D b / 8]``, values ``[N, T / page, D, page b / 8]``; with ``pairs``
+        words: uint8, keys ``[N, T, D b / 8]``, values ``[N, T / 64, D, 8 b]``; with ``pairs``
             ``[N, T / 64, bytes]``.
         scales: float16 ``[N, T, codes.scales]``, or ``[N, T / codes.tokens, D]``.
         sinks: exact ``[N, sinks, D]``.
@@ -125,9 +125,9 @@ def decode_step(
 
 
 def _most_teams(shape: CodedShape) -> int:
-    """Programs in a block of threads: three, which bounds registers, where levels have minima: one alone takes so many
-    that but two run on a multiprocessor."""
-    return 3 if shape.key.step or shape.value.step else 1
+    """Programs in a block of threads, which bounds registers: all that share a multiprocessor, if one alone takes so
+    many that fewer run."""
+    return shape.programs if shape.programs > 3 or shape.key.step or shape.value.step else 1
 
 
 def _program_of(
@@ -135,8 +135,7 @@ def _program_of(
 ) -> tuple[Callable[..., None], CodedShape, list[Array]]:
     """The program that attends to coded tokens, its sizes, and what it reads of them."""
     if value.pairs is None:
-        page = capacity // value.words.shape[1]
-        shape = CodedShape(key=key.codes, value=value.codes, page=page, capacity=capacity, warps=WARPS, **sizes)
+        shape = CodedShape(key=key.codes, value=value.codes, capacity=capacity, warps=WARPS, **sizes)
         return coded_program, shape, [*key.arrays, *value.arrays]
     means = value.scales if value.means is None else value.means  # an array in any case
     page = TILE if value.means is None else capacity // value.means.shape[1]

@@ -76,7 +76,7 @@ def kakeya_program(
         norm_ref: float16 ``[M, T, mixed]``.
         projection_ref: float16 ``[M, T, mixed]``.
         segment_ref: uint8 ``[M, T mixed / 2]``.
-        value_ref: uint8 ``[N, T / page, D, page b / 8]``.
+        value_ref: uint8 ``[N, T / 64, D, 8 b]``.
         value_scale_ref: float16 ``[N, T]``, not negative.
         top_ref: float32 ``[N, states, rows]``, to the base 2.
         total_ref: likewise.

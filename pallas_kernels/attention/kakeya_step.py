@@ -61,7 +61,6 @@ def kakeya_step(
         dim=dim,
         key=Codes(bits=bits, table=()),
         value=value.codes,
-        page=tokens // value.words.shape[1],
         capacity=tokens,
         group=group,
         splits=splits,

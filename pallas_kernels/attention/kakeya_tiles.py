@@ -29,14 +29,9 @@ class KakeyaTiles(Tiles):
         self.segment = ops.offset(ops.address(segment), self.row, tokens // 2)
         self.turn = ops.offset(ops.address(turn), ops.times(lane.lane, 16))
         if shape.mixed > 1:
-            start = ops.offset(
-                ops.offset(ops.address(key), self.row, tokens * self.key_row), ops.times(self.kv_head, self.key_row)
-            )
-            self.key_row *= shape.mixed  # from a token of a head to its next
-            start = ops.offset(start, ops.times(self.token, self.key_row))
-            self.key = ops.offset(start, ops.times(lane.column, 4 * shape.key_words))
-            column = lane.column if shape.units == 2 else ops.divide(lane.column, 2)
-            self.key_high = ops.offset(start, ops.times(column, 4))
+            start = ops.offset(ops.address(key), self.row, tokens * shape.key_row)
+            self.key = ops.offset(start, ops.times(self.kv_head, shape.key_row))
+            self.key_stride = shape.key_row * shape.mixed  # from a token of a head to its next
 
     def start_keys(self, tile: Any, slot: Any) -> None:
         """Starts the copies of keys and of all that belongs to them."""

@@ -15,7 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from kakeya_jax.pallas_kernels.attention.coded_shape import Codes
+from kakeya_jax.pallas_kernels.attention.coded_shape import TILE, Codes
 from kakeya_jax.pallas_kernels.attention.half_queries import LN2, half_queries
 from kakeya_jax.pallas_kernels.attention.softmax_state import LOWEST, SoftmaxState
 from kakeya_jax.pallas_kernels.attention.triton_unpack import place, plane_order, planes, unpack_plane
@@ -30,7 +30,7 @@ class Tiling:
     """How the work is cut.
 
     Attributes:
-        tile: tokens handled at once, a power of two: at least 32 if values have 4 bits, 64 if they have 2.
+        tile: tokens handled at once, a power of two: 32 or 64 if values have 4 bits, 64 if they have 2.
         splits: programs that share the tokens of one head.
         num_warps: warps of a program.
         num_stages: tiles in flight.
@@ -46,7 +46,7 @@ def attend_rotated(
     query: Float[Array, "N G D"],
     key_codes: UInt8[Array, "N T kw"],
     key_scales: Float[Array, "N T"],
-    value_codes: UInt8[Array, "N pages D vw"],
+    value_codes: UInt8[Array, "N tiles D vw"],
     value_scales: Float[Array, "N T"],
     lengths: Int[Array, " N"],
     *,
@@ -64,7 +64,7 @@ def attend_rotated(
         query: rotated as the keys are.
         key_codes: packed along channels (``code_words``), and
         key_scales: float16, what their levels are multiplied by.
-        value_codes: packed along tokens within a page, a whole number of tiles, and
+        value_codes: packed along tokens, 64 of them after another (``token_tiles``), and
         value_scales: likewise.
         lengths: int32, multiples of ``tiling.tile``.
         key: how keys are packed.
@@ -123,7 +123,6 @@ def _kernel(
     rows, tile = query_ref.shape[2], tiling.tile
     dim = weighted_ref.shape[-1]
     width = tile // planes(value)
-    page = key_ref.shape[1] // value_ref.shape[1]
     queries = [query_ref[head, plane] for plane in range(planes(key))]
     factor = factor_ref[head]
     tiles = length_ref[head] // tile
@@ -151,8 +150,8 @@ def _kernel(
         largest = jnp.maximum(largest, 1e-30)  # so that float16 holds the shares of small values
         decay = jnp.exp2(top - new_top)
         total, added = total * decay, jnp.zeros((rows, dim), jnp.float32)
-        start = index * tile % page // planes(value)
-        words = value_ref[head, index * tile // page, channels[:, None], (start + byte)[None, :]]
+        start = index * tile % TILE // planes(value)
+        words = value_ref[head, index * tile // TILE, channels[:, None], (start + byte)[None, :]]
         for plane, (each, scale) in enumerate(zip(logits, scales, strict=True)):
             shares = jnp.exp2(each - new_top[:, None])
             total += jnp.sum(shares, axis=1)

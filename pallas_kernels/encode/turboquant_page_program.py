@@ -17,6 +17,7 @@ from kakeya_jax.code_words import UNIT
 from kakeya_jax.numeric import EPS, F16_MAX, LIMIT
 from kakeya_jax.pallas_kernels.encode import bfloat16_parts
 from kakeya_jax.pallas_kernels.encode.word_shifts import crumb_shift, high_shift, nibble_shift
+from kakeya_jax.token_tiles import TILE
 from kakeya_jax.typing import Array, Float, Int, StreamName
 
 _TOGETHER = 32
@@ -118,8 +119,9 @@ def _store_words(
         shape = (-1, together, dim) if along_tokens else (tokens, -1, together)
         words = jnp.sum((fields << shift).reshape(shape), axis=axis + 1)
         if along_tokens:
-            column = start + first // together
-            word_ref[page, :, pl.ds(column, tokens // together)] = words.T
+            word = jnp.arange(tokens // together)[None, :]
+            tile, column = first // TILE + word // (TILE // together), start + word % (TILE // together)
+            word_ref[page, tile * dim + jnp.arange(dim)[:, None], column] = words.T
         else:
             word_ref[page, pl.ds(first, tokens), pl.ds(start, dim // together)] = words
 

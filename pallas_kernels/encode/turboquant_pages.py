@@ -18,6 +18,7 @@ from kakeya_jax.page_encoders import PageEncoder
 from kakeya_jax.pallas_kernels.encode import bfloat16_parts
 from kakeya_jax.pallas_kernels.encode.kernel_call import kernel_call
 from kakeya_jax.pallas_kernels.encode.turboquant_page_program import Form, turboquant_program
+from kakeya_jax.token_tiles import TILE
 from kakeya_jax.typing import Array, Float, StreamName
 
 _BITS = (2, 3, 4)
@@ -70,7 +71,7 @@ def _codes(
 ) -> dict[str, Array]:
     """Words ``[pages, rows, words]`` and scales ``[pages, n]``."""
     pages, n, dim = blocks.shape
-    rows, columns = (n, dim) if form.stream == "key" else (dim, n)
+    rows, columns = (n, dim) if form.stream == "key" else (n // TILE * dim, TILE)
     coded = {
         "words": jax.ShapeDtypeStruct((pages, rows, columns * form.bits // 32), jnp.int32),
         "scale": jax.ShapeDtypeStruct((pages, n), jnp.float16),

@@ -12,6 +12,7 @@ from kakeya_jax.codecs.turboquant import coordinate_levels
 from kakeya_jax.pallas_kernels.attention import softmax_state
 from kakeya_jax.pallas_kernels.attention.coded_shape import Codes
 from kakeya_jax.pallas_kernels.attention.softmax_state import SoftmaxState
+from kakeya_jax.token_tiles import TILE
 
 UNIFORM_UNIT = 0.03
 """Of codes of 8 bits, which kernels take too."""
@@ -63,7 +64,6 @@ def random_streams(
     lengths: list[int],
     tokens: int,
     *,
-    page: int = 128,
     spread: float = 1.0,
     indices: Indices | None = None,
 ) -> Streams:
@@ -77,7 +77,7 @@ def random_streams(
         drawn = 10.0 ** jax.random.uniform(key, (heads, tokens), minval=high - spread, maxval=high)
         return jnp.where(valid, drawn, jnp.nan).astype(jnp.float16)
 
-    by_channel = indices.value.reshape(heads, tokens // page, page, dim).transpose(0, 1, 3, 2)
+    by_channel = indices.value.reshape(heads, tokens // TILE, TILE, dim).transpose(0, 1, 3, 2)
     return Streams(
         query=jax.random.normal(keys[0], (heads, group, dim)),
         key_codes=code_words.pack(jnp.asarray(indices.key), bits[0]),
@@ -128,7 +128,6 @@ def keys_of(streams: Streams, bits: tuple[int, int]) -> np.ndarray:
 
 def values_of(streams: Streams, bits: tuple[int, int]) -> np.ndarray:
     heads, tokens = streams.value_scales.shape
-    page = tokens // streams.value_codes.shape[1]
-    indices = np.asarray(code_words.unpack(streams.value_codes, bits[1], page))
+    indices = np.asarray(code_words.unpack(streams.value_codes, bits[1], TILE))
     levels = levels_of(bits[1])[indices.transpose(0, 1, 3, 2).reshape(heads, tokens, -1)]
     return levels * np.asarray(streams.value_scales, np.float64)[..., None]

@@ -51,12 +51,9 @@ def test_triton_kernel_interpreted(dim: int, group: int, bits: tuple[int, int]):
     assert_attends(run(interpreted("triton", 2), streams, bits), streams, bits, SCALE, 1e-3)
 
 
-@pytest.mark.parametrize(
-    ("dim", "group", "bits", "page"),
-    [*((*shape, 128) for shape in SHAPES), *((*shape, 64) for shape in MORE_SHAPES), (128, 4, (4, 3), 128)],
-)
-def test_mosaic_program_emulated(dim: int, group: int, bits: tuple[int, int], page: int):
-    streams = random_streams(dim, group, bits, LENGTHS, tokens=256, page=page)
+@pytest.mark.parametrize(("dim", "group", "bits"), [*SHAPES, *MORE_SHAPES, (128, 4, (4, 3))])
+def test_mosaic_program_emulated(dim: int, group: int, bits: tuple[int, int]):
+    streams = random_streams(dim, group, bits, LENGTHS, tokens=256)
     assert_attends(run(interpreted("mosaic_gpu", 2), streams, bits), streams, bits, SCALE, 1e-3)
 
 
