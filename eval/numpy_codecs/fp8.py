@@ -12,7 +12,7 @@ def encode(blocks: np.ndarray, config: Fp8Config, stream: StreamName = "key") ->
     """The code of ``blocks`` ``[..., n, d]``."""
     del stream
     x, scale = blocks, None
-    if config.scale == "vector":
+    if config.scale is not None:
         scale = (np.abs(blocks).max(axis=-1) / np.float32(448)).astype(np.float16)
         x = divide_or_zero(blocks, scale[..., None])
     codes = np.clip(x, -448, 448).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)

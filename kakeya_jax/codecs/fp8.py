@@ -32,14 +32,14 @@ class Fp8Config(CodecConfig):
     """e4m3 with a float16 scale for each vector, 8 + ``16 / D`` bits per value; without scales 8.
 
     Attributes:
-        scale: ``"vector"``, or ``"none"`` for a plain cast that saturates at 448, as serving stacks do without
-            calibrated scales.
+        scale: ``"vector"``, or ``None`` for a plain cast that saturates at 448, as serving stacks do without calibrated
+            scales.
     """
 
     name: ClassVar[str] = "fp8"
     source: ClassVar[str] = "FP8 Formats for Deep Learning, arXiv:2209.05433"
 
-    scale: Literal["vector", "none"] = "vector"
+    scale: Literal["vector"] | None = "vector"
 
     def build(
         self,
@@ -72,7 +72,7 @@ class Fp8:
         """Rounds to nearest even, relative to the scale as stored; non-finite inputs count as zero or are clipped."""
         del key
         x, scale = finite(block), None
-        if self.config.scale == "vector":
+        if self.config.scale is not None:
             scale = to_f16(jnp.max(jnp.abs(x), axis=1) / LARGEST)
             x = divide_or_zero(x, scale[:, None])
         return Fp8Code(codes=_to_bits(x), scale=scale)

@@ -65,7 +65,7 @@ CASES = [
     ),
     Case(
         codec="fp8",
-        options={"scale": "none"},
+        options={"scale": None},
         bits=lambda n, d: 8,
         errors={64: (6.298e-4, 7.015e-4), 128: (6.501e-4, 7.059e-4)},
     ),
