@@ -26,12 +26,12 @@ def store_exact(ops: Any, where: Any, value: Any, dtype: Any, at: int = 0) -> No
     if dtype == jnp.float32:
         ops.store_reals(where, [value], at)
         return
-    ops.store_short(where, pack_pair(ops, value, value, dtype), at)
+    ops.store_short(where, pack_pair(ops, [value, value], dtype), at)
 
 
-def pack_pair(ops: Any, low: Any, high: Any, dtype: Any) -> Any:
+def pack_pair(ops: Any, pair: list[Any], dtype: Any) -> Any:
     """Two floats rounded to packed bfloat16 or float16."""
-    return (ops.pack_brain_halves if jnp.dtype(dtype) == jnp.bfloat16 else ops.pack_halves)(low, high)
+    return (ops.pack_brain_halves if jnp.dtype(dtype) == jnp.bfloat16 else ops.pack_halves)(*pair)
 
 
 def unpacked(ops: Any, word: Any, dtype: Any) -> list[Any]:

@@ -68,10 +68,10 @@ def float_weights(
                 share = ops.power_of_two(ops.minus(logit, tile_top[n]))
                 tile_total[n] = ops.plus(tile_total[n], share)
                 numbers.append(ops.scaled(share, factor))
-            high = pack_pair(ops, *numbers, shape.value.multiplied)
+            high = pack_pair(ops, numbers, shape.value.multiplied)
             parts = unpacked(ops, high, shape.value.multiplied)
             rest = [ops.fused(part, sign, number) for part, number in zip(parts, numbers, strict=True)]
-            low = pack_pair(ops, *rest, shape.value.multiplied)
+            low = pack_pair(ops, rest, shape.value.multiplied)
             for right, word in zip(rights, (low,) if shape.paired else (high, low), strict=True):
                 right.append(ops.transpose(word))
         columns.append(rights)

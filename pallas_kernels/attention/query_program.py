@@ -121,7 +121,7 @@ def query_program(
     low = ops.less(ops.integer(0), half)
     if shape.parts is not None:
         for n, value in enumerate(fractions):
-            high = unpacked(ops, pack_pair(ops, value, value, shape.parts), shape.parts)[0]
+            high = unpacked(ops, pack_pair(ops, [value, value], shape.parts), shape.parts)[0]
             store_exact(ops, target, ops.select(low, ops.minus(value, high), high), shape.parts, n * dim * size)
     else:
         numbers = [ops.nearest(each) for each in fractions]
