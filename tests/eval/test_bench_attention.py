@@ -77,6 +77,9 @@ def test_logits_alone(capsys: pytest.CaptureFixture[str]):
     dense, coded = bench_logits(spec, ["turboquant-4"], repeats=2, interpret=True)
     assert coded.name == "turboquant-4 logits"
     assert dense.nbytes / coded.nbytes == 2 * spec.head_dim / (spec.head_dim / 2 + 2)
+    said = []
+    assert len(bench_logits(spec, ["fp8"], repeats=2, interpret=True, on_skip=lambda *each: said.append(each))) == 1
+    assert said == [("fp8 logits", "keys are not of turboquant")]
 
 
 @pytest.mark.parametrize(
