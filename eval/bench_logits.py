@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from kakeya_jax.cache import LayerCache
+from kakeya_jax.codecs.turboquant import TurboQuant
 from kakeya_jax.eval.bench_attention import AttentionSpeed, copies, random_layers, time_calls
 from kakeya_jax.pallas_kernels.attention.arg_specs import ArgSpec
 from kakeya_jax.pallas_kernels.attention.coded_logits import coded_logits
+from kakeya_jax.pallas_kernels.attention.coded_shape import Codes
 from kakeya_jax.pallas_kernels.attention.coded_streams import coded_stream
 from kakeya_jax.pallas_kernels.attention.mosaic_gpu import choose_splits
 from kakeya_jax.recipe import Recipe
@@ -54,7 +56,11 @@ def bench_logits(
         if not interpret and jax.default_backend() != "gpu":
             on_skip(f"{recipe} logits", "no NVIDIA GPU")
         else:
-            keep(_time_coded(recipe, spec, repeats, interpret=interpret))
+            layers = random_layers(spec, Recipe.parse(recipe))
+            if isinstance(layers[0].key.codec, TurboQuant):
+                keep(_time_coded(recipe, spec, layers, repeats, interpret=interpret))
+            else:
+                on_skip(f"{recipe} logits", "keys are not of turboquant")
     return rows
 
 
@@ -70,13 +76,15 @@ def _time_dense(spec: ArgSpec, repeats: int) -> AttentionSpeed:
     return time_calls("dense logits", call, _query(spec), buffers, nbytes, repeats)
 
 
-def _time_coded(recipe: str, spec: ArgSpec, repeats: int, *, interpret: bool) -> AttentionSpeed:
-    layers = random_layers(spec, Recipe.parse(recipe))
+def _time_coded(
+    recipe: str, spec: ArgSpec, layers: list[LayerCache], repeats: int, *, interpret: bool
+) -> AttentionSpeed:
     heads = spec.batch * spec.num_kv_heads
     nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(layers[0].key.blocks))
 
     def call(query: Array, layer: LayerCache) -> Array:
         key = coded_stream(layer.key)
+        assert isinstance(key.codes, Codes)
         rotated = rotate(query.astype(jnp.float32), key.rotation).reshape(heads, spec.group, spec.head_dim)
         logits = coded_logits(
             rotated,

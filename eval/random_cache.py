@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kakeya_jax.cache import CompressedCache
+from kakeya_jax.codecs.fp8 import Fp8, without_nan
 from kakeya_jax.models.dense_cache import DenseCache, DenseLayer
 from kakeya_jax.stream import Stream
 from kakeya_jax.typing import Array
@@ -47,7 +48,8 @@ def random_dense_layer(layer: DenseLayer, key: Array, *, length: int) -> DenseLa
 
 
 def random_stream(stream: Stream, key: Array, *, length: int) -> Stream:
-    """Random bits in integer leaves, numbers between 0.05 and 0.3 in others, normal exact tokens."""
+    """Random bits in integer leaves (of ``fp8`` those of numbers), numbers between 0.05 and 0.3 in others, normal exact
+    tokens."""
     keys = iter(jax.random.split(key, 64))
 
     def draw(leaf: Array) -> Array:
@@ -55,9 +57,12 @@ def random_stream(stream: Stream, key: Array, *, length: int) -> Stream:
             return jax.random.bits(next(keys), leaf.shape, f"uint{8 * leaf.dtype.itemsize}").astype(leaf.dtype)
         return jax.random.uniform(next(keys), leaf.shape, jnp.float32, 0.05, 0.3).astype(leaf.dtype)
 
+    blocks = jax.tree.map(draw, stream.blocks)
+    if isinstance(stream.codec, Fp8):
+        blocks = dataclasses.replace(blocks, codes=without_nan(blocks.codes))
     return dataclasses.replace(
         stream,
-        blocks=jax.tree.map(draw, stream.blocks),
+        blocks=blocks,
         sinks=jax.random.normal(next(keys), stream.sinks.shape, stream.sinks.dtype),
         tail=jax.random.normal(next(keys), stream.tail.shape, stream.tail.dtype),
         length=jnp.full_like(stream.length, length),

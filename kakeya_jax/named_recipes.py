@@ -54,6 +54,7 @@ _KAKEYA_4 = codec_config("kakeya", bits=4, mix_heads=True)
 
 _RECIPES: dict[str, Callable[[], Recipe]] = {
     "identity": _both("identity"),
+    "fp8": _both("fp8"),
     "int8": _both("int8"),
     "int4": _both("int4"),
     "int4-affine": _both("int4", affine=True),

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 
 from kakeya_jax.codec import CodecConfig
-from kakeya_jax.eval.numpy_codecs import besicovitch, identity, integer, kakeya, kivi, klt, riemannian, turboquant
+from kakeya_jax.eval.numpy_codecs import besicovitch, fp8, identity, integer, kakeya, kivi, klt, riemannian, turboquant
 from kakeya_jax.typing import StreamName
 
 _ENCODE: dict[str, Callable[[np.ndarray, Any, StreamName], Any]] = {
     "identity": identity.encode,
+    "fp8": fp8.encode,
     "int8": integer.encode,
     "int4": integer.encode,
     "kivi": kivi.encode,

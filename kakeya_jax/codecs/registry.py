@@ -5,6 +5,7 @@ from typing import Any
 
 from kakeya_jax.codec import CodecConfig
 from kakeya_jax.codecs.besicovitch import BesicovitchConfig
+from kakeya_jax.codecs.fp8 import Fp8Config
 from kakeya_jax.codecs.identity import IdentityConfig
 from kakeya_jax.codecs.integer import Int4Config, Int8Config
 from kakeya_jax.codecs.kakeya import KakeyaConfig
@@ -19,6 +20,7 @@ _CONFIGS: dict[str, type[CodecConfig]] = {
     config.name: config
     for config in (
         IdentityConfig,
+        Fp8Config,
         Int8Config,
         Int4Config,
         KiviConfig,

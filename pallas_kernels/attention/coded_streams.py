@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from kakeya_jax import level_words
 from kakeya_jax.byte_levels import byte_levels
 from kakeya_jax.codecs.besicovitch import Besicovitch
+from kakeya_jax.codecs.fp8 import Fp8
+from kakeya_jax.codecs.identity import Identity
 from kakeya_jax.codecs.integer import Integer
 from kakeya_jax.codecs.kivi import Kivi
 from kakeya_jax.codecs.turboquant import TurboQuant, coordinate_levels
@@ -16,6 +18,7 @@ from kakeya_jax.pallas_kernels.attention.besicovitch_streams import besicovitch_
 from kakeya_jax.pallas_kernels.attention.coded_shape import GROUP, Codes
 from kakeya_jax.pallas_kernels.attention.decode_step import CodedStream
 from kakeya_jax.pallas_kernels.attention.exact_values import DTYPES
+from kakeya_jax.pallas_kernels.attention.float_streams import float_stream, unsupported_floats
 from kakeya_jax.stream import Stream
 from kakeya_jax.typing import Array, StreamName
 
@@ -34,6 +37,7 @@ class Limits:
         bits: of an index of ``turboquant``.
         integers: whether it takes ``int8``, ``int4`` and ``kivi``.
         besicovitch: whether it takes ``besicovitch`` in values.
+        floats: whether it takes ``fp8`` and ``identity``, in keys and values.
     """
 
     head_dims: tuple[int, ...]
@@ -42,6 +46,7 @@ class Limits:
     bits: tuple[int, ...]
     integers: bool = False
     besicovitch: bool = False
+    floats: bool = False
 
 
 def unsupported(query: Array, key_stream: Stream, value_stream: Stream, limits: Limits) -> list[str]:
@@ -63,8 +68,16 @@ def unsupported(query: Array, key_stream: Stream, value_stream: Stream, limits: 
     found += [f"numbers of type {dtype}" for dtype in dtypes if dtype not in DTYPES]
     if key_stream.tail.dtype != value_stream.tail.dtype:
         found.append("exact keys and values of different types")
-    found += _unsupported_codec(key_stream.codec, "key", dim, limits)
-    found += _unsupported_codec(value_stream.codec, "value", dim, limits)
+    codecs = key_stream.codec, value_stream.codec
+    floats = [isinstance(codec, Fp8 | Identity) for codec in codecs]
+    if limits.floats and any(floats):
+        found += [] if all(floats) else [" beside ".join(codec.config.name for codec in codecs)]
+        found += [
+            reason for codec in codecs if isinstance(codec, Fp8 | Identity) for reason in unsupported_floats(codec)
+        ]
+    else:
+        for codec, name in zip(codecs, ("key", "value"), strict=True):
+            found += _unsupported_codec(codec, name, dim, limits)
     return list(dict.fromkeys(found))
 
 
@@ -95,6 +108,8 @@ def coded_stream(stream: Stream) -> CodedStream:
     """The arrays of a stream that ``unsupported`` says nothing of; the pages of a head lie one behind the other."""
     if isinstance(stream.codec, Besicovitch):
         return besicovitch_stream(stream)
+    if isinstance(stream.codec, Fp8 | Identity):
+        return float_stream(stream)
     heads, tokens = num_heads(stream), capacity(stream)
     dim = stream.tail.shape[-1]
     codec, blocks = stream.codec, stream.blocks

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +12,16 @@ from kakeya_jax.pallas_kernels.attention.besicovitch_program import besicovitch_
 from kakeya_jax.pallas_kernels.attention.besicovitch_shape import BesicovitchShape
 from kakeya_jax.pallas_kernels.attention.byte_queries import LN2
 from kakeya_jax.pallas_kernels.attention.coded_program import coded_program
-from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, TILE, CodedShape, Codes
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, TILE, CodedShape, Codes, TileShape
+from kakeya_jax.pallas_kernels.attention.float_program import float_program
+from kakeya_jax.pallas_kernels.attention.float_shape import FloatCodes, FloatShape
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
 from kakeya_jax.pallas_kernels.attention.launch import launch
 from kakeya_jax.pallas_kernels.attention.query_program import QueryShape, query_program
 from kakeya_jax.pallas_kernels.attention.step_parts import attend_parts
 from kakeya_jax.pallas_kernels.attention.window_program import WARPS, exact_programs
 from kakeya_jax.stream import Geometry
-from kakeya_jax.typing import Array, Float, Int, UInt8
+from kakeya_jax.typing import Array, Float, Int, Shaped
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,8 +30,9 @@ class CodedStream:
 
     Attributes:
         words: uint8, keys ``[N, T, D b / 8]``, values ``[N, T / 64, D, 8 b]``; with ``pairs``
-            ``[N, T / 64, bytes]``.
-        scales: float16 ``[N, T, codes.scales]``, or ``[N, T / codes.tokens, D]``.
+            ``[N, T / 64, bytes]``; with ``FloatCodes`` ``[N, T, D]``, bits of e4m3, or bfloat16.
+        scales: float16 ``[N, T, codes.scales]``, or ``[N, T / codes.tokens, D]``; with ``FloatCodes`` ``[N, T]``, or
+            something that programs do not read.
         sinks: exact ``[N, sinks, D]``.
         tail: exact ``[N, tail, D]``, a ring.
         rotation: float32 ``[D, D]``: what is coded is this times a vector.
@@ -39,12 +43,12 @@ class CodedStream:
         means: float16 ``[N, T / page, D]``, of their pages; None for none.
     """
 
-    words: UInt8[Array, "..."]
-    scales: Float[Array, "N T scales"]
+    words: Shaped[Array, "..."]
+    scales: Shaped[Array, "N T ..."]
     sinks: Float[Array, "N sinks D"]
     tail: Float[Array, "N tail D"]
     rotation: Float[Array, "D D"]
-    codes: Codes
+    codes: Codes | FloatCodes
     unit: float
     minima: Float[Array, "N T scales"] | None = None
     pairs: np.ndarray | None = None
@@ -82,11 +86,12 @@ def decode_step(
     heads, group, dim = query.shape
     base_two = scale / LN2
 
-    asked = QueryShape(dim=dim, group=group, dtype=query.dtype, scale=base_two * key.unit, halves=key.codes.tokens > 0)
+    parts = _parts_of_queries(key.codes)
+    asked = QueryShape(dim=dim, group=group, dtype=query.dtype, scale=base_two * key.unit, parts=parts)
     *numbers, counters = launch(
         lambda ops, *refs: query_program(ops, asked, *refs),
         [
-            jax.ShapeDtypeStruct((heads, 2 * asked.rows, dim), jnp.float16 if asked.halves else jnp.int8),
+            jax.ShapeDtypeStruct((heads, 2 * asked.rows, dim), parts or jnp.int8),
             jax.ShapeDtypeStruct((heads, 2 * asked.rows), jnp.int32),
             jax.ShapeDtypeStruct((heads, COLUMNS), jnp.float32),
             jax.ShapeDtypeStruct((heads,), jnp.int32),
@@ -98,9 +103,10 @@ def decode_step(
         interpret=interpret,
     )
 
-    program, coded, words = _program_of(
+    program, coded, arrays = _program_of(
         key,
         value,
+        numbers,
         dim=dim,
         capacity=geometry.num_pages * geometry.page,
         group=group,
@@ -110,7 +116,7 @@ def decode_step(
     return attend_parts(
         program,
         coded,
-        [jnp.asarray(HeldWords(coded.codes).words), *numbers, *words],
+        arrays,
         query,
         positions,
         [key.sinks, key.tail, value.sinks, value.tail],
@@ -120,23 +126,38 @@ def decode_step(
         scale=base_two,
         unit=value.unit,
         interpret=interpret,
-        most_teams=_most_teams(coded),
+        most_teams=_most_teams(coded, key.codes, value.codes),
     )
 
 
-def _most_teams(shape: CodedShape) -> int:
+def _parts_of_queries(key: Codes | FloatCodes) -> Any:
+    """The type of their two parts, if they are not bytes."""
+    if isinstance(key, FloatCodes):
+        return key.multiplied
+    return jnp.dtype(jnp.float16) if key.tokens else None
+
+
+def _most_teams(shape: TileShape, *codes: Codes | FloatCodes) -> int:
     """Programs in a block of threads, which bounds registers: all that share a multiprocessor, if one alone takes so
-    many that fewer run."""
-    return shape.programs if shape.programs > 3 or shape.key.step or shape.value.step else 1
+    many that fewer run, as where levels have minima."""
+    minima = any(isinstance(each, Codes) and each.step for each in codes)
+    return shape.programs if shape.programs > 3 or minima else 1
 
 
 def _program_of(
-    key: CodedStream, value: CodedStream, *, capacity: int, **sizes: int
-) -> tuple[Callable[..., None], CodedShape, list[Array]]:
-    """The program that attends to coded tokens, its sizes, and what it reads of them."""
+    key: CodedStream, value: CodedStream, numbers: list[Array], *, capacity: int, **sizes: int
+) -> tuple[Callable[..., None], TileShape, list[Array]]:
+    """The program that attends to coded tokens, its sizes, and what it reads of queries, ``numbers``, and of tokens."""
+    if isinstance(key.codes, FloatCodes) and isinstance(value.codes, FloatCodes):
+        shape = FloatShape(key=key.codes, value=value.codes, capacity=capacity, warps=WARPS, **sizes)
+        query, _, factor = numbers
+        return float_program, shape, [query, factor, key.words, key.scales, value.words, value.scales]
+    assert isinstance(key.codes, Codes)
+    assert isinstance(value.codes, Codes)
     if value.pairs is None:
         shape = CodedShape(key=key.codes, value=value.codes, capacity=capacity, warps=WARPS, **sizes)
-        return coded_program, shape, [*key.arrays, *value.arrays]
+        held = jnp.asarray(HeldWords(shape.codes).words)
+        return coded_program, shape, [held, *numbers, *key.arrays, *value.arrays]
     means = value.scales if value.means is None else value.means  # an array in any case
     page = TILE if value.means is None else capacity // value.means.shape[1]
     shape = BesicovitchShape(
@@ -148,4 +169,6 @@ def _program_of(
         means=value.means is not None,
         **sizes,
     )
-    return besicovitch_program, shape, [*key.arrays, value.words, value.scales, jnp.asarray(value.pairs), means]
+    held = jnp.asarray(HeldWords(shape.codes).words)
+    of_values = [value.words, value.scales, jnp.asarray(value.pairs), means]
+    return besicovitch_program, shape, [held, *numbers, *key.arrays, *of_values]

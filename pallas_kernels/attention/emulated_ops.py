@@ -256,6 +256,13 @@ def pack_halves(low: Register, high: Register) -> Register:
     return _packed(np.stack([low, high], axis=-1).astype(np.float16))
 
 
+def halves_of_e4m3(word: Register) -> list[Register]:
+    import ml_dtypes
+
+    numbers = _bytes(word[..., None]).view(ml_dtypes.float8_e4m3fn).astype(np.float16)
+    return [_packed(numbers[..., :2]), _packed(numbers[..., 2:])]
+
+
 def uniform(value: Register) -> Register:
     return np.broadcast_to(value[:, :1], value.shape).copy()
 
@@ -322,7 +329,23 @@ def multiply_half_bytes(total: Sequence[Register], first: Sequence[Register], se
 
 
 def multiply_halves(total: Sequence[Register], first: Sequence[Register], second: Sequence[Register]) -> list[Register]:
-    a, b = (np.stack([_halves(each).astype(np.float64) for each in part], axis=-2) for part in (first, second))
+    return _multiply(total, first, second, np.float16)
+
+
+def multiply_brain_halves(
+    total: Sequence[Register], first: Sequence[Register], second: Sequence[Register]
+) -> list[Register]:
+    import ml_dtypes
+
+    return _multiply(total, first, second, ml_dtypes.bfloat16)
+
+
+def _multiply(total: Sequence[Register], first: Sequence[Register], second: Sequence[Register], dtype: Any) -> Any:
+    """Of fragments 16 x 16 and 16 x 8 of numbers of two bytes."""
+    a, b = (
+        np.stack([np.ascontiguousarray(each)[..., None].view(dtype).astype(np.float64) for each in part], axis=-2)
+        for part in (first, second)
+    )
     warps = a.shape[0]
     # Lane (g, t): a[2 h + r] has row g + 8 r, columns 8 h + 2 t ..; b[h] has column g, rows 8 h + 2 t ...
     a = a.reshape(warps, 8, 4, 2, 2, 2).transpose(0, 4, 1, 3, 2, 5).reshape(warps, 16, 16)
@@ -425,6 +448,13 @@ def shared_words(where: Pointer, count: int, at: int = 0) -> list[Register]:
 
 def shared_short(where: Pointer, at: int = 0) -> Register:
     return _read(where, at, np.uint16).astype(np.uint32)
+
+
+def shared_transposes(where: Pointer, at: int = 0) -> list[Register]:
+    assert not np.any((where.at[_launch.get().active] + at) % 16), "a load that is not aligned"
+    rows = np.stack([_read(where, at + 2 * column, np.uint16) for column in range(8)], axis=-1)
+    matrices = np.ascontiguousarray(rows.reshape(-1, 4, 8, 8).transpose(1, 0, 3, 2))
+    return list(matrices.view(np.uint32).reshape(4, -1, LANES))
 
 
 def shared_store(where: Pointer, values: Sequence[Register], at: int = 0) -> None:

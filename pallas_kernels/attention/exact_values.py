@@ -17,8 +17,7 @@ def load_exact(ops: Any, where: Any, count: int, dtype: Any, at: int = 0) -> lis
         words += ops.load_words(where, min(4, total - first), at + 4 * first, once=False)
     if nbytes == 4:
         return [ops.as_real(word) for word in words]
-    half = ops.brain_half_of if jnp.dtype(dtype) == jnp.bfloat16 else ops.half_of
-    return [half(word, upper=upper) for word in words for upper in (False, True)]
+    return [value for word in words for value in unpacked(ops, word, dtype)]
 
 
 def store_exact(ops: Any, where: Any, value: Any, dtype: Any, at: int = 0) -> None:
@@ -27,5 +26,15 @@ def store_exact(ops: Any, where: Any, value: Any, dtype: Any, at: int = 0) -> No
     if dtype == jnp.float32:
         ops.store_reals(where, [value], at)
         return
-    pack = ops.pack_brain_halves if dtype == jnp.bfloat16 else ops.pack_halves
-    ops.store_short(where, pack(value, value), at)
+    ops.store_short(where, pack_pair(ops, [value, value], dtype), at)
+
+
+def pack_pair(ops: Any, pair: list[Any], dtype: Any) -> Any:
+    """Two floats rounded to packed bfloat16 or float16."""
+    return (ops.pack_brain_halves if jnp.dtype(dtype) == jnp.bfloat16 else ops.pack_halves)(*pair)
+
+
+def unpacked(ops: Any, word: Any, dtype: Any) -> list[Any]:
+    """Two packed bfloat16 or float16 as floats."""
+    half = ops.brain_half_of if jnp.dtype(dtype) == jnp.bfloat16 else ops.half_of
+    return [half(word, upper=upper) for upper in (False, True)]

@@ -57,6 +57,7 @@ def kakeya_step(
     heads, group, dim = query.shape
     geometry, codec, code = key_stream.geometry, key_stream.codec, key_stream.blocks
     value, tokens, bits = coded_stream(value_stream), capacity(key_stream), codec.config.bits
+    assert isinstance(value.codes, Codes)
     coded = KakeyaShape(
         dim=dim,
         key=Codes(bits=bits, table=()),

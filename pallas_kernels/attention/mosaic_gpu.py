@@ -33,7 +33,9 @@ _BESIDE_EXACT = 2 * _MULTIPROCESSORS
 _WAVES = 3
 """Most times that a GPU is filled: more programs begin and end more often, fewer leave multiprocessors idle."""
 
-_LIMITS = Limits(head_dims=(64, 128), group=64, tokens=TILE, bits=(2, 3, 4), integers=True, besicovitch=True)
+_LIMITS = Limits(
+    head_dims=(64, 128), group=64, tokens=TILE, bits=(2, 3, 4), integers=True, besicovitch=True, floats=True
+)
 
 
 def attention_mosaic_gpu(
@@ -49,7 +51,8 @@ def attention_mosaic_gpu(
     interpret: bool = False,
 ) -> Float[Array, "B T H D"]:
     """See ``compressed_attention``; one query for each row, of ``turboquant`` (2, 3 or 4 bits), ``int8``, ``int4``,
-    ``kivi`` or ``klt``; ``besicovitch`` in values; or keys of ``kakeya`` beside values of ``turboquant``.
+    ``kivi`` or ``klt``; ``besicovitch`` in values; keys of ``kakeya`` beside values of ``turboquant``; or ``fp8`` and
+    ``identity``, beside each other.
 
     More than eight queries for a key/value head are attended to eight at a time, and codes are read as often.
 

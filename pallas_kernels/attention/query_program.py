@@ -5,7 +5,7 @@ import functools
 from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, LARGEST
-from kakeya_jax.pallas_kernels.attention.exact_values import load_exact
+from kakeya_jax.pallas_kernels.attention.exact_values import load_exact, pack_pair, store_exact, unpacked
 
 _SMALLEST = 1e-37
 _LARGEST = LARGEST * (1 - 2.0**-20)
@@ -21,14 +21,15 @@ class QueryShape:
         group: queries of a key/value head, at most 8.
         dtype: of the queries.
         scale: factor of numbers that makes them logits to the base 2.
-        halves: whether numbers are sums of two float16, relative to the largest, instead of two bytes.
+        parts: float16 or bfloat16 if numbers are sums of two of those, relative to the largest; None if they are two
+            bytes.
     """
 
     dim: int
     group: int
     dtype: Any
     scale: float
-    halves: bool = False
+    parts: Any = None
 
     @property
     def rows(self) -> int:
@@ -64,8 +65,8 @@ def query_program(
         shape: sizes.
         query_ref: ``[N, group, D]``.
         rotation_ref: float32 ``[D, D]``, applied to column vectors.
-        number_ref: see ``ByteQueries``, as (float16 if ``shape.halves``)
-        start_ref: are these (not written if ``shape.halves``)
+        number_ref: see ``ByteQueries``, as (``shape.parts`` if that is given)
+        start_ref: are these (not written then)
         factor_ref: three.
         counter_ref: int32 ``[N]``, set to 0: programs of each head that are done.
         shared_ref: ``shape.shared_floats`` floats.
@@ -109,20 +110,19 @@ def query_program(
     largest = [_of_warps(ops, shape, shared, at + 4 * n, ops.maximum) for n in range(rows)]
     largest = [ops.maximum(each, ops.real(_SMALLEST)) for each in largest]
     fractions = [
-        ops.scaled(each, ops.scaled(ops.reciprocal(top), ops.real(1.0 if shape.halves else _LARGEST)))
+        ops.scaled(each, ops.scaled(ops.reciprocal(top), ops.real(_LARGEST if shape.parts is None else 1.0)))
         for each, top in zip(rotated, largest, strict=True)
     ]
-    size = 2 if shape.halves else 1
+    size = 1 if shape.parts is None else 2
     target = ops.offset(ops.address(number_ref), head, 2 * rows * dim * size)
     target = ops.offset(target, ops.times(channel, size))
     # One of a channel's threads writes high parts, the other low ones.
     target = ops.offset(target, ops.times(half, rows * dim * size))
     low = ops.less(ops.integer(0), half)
-    if shape.halves:
+    if shape.parts is not None:
         for n, value in enumerate(fractions):
-            high = ops.half_of(ops.pack_halves(value, value), upper=False)
-            part = ops.select(low, ops.minus(value, high), high)
-            ops.store_short(target, ops.pack_halves(part, part), n * dim * size)
+            high = unpacked(ops, pack_pair(ops, [value, value], shape.parts), shape.parts)[0]
+            store_exact(ops, target, ops.select(low, ops.minus(value, high), high), shape.parts, n * dim * size)
     else:
         numbers = [ops.nearest(each) for each in fractions]
         sums = [_over_channels(ops, ops.converted(each), ops.plus) for each in numbers]  # below 2^24: exact
@@ -135,7 +135,7 @@ def query_program(
     def write_rest() -> None:
         """Thread ``n`` has query ``n``."""
         mine = ops.shared_offset(shared, ops.times(thread, 4))
-        if not shape.halves:
+        if shape.parts is None:
             total = ops.nearest(_of_warps(ops, shape, mine, at + 4 * rows, ops.plus))
             total = ops.right_signed(total, 1)
             high = ops.right_signed(ops.add(total, ops.integer(128)), 8)
@@ -144,7 +144,7 @@ def query_program(
             ops.store_words(where, [ops.subtract(total, ops.left(high, 8))], 4 * rows)
         top = ops.maximum(_of_warps(ops, shape, mine, at, ops.maximum), ops.real(_SMALLEST))
         where = ops.offset(ops.address(factor_ref), ops.add(ops.times(head, 4 * COLUMNS), ops.times(thread, 4)))
-        ops.store_reals(where, [ops.scaled(top, ops.real(shape.scale / (1.0 if shape.halves else _LARGEST)))])
+        ops.store_reals(where, [ops.scaled(top, ops.real(shape.scale / (_LARGEST if shape.parts is None else 1.0)))])
 
     ops.only_if(ops.less(thread, ops.integer(rows)), write_rest)
     counter = ops.offset(ops.address(counter_ref), ops.times(head, 4))

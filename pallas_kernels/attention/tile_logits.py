@@ -5,7 +5,7 @@ from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.channel_logits import channel_logits, channel_starts, load_half_queries
 from kakeya_jax.pallas_kernels.attention.code_bytes import decode_unit
-from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, PRODUCTS, CodedShape
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, PRODUCTS, CodedShape, TileShape
 from kakeya_jax.pallas_kernels.attention.coded_tiles import Tiles
 from kakeya_jax.pallas_kernels.attention.group_logits import group_logits, query_sums
 from kakeya_jax.pallas_kernels.attention.held_words import Held
@@ -77,7 +77,7 @@ def load_queries(
     return query, starts, load_factors(ops, shape, lane, factor_ref, head)
 
 
-def load_factors(ops: Any, shape: CodedShape, lane: Lane, ref: Any, head: Any) -> list[Any]:
+def load_factors(ops: Any, shape: TileShape, lane: Lane, ref: Any, head: Any) -> list[Any]:
     """Of this lane's two queries."""
     column = ops.modulo(lane.column, 2) if shape.paired else lane.column
     where = ops.offset(ops.address(ref), ops.add(ops.times(head, 4 * COLUMNS), ops.times(column, 8)))

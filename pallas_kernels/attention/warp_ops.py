@@ -279,6 +279,14 @@ def pack_halves(low: Register, high: Register) -> Register:
     return _asm("cvt.rn.f16x2.f32 $0, $2, $1;", low, high, results=_i32())
 
 
+def halves_of_e4m3(word: Register) -> list[Register]:
+    """The four packed e4m3 of a word as two pairs of packed float16, exactly."""
+    text = (
+        "{ .reg .b16 low, high; mov.b32 {low, high}, $2; cvt.rn.f16x2.e4m3x2 $0, low; cvt.rn.f16x2.e4m3x2 $1, high; }"
+    )
+    return list(_asm(text, word, results=[_i32()] * 2))
+
+
 # The warp
 
 
@@ -358,6 +366,17 @@ def multiply_halves(total: Sequence[Register], first: Sequence[Register], second
     """``total + first @ second`` of fragments 16 x 16 and 16 x 8 of float16, in float32 (``mma.sync``)."""
     text = (
         "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, "
+        "{$10, $11, $12, $13};"
+    )
+    return list(_asm(text, *first, *second, *total, results=[_f32()] * 4, collective=True))
+
+
+def multiply_brain_halves(
+    total: Sequence[Register], first: Sequence[Register], second: Sequence[Register]
+) -> list[Register]:
+    """``total + first @ second`` of fragments 16 x 16 and 16 x 8 of bfloat16, in float32 (``mma.sync``)."""
+    text = (
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, "
         "{$10, $11, $12, $13};"
     )
     return list(_asm(text, *first, *second, *total, results=[_f32()] * 4, collective=True))
@@ -493,6 +512,19 @@ def shared_short(where: Register, at: int = 0) -> Register:
     return utils.inline_ptx(  # pyright: ignore[reportAttributeAccessIssue]
         text, where, result_types=_i32(), has_side_effects=True
     )
+
+
+def shared_transposes(where: Register, at: int = 0) -> list[Register]:
+    """The transposes of four 8 x 8 matrices of halves in shared memory; not moved across a barrier.
+
+    Row ``r`` of matrix ``m`` is the 16 bytes ``at`` bytes from what lane ``8 m + r`` has as ``where``. Of each matrix a
+    lane gets two neighbours of a row of its transpose, as of the word that ``transpose`` returns.
+    """
+    text = f"ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {{$0, $1, $2, $3}}, [$4+{at}];"
+    found = utils.inline_ptx(  # pyright: ignore[reportAttributeAccessIssue]
+        text, where, result_types=[_i32()] * 4, has_side_effects=True, convergent=True
+    )
+    return list(found)
 
 
 def shared_store(where: Register, values: Sequence[Register], at: int = 0) -> None:

@@ -59,6 +59,17 @@ def kakeya_bits(n: int, d: int, bits: int, rank: int, outlier_slots: int = 0, *,
 CASES = [
     Case(codec="identity", bits=lambda n, d: 16, errors={64: (2.463e-6, 2.700e-6), 128: (2.549e-6, 2.734e-6)}),
     Case(
+        codec="fp8",
+        bits=lambda n, d: 8 + 16 / d,
+        errors={64: (3.475e-4, 6.290e-4), 128: (4.303e-4, 6.581e-4)},
+    ),
+    Case(
+        codec="fp8",
+        options={"scale": None},
+        bits=lambda n, d: 8,
+        errors={64: (6.298e-4, 7.015e-4), 128: (6.501e-4, 7.059e-4)},
+    ),
+    Case(
         codec="int8",
         bits=lambda n, d: 8 + 16 / d,
         errors={64: (1.681e-4, 3.529e-5), 128: (2.425e-4, 4.203e-5)},
@@ -230,6 +241,7 @@ ONE_EACH = [
     if str(case)
     in {
         "identity",
+        "fp8",
         "int8",
         "int4",
         "int4-affine=True",

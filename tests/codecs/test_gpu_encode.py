@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kakeya_jax.codec import CodecConfig
+from kakeya_jax.codecs.fp8 import Fp8Config
 from kakeya_jax.codecs.integer import Int4Config, Int8Config
 from kakeya_jax.codecs.kivi import KiviConfig
 from kakeya_jax.codecs.klt import KltConfig
@@ -15,7 +16,7 @@ from kakeya_jax.codecs.turboquant import TurboQuantConfig
 
 CONFIGS: list[CodecConfig] = [
     *(TurboQuantConfig(bits=bits) for bits in (2, 3, 4)),
-    *(Int8Config(), Int4Config(), KiviConfig()),
+    *(Fp8Config(), Int8Config(), Int4Config(), KiviConfig()),
     *(KltConfig(bits=bits) for bits in (2, 4)),
 ]
 

@@ -15,6 +15,7 @@ Settings = dict[str, Any]
 
 PLAIN: Settings = {"mix_heads": False, "static_mean": False, "whiten": False}
 IDENTITY: Settings = {"name": "identity", "block_size": 128, **PLAIN}
+FP8: Settings = {"name": "fp8", "block_size": 128, "scale": "vector", **PLAIN}
 INT8: Settings = {"name": "int8", "block_size": 128, "group_size": None, **PLAIN}
 INT4: Settings = {"name": "int4", "block_size": 128, "group_size": 32, "affine": False, **PLAIN}
 KIVI: Settings = {"name": "kivi", "block_size": 128, "group_size": 32, "axis": None, **PLAIN}
@@ -64,6 +65,7 @@ SKETCHED: Settings = KAKEYA | {
 
 MEANT: dict[str, tuple[Settings, Settings]] = {
     "identity": (IDENTITY, IDENTITY),
+    "fp8": (FP8, FP8),
     "int8": (INT8, INT8),
     "int4": (INT4, INT4),
     "kivi-2": (KIVI | {"bits": 2}, KIVI | {"bits": 2}),

@@ -36,6 +36,15 @@ def test_json_of_a_measurement(capsys: pytest.CaptureFixture[str]):
     assert "tiny turboquant-4 reference" in printed.err
 
 
+@pytest.mark.parametrize(("recipe", "vector"), [("fp8", 64 + 2), ("identity", 2 * 64)])
+def test_baselines_are_rows_beside_packed_codecs(recipe: str, vector: int, capsys: pytest.CaptureFixture[str]):
+    assert run([*TINY, "--no-dense", "--recipe", recipe, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["shapes"]["tiny"]["rows"]
+    spec = ARG_SPECS["tiny"]
+    assert row["name"] == f"{recipe} reference"
+    assert row["nbytes"] == 2 * spec.batch * spec.num_kv_heads * spec.tokens * vector
+
+
 def test_what_does_not_run_here_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     def fails(*_: object) -> AttentionSpeed:
         raise NotImplementedError("no NVIDIA GPU")
@@ -68,6 +77,9 @@ def test_logits_alone(capsys: pytest.CaptureFixture[str]):
     dense, coded = bench_logits(spec, ["turboquant-4"], repeats=2, interpret=True)
     assert coded.name == "turboquant-4 logits"
     assert dense.nbytes / coded.nbytes == 2 * spec.head_dim / (spec.head_dim / 2 + 2)
+    said = []
+    assert len(bench_logits(spec, ["fp8"], repeats=2, interpret=True, on_skip=lambda *each: said.append(each))) == 1
+    assert said == [("fp8 logits", "keys are not of turboquant")]
 
 
 @pytest.mark.parametrize(
