@@ -1,7 +1,7 @@
 """Compiles attention kernels for an H100 on a machine without one, and says what the assembler made of them.
 
 python3.12 -m pip install --no-deps --target FOLDER jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12
-python3.12 scripts/compile_kernels.py FOLDER [--shape NAME] [--recipe RECIPE ...] [--hlo FILE]
+python3.12 scripts/compile_kernels.py FOLDER [--shape NAME] [--recipe RECIPE ...] [--base NUMBER] [--hlo FILE]
 
 For each recipe: registers and spilled bytes of its programs, and, where ``nvdisasm`` is found, the instructions of the
 loop over tiles and those of loops inside it. Needs the version of JAX that the plugin is made for, 0.11 or later.
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
                 layer.key,
                 layer.value,
                 positions=layer.key.length[:, None] - 1,
-                rope=Rope(head_dim=spec.head_dim),
+                rope=Rope(head_dim=spec.head_dim, theta=options.base),
                 scale=spec.head_dim**-0.5,
             )
 
@@ -171,6 +171,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("plugin", type=pathlib.Path, metavar="FOLDER", help="with JAX's CUDA plugin and ptxas")
     parser.add_argument("--shape", default="b8-k8-g4-32k", metavar="NAME", help="of arg_specs.py [b8-k8-g4-32k]")
     parser.add_argument("--recipe", nargs="+", default=["turboquant-4", "klt-2", "klt-3"], metavar="RECIPE")
+    parser.add_argument("--base", type=float, default=1e4, metavar="NUMBER", help="of the rotary embedding [1e4]")
     parser.add_argument("--hlo", type=pathlib.Path, metavar="FILE", help="also write XLA's program, of the last recipe")
     options = parser.parse_args(arguments)
     if not (options.plugin / "jax_cuda12_plugin").is_dir():

@@ -53,11 +53,6 @@ class BesicovitchShape(CodedShape):
         return 0
 
     @property
-    def programs(self) -> int:
-        """See ``TileShape``."""
-        return 3
-
-    @property
     def scales_apart(self) -> bool:
         """Never: a stage holds all of a tile."""
         return False

@@ -92,17 +92,6 @@ def coded_program(
             here = ops.less(tile, share[1])
             ops.only_if(here, lambda: tiles.start_scales(tile, None))
 
-    def start_values(tile: Any) -> None:
-        """Likewise."""
-        if shape.values_apart:
-            here = ops.less(tile, share[1])
-            ops.only_if(here, lambda: tiles.start_values(tile, None))
-            ops.commit_copies()
-
-    def begin() -> list[Any]:
-        start_values(share[0])
-        return empty_state(ops, shape)
-
     def weigh(tile: Any, slot: Any, state: list[Any]) -> tuple[Shares, Callable[[int], Shares]]:
         """What a tile's tokens weigh, and what they do for a group of channels."""
         scales = [] if grouped else tiles.scale_words(slot, 1)
@@ -120,22 +109,16 @@ def coded_program(
 
     def step(tile: Any, slot: Any, state: list[Any]) -> list[Any]:
         shares, of_group = weigh(tile, slot, state)
-        if shape.values_apart:
-            ops.wait_for_copies(1)
         weighted, shift, right = [], [], shares
         for block in range(blocks):
             if block * shape.value.scales % blocks == 0:
                 right = of_group(block * shape.value.scales // blocks)
                 shift += right.shift
             weighted += add_block(ops, shape, held, tiles, slot, block, right)
-        if shape.values_apart:
-            ops.wait_for_copies(2)  # every lane has the values
-            start_values(ops.add(tile, ops.integer(1)))
         return [*shares.top, *shares.total, *shift[: 2 * shape.shifts], *weighted]
 
     start_scales(share[0])
-    behind = int(shape.values_apart)
-    state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, step, begin, behind)
+    state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, step, lambda: empty_state(ops, shape))
     ops.barrier()  # stages become states
     place = ops.add(ops.times(head, shape.states), split)
     beside = 0.5 if shape.value.halfway else float(shape.value.step)

@@ -51,19 +51,9 @@ class Codes:
         return {2: 1, 3: 1, 4: 2, 6: 3, 8: 4}[self.bits]
 
     @property
-    def plain(self) -> bool:
-        """Whether codes of at most 4 bits are looked up, and have a scale for each token: ``turboquant``."""
-        return self.bits <= 4 and bool(self.table) and self.scales == 1 and not (self.tokens or self.step)
-
-    @property
     def registers(self) -> int:
         """That a unit is loaded into."""
         return self.unit_words + (self.bits == 3)
-
-
-def programs_together(key: Codes, value: Codes) -> int:
-    """Programs of four warps that run on a multiprocessor: as many as registers allow."""
-    return 4 if key.plain and value.plain else 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,19 +100,9 @@ class TileShape(abc.ABC):
         return 1
 
     @property
-    def programs(self) -> int:
-        """That run on a multiprocessor."""
-        return 3
-
-    @property
-    def room(self) -> int:
-        """Shared memory that a warp may take for its tiles."""
-        return SHARED_NBYTES // (4 * self.programs)
-
-    @property
     def stages(self) -> int:
         """Tiles that a warp has room for: two at least."""
-        return max(2, min(4, self.room // self.stage_nbytes))
+        return max(2, min(4, SHARED_NBYTES // 12 // self.stage_nbytes))
 
     @property
     def warp_nbytes(self) -> int:
@@ -153,11 +133,6 @@ class CodedShape(TileShape):
     def codes(self) -> tuple[Codes, ...]:
         """Both, once if they are equal."""
         return tuple(dict.fromkeys((self.key, self.value)))
-
-    @property
-    def programs(self) -> int:
-        """See ``TileShape``."""
-        return programs_together(self.key, self.value)
 
     @property
     def query_rows(self) -> int:
@@ -197,7 +172,7 @@ class CodedShape(TileShape):
     @property
     def stage_scales(self) -> int:
         """Where the scales of keys are."""
-        return self.stage_values if self.values_apart else self._after_values
+        return self.stage_values + self.dim * self.value_row
 
     @property
     def stage_value_scales(self) -> int:
@@ -207,43 +182,22 @@ class CodedShape(TileShape):
     @property
     def stage_nbytes(self) -> int:
         """Of one tile of one warp."""
-        return self._tile_nbytes - self.apart_nbytes
-
-    @property
-    def stages(self) -> int:
-        """See ``TileShape``; two beside values that are apart."""
-        return 2 if self.values_apart else super().stages
+        return self.stage_scales if self.scales_apart else self._tile_nbytes
 
     @property
     def warp_nbytes(self) -> int:
         """See ``TileShape``."""
-        return super().warp_nbytes + self.apart_nbytes
-
-    @property
-    def apart_nbytes(self) -> int:
-        """Of what there is room for once only, behind the stages: values of a tile, or scales."""
-        if self.values_apart:
-            return self._after_values - self.stage_values
-        return self._tile_nbytes - self._after_values if self.scales_apart else 0
-
-    @property
-    def values_apart(self) -> bool:
-        """Whether there is room for the values of one tile only: if four programs share a multiprocessor, and two
-        tiles are too large."""
-        return self.programs > 3 and 2 * self._tile_nbytes > self.room
+        return super().warp_nbytes + (self._tile_nbytes - self.stage_scales if self.scales_apart else 0)
 
     @property
     def scales_apart(self) -> bool:
-        """Whether there is room for the scales of one tile only, so that three programs have room."""
-        return self.programs == 3 and 2 * self._tile_nbytes > self.room >= self._after_values + self._tile_nbytes
-
-    @property
-    def _after_values(self) -> int:
-        return self.stage_values + self.dim * self.value_row
+        """Whether there is room for the scales of one tile only, behind the stages: so that twelve warps have room."""
+        most = SHARED_NBYTES // 12
+        return 2 * self._tile_nbytes > most >= self.stage_scales + self._tile_nbytes
 
     @property
     def _tile_nbytes(self) -> int:
-        return self._after_values + self.scale_nbytes(self.key) + self.scale_nbytes(self.value)
+        return self.stage_value_scales + self.scale_nbytes(self.value)
 
     def scale_nbytes(self, codes: Codes) -> int:
         """Of the scales of a tile, and of their minima."""

@@ -19,8 +19,8 @@ class Tiles:
     """Tiles of one head on their way through shared memory: each warp has room for ``stages`` of them.
 
     A stage holds a tile of keys (``key_places``), one of values as they are stored, channel after channel, and the
-    scales of both. There may be room for the values, or the scales, of one tile only: then these are
-    apart, behind the stages (``shape.values_apart``, ``shape.scales_apart``).
+    scales of both. There may be room for the scales of one tile only: then these are apart,
+    behind the stages (``shape.scales_apart``).
     """
 
     def __init__(
@@ -28,10 +28,8 @@ class Tiles:
     ) -> None:
         self.ops, self.shape, self.lane = ops, shape, lane
         behind = ops.add(ops.times(lane.warp, shape.warp_nbytes), ops.integer(shape.stages * shape.stage_nbytes))
-        behind = ops.subtract(behind, ops.integer(shape.stage_values if shape.values_apart else shape.stage_scales))
-        apart = ops.shared_offset(ops.shared_address(shared_ref), behind) if shape.apart_nbytes else None
-        self._values_apart = apart if shape.values_apart else None
-        self._scales_apart = apart if shape.scales_apart else None
+        behind = ops.subtract(behind, ops.integer(shape.stage_scales))
+        self._apart = ops.shared_offset(ops.shared_address(shared_ref), behind) if shape.scales_apart else None
         key, value = shape.key, shape.value
         self.key_stride = shape.key_row
         self.key = ops.offset(ops.address(refs[0].codes), head, shape.capacity * shape.key_row)
@@ -49,8 +47,7 @@ class Tiles:
     def start(self, tile: Any, slot: Any) -> None:
         """Starts the copies of a tile into a stage."""
         self._start_codes_of_keys(tile, slot)
-        if not self.shape.values_apart:
-            self.start_values(tile, slot)
+        self.start_values(tile, slot)
         if not self.shape.scales_apart:
             self.start_scales(tile, slot)
 
@@ -83,9 +80,8 @@ class Tiles:
                 ops.copy(ops.shared_offset(slot, place), where, size, 0, at)
 
     def start_values(self, tile: Any, slot: Any) -> None:
-        """Starts those of values; if they are apart, whatever the stage."""
+        """Starts those of values."""
         ops, shape, lane = self.ops, self.shape, self.lane.lane
-        slot = slot if self._values_apart is None else self._values_apart
         nbytes = shape.dim * shape.value_row
         start = ops.offset(ops.offset(self.value, tile, nbytes), ops.times(lane, CHUNK))
         target = ops.shared_offset(slot, ops.times(lane, CHUNK))
@@ -147,7 +143,6 @@ class Tiles:
     def value_units(self, slot: Any, block: int) -> list[list[Any]]:
         """For both halves of 16 channels, the registers of this lane's 16 tokens."""
         ops, shape, lane = self.ops, self.shape, self.lane
-        slot = slot if self._values_apart is None else self._values_apart
         start = ops.times(lane.row, shape.value_row)
         where = ops.shared_offset(slot, ops.add(start, ops.times(lane.column, 4 * shape.value.unit_words)))
         found = []
@@ -179,7 +174,7 @@ class Tiles:
 
     def _scale_slot(self, slot: Any) -> Any:
         """A stage, or what makes the same places in it those apart."""
-        return slot if self._scales_apart is None else self._scales_apart
+        return slot if self._apart is None else self._apart
 
     @property
     def _codes(self) -> tuple[Codes, Codes]:

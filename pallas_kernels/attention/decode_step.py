@@ -138,10 +138,10 @@ def _parts_of_queries(key: Codes | FloatCodes) -> Any:
 
 
 def _most_teams(shape: TileShape, *codes: Codes | FloatCodes) -> int:
-    """Programs in a block of threads, which bounds registers: all that share a multiprocessor, if one alone takes so
-    many that fewer run, as where levels have minima."""
+    """Programs in a block of threads: three, which bounds registers, where one alone takes so many that but two run on
+    a multiprocessor: with minima of levels, and with more than four queries of 128 channels."""
     minima = any(isinstance(each, Codes) and each.step for each in codes)
-    return shape.programs if shape.programs > 3 or minima else 1
+    return 3 if minima or (not shape.paired and shape.dim > 64) else 1
 
 
 def _program_of(

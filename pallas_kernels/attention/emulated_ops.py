@@ -354,6 +354,13 @@ def _multiply(total: Sequence[Register], first: Sequence[Register], second: Sequ
     return [_f(each + parts[..., index]) for index, each in enumerate(total)]
 
 
+def multiply_eight_halves(
+    total: Sequence[Register], first: Sequence[Register], second: Sequence[Register]
+) -> list[Register]:
+    nothing = np.zeros_like(second[0])
+    return multiply_halves(total, [*first, nothing, nothing], [*second, nothing])
+
+
 def address(ref: Any) -> Pointer:
     return Pointer(ref.reshape(-1).view(np.uint8), _full(0, np.int64))
 

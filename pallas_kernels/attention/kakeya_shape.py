@@ -91,11 +91,6 @@ class KakeyaShape(CodedShape):
         return self.queries_at + self.warps * STEPS * 256
 
     @property
-    def programs(self) -> int:
-        """See ``TileShape``."""
-        return 2
-
-    @property
     def scales_apart(self) -> bool:
         """Never: a tile's room holds all of it."""
         return False

@@ -14,7 +14,7 @@ _LINE = 128
 
 
 def fetch_tables(ops: Any, shape: KltShape, lane: Lane, head: Any, pages: tuple[Any, Any], tables: QueryTables) -> None:
-    """Fetches what belongs to pages, the keys' means, and, in programs of the first head, operands of tokens.
+    """Fetches what belongs to pages and, in programs of the first head, the curves, which tiles need.
 
     Args:
         ops: ``warp_ops``, or ``emulated_ops``.
@@ -46,12 +46,12 @@ def fetch_tables(ops: Any, shape: KltShape, lane: Lane, head: Any, pages: tuple[
         return nothing
 
     ops.loop(first, stop, [ops.integer(0)], some, 32)
-    place = ops.times(lane.thread, _LINE)
+    where = ops.offset(tables.curves, ops.times(lane.thread, _LINE))
 
-    def operands() -> None:
-        for at in range(0, 2 * DIM * shape.page, 128 * _LINE):
-            ops.prefetch(ops.offset(tables.tokens, place), at)
+    def curves() -> None:
+        nbytes = 2 * shape.page * shape.curves
+        for at in range(0, nbytes, 128 * _LINE):
+            inside = ops.less(lane.thread, ops.integer((nbytes - at) // _LINE))
+            ops.only_if(inside, lambda at=at: ops.prefetch(where, at))
 
-    ops.only_if(ops.equal(head, 0), operands)
-    means = ops.offset(ops.offset(tables.means, kv_head, 4 * DIM), place)
-    ops.only_if(ops.less(lane.thread, ops.integer(4)), lambda: ops.prefetch(means))
+    ops.only_if(ops.equal(head, 0), curves)

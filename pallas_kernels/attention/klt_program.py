@@ -3,8 +3,8 @@
 Rows, columns, products and shares are those of ``coded_program``. What differs:
 
 * a page has queries of its own (``klt_queries``): turned to where the page starts, in the coordinates of its codes, and
-  with the unit and gain of each channel in them. Logits have a part besides, for each token of a page, which does not
-  come from codes;
+  with the unit and gain of each channel in them. Logits have a part besides, which does not come from codes: a sum of
+  curves (``klt_curves``), one more product, of float16;
 * codes of 16 channels have a width, equal for all lanes. Products of keys, one group deep, run in a loop for each
   width; for values the decoder is chosen group by group, a branch of the whole warp. Groups without codes take nothing;
 * values add up in units of their channels; the page's mean is added once a tile, times the tile's weights.
@@ -63,11 +63,12 @@ def klt_program(
     QueryWriter(ops, shape, lane, head, pages_of, query_ref, tables, queries, shared_ref).write()
     count = found[0]
     share = share_of(ops, shape, lane, split, count)
-    tiles = KltTiles(ops, shape, lane, head, table_ref, (queries.numbers, queries.extras, queries.bias, *codes))
+    of_pages = (queries.numbers, queries.extras, queries.coefficients, tables.curves)
+    tiles = KltTiles(ops, shape, lane, head, table_ref, (*of_pages, *codes))
 
     def step(tile: Any, slot: Any, state: list[Any]) -> list[Any]:
-        del tile
-        logits = _logits(ops, shape, lane, tiles, slot, _key_sums(ops, shape, tiles, slot))
+        curves = tiles.curve_sums(tile, slot)
+        logits = _logits(ops, shape, lane, tiles, slot, _key_sums(ops, shape, tiles, slot), curves)
         return _add_tile(ops, shape, lane, tiles, slot, state, logits)
 
     state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, step, lambda: empty_state(ops, shape))
@@ -125,20 +126,29 @@ def _key_sums(ops: Any, shape: KltShape, tiles: KltTiles, slot: Any) -> list[lis
 
 
 def _logits(
-    ops: Any, shape: KltShape, lane: Lane, tiles: KltTiles, slot: Any, sums: list[list[list[Any]]]
+    ops: Any,
+    shape: KltShape,
+    lane: Lane,
+    tiles: KltTiles,
+    slot: Any,
+    sums: list[list[list[Any]]],
+    curves: list[list[Any]],
 ) -> list[list[Any]]:
     """Logits to the base 2, for each product of rows ``g`` and ``g + 8`` and columns ``2 t`` and ``2 t + 1``."""
-    scales, (factors, bias_units, bias_starts) = tiles.scales(slot, 0), tiles.factors(slot)
+    scales, (factors, curve_units, added) = tiles.scales(slot, 0), tiles.factors(slot)
     found = []
     for product in range(PRODUCTS):
-        bias = tiles.bias(slot, product)
         logits = []
         for index in range(4):
-            number = number_of(ops, shape, lane, sums[product], index)
             query = index % 2
             unit = ops.scaled(scales[product][index // 2], factors[query])
-            beside = ops.fused(bias[index], bias_units[query], bias_starts[query])
-            logits.append(ops.fused(number, unit, beside))
+            beside = ops.fused(curves[product][index], curve_units[query], added[query])
+            if shape.paired:  # a part of the codes' and of the curves', the other parts in another lane
+                part = ops.fused(ops.as_real(sums[product][0][index]), lane.weight, lane.offset)
+                part = ops.fused(part, unit, beside)
+                logits.append(ops.plus(part, ops.exchange(part, 2)))
+            else:
+                logits.append(ops.fused(number_of(ops, shape, lane, sums[product], index), unit, beside))
         found.append(logits)
     return found
 

@@ -2,8 +2,9 @@
 
 The key of token ``d`` of a page that starts at position ``p`` is ``R_(p + d) mean + R_p (page mean + s gain c) B``
 (``codecs.klt``). So with the query turned back by ``p``, ``q_p``, its logit is ``s (gain c) . (B q_p)``, which
-codes are read for, and ``page mean . (B q_p) + q_p . R_d mean``. Each of a program's four warps holds a quarter of the
-columns of a product in its registers, first of the maps' channels, then of a page's tokens, while rows of queries pass
+codes are read for, and ``page mean . (B q_p) + q_p . R_d mean``. The latter is a sum of curves (``klt_curves``), whose
+coefficients are products with ``q_p`` as well. Each of a program's four warps holds a quarter of the columns of a
+product, of the maps' channels in its registers and of curves in shared memory, while rows of queries pass
 (``klt_query_rows``). Products are of float16, sums of float32.
 """
 
@@ -16,37 +17,25 @@ import jax.numpy as jnp
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, LARGEST
 from kakeya_jax.pallas_kernels.attention.klt_ahead import fetch_tables
+from kakeya_jax.pallas_kernels.attention.klt_curves import EIGHT, QUERY_LARGEST
 from kakeya_jax.pallas_kernels.attention.klt_query_operands import (
+    CurveOperands,
     load_maps,
     map_operands,
     over_warp,
     query_vectors,
-    times_mean,
-    token_operands,
 )
-from kakeya_jax.pallas_kernels.attention.klt_query_rows import SHARED_NBYTES, TOGETHER, QueryRows, first_query
+from kakeya_jax.pallas_kernels.attention.klt_query_rows import QueryRows, first_query
+from kakeya_jax.pallas_kernels.attention.klt_query_shared import SIZES, TOPS, TOPS_NBYTES
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
 from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, GROUP, GROUPS, UNIT_WORDS, KltShape
 from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, Lane
-
-_TOPS, _TOPS_NBYTES = SHARED_NBYTES, TOGETHER * 4 * 4 * 16
-"""Where the largest numbers of each row and warp are in shared memory, twice,"""
-
-_SIZES = _TOPS + 2 * _TOPS_NBYTES
-"""and where sizes of queries are, and of their products with the mean."""
-
-_QUERY_LARGEST = 64.0
-"""What a query's largest entry becomes in float16."""
 
 _NUMBER_LARGEST = LARGEST * (1 - 2.0**-20)
 """What the largest number of a query becomes, approximately: the reciprocal of it may be a little too large."""
 
 _EXTRAS = 4
 """Products whose extras are found at once."""
-
-_BIAS_ZERO = 32768
-_BIAS_LARGEST = 32000.0
-"""The most that numbers of ``bias`` can be: float16 may add a thousandth."""
 
 
 class PageQueries(NamedTuple):
@@ -56,17 +45,17 @@ class PageQueries(NamedTuple):
         numbers: int8 ``[N, pages, blocks, 8, 8, 16]``: bytes of queries in the coordinates of a page's codes: for each
             block and group of channels the columns of products one after the other, which is the order of lanes.
         extras: int32 ``[N, pages, 8 blocks + 32]``: what sums start from; bits of the queries' factors; bits of those
-            of the page mean of values, one for each group of channels; bits of the factors of ``bias``, and of what is
-            added to it.
+            of the page mean of values, one for each group of channels; bits of the units of curves, and of what is
+            added to logits, or of half of it if columns are paired, which are added up.
         tops: float32 ``[N, pages, rows]``: the largest number of each query before it is rounded.
-        bias: uint16 ``[N, pages, rows, page]``: numbers of the logits to the base 2 beside those of codes: a number
-            plus ``2 ** 23``, times its factor, plus what is added.
+        coefficients: int32 ``[N, pages, blocks, R / 8, 8, 4]``: of curves, packed float16 of two of them, as right
+            operands whose columns are those of ``numbers``: what float16 has of a coefficient, and the rest.
     """
 
     numbers: Any
     extras: Any
     tops: Any
-    bias: Any
+    coefficients: Any
 
 
 def scratch(shape: KltShape, heads: int) -> PageQueries:
@@ -76,7 +65,7 @@ def scratch(shape: KltShape, heads: int) -> PageQueries:
         numbers=jax.ShapeDtypeStruct((*lead, shape.query_nbytes), jnp.int8),
         extras=jax.ShapeDtypeStruct((*lead, shape.extra_nbytes // 4), jnp.int32),
         tops=jax.ShapeDtypeStruct((*lead, shape.rows), jnp.float32),
-        bias=jax.ShapeDtypeStruct((*lead, shape.rows, shape.page), jnp.uint16),
+        coefficients=jax.ShapeDtypeStruct((*lead, shape.coefficient_nbytes // 4), jnp.int32),
     )
 
 
@@ -114,6 +103,9 @@ class QueryWriter:
         self.shared = ops.shared_address(shared_ref)
         # Loads that wait for nothing come first.
         self.vectors = query_vectors(ops, shape, lane, query_ref, head, first_query(ops, shape, lane))
+        self.curves = CurveOperands(
+            ops, shape, lane, self.tables.coefficients, self.tables.means, self.kv_head, self.shared
+        )
         self.entries = load_maps(ops, lane, self.tables.maps, self.kv_head)
         pages = pages_of()
         fetch_tables(ops, shape, lane, head, pages, self.tables)
@@ -123,28 +115,35 @@ class QueryWriter:
         """All of them."""
         self._write_numbers()
         self.ops.barrier()
-        self._write_logits()
         self._write_extras()
         self.ops.barrier()
 
     def _write_numbers(self) -> None:
-        """Queries in the coordinates of codes."""
+        """Queries in the coordinates of codes, and coefficients of curves."""
         ops, lane, shape = self.ops, self.lane, self.shape
         sizes = [over_warp(ops, functools.reduce(ops.maximum, map(ops.magnitude, each))) for each in self.vectors]
         sizes = [ops.maximum(each, ops.real(1e-30)) for each in sizes]
-        self._keep_sizes(sizes, 0)
-        vectors = self._scaled(self.vectors, sizes, _QUERY_LARGEST)
-        operands, weights = map_operands(ops, lane, self.entries, self.tables.units, self.kv_head)
+        vectors = self._scaled(self.vectors, sizes)
+        maps, weights = map_operands(ops, lane, self.entries, self.tables.units, self.kv_head)
+        self._keep_sizes(sizes, self.curves.multiply())
+        ahead: list[list[Any]] = []
+
+        def operands(step: int) -> list[list[Any]]:
+            if step % 2 == 0:
+                ahead[:] = self.curves.two_steps(step)
+            first = 2 * (step % 2)
+            return [each[step] for each in maps] + [each[first : first + 2] for each in ahead]
+
         quads = ops.times(lane.row, 16)  # of this lane's row, the largest number of each warp
         first_column = ops.less(lane.column, ops.integer(1))
         of_first_warp = ops.both(first_column, ops.less(lane.thread, ops.integer(32)))
 
         def finish(bases: list[Any], turn: Any, all_sums: list[list[list[Any]]]) -> None:
-            tops = ops.shared_offset(self.shared, ops.add(ops.times(turn, _TOPS_NBYTES), quads))
+            tops = ops.shared_offset(self.shared, ops.add(ops.times(turn, TOPS_NBYTES), quads))
             target, largest = ops.shared_offset(tops, ops.times(lane.warp, 4)), []
             for sums in all_sums:
                 for half in range(2):
-                    sizes = [[ops.magnitude(each) for each in four[2 * half : 2 * half + 2]] for four in sums]
+                    sizes = [[ops.magnitude(each) for each in four[2 * half : 2 * half + 2]] for four in sums[:4]]
                     by_group = [functools.reduce(ops.maximum, sizes[at] + sizes[at + 1]) for at in (0, 2)]
                     top = ops.maximum(*map(ops.scaled, by_group, weights))
                     for distance in (1, 2):
@@ -152,12 +151,12 @@ class QueryWriter:
                     largest.append(top)
             ops.only_if(
                 first_column,
-                lambda: [ops.shared_store(target, [top], _TOPS + 128 * index) for index, top in enumerate(largest)],
+                lambda: [ops.shared_store(target, [top], TOPS + 128 * index) for index, top in enumerate(largest)],
             )
             ops.barrier()
             for index in range(2 * len(bases)):
                 sums, half = all_sums[index // 2], index % 2
-                top = functools.reduce(ops.maximum, ops.shared_load(tops, 4, _TOPS + 128 * index))
+                top = functools.reduce(ops.maximum, ops.shared_load(tops, 4, TOPS + 128 * index))
                 top = ops.maximum(top, ops.real(1e-20))
                 factor = ops.scaled(ops.reciprocal(top), ops.real(_NUMBER_LARGEST))
                 page, query = self.at.row_of(bases[index // 2], lane.row, half)
@@ -171,50 +170,31 @@ class QueryWriter:
                     at = COLUMNS * GROUP * group
                     ops.store_words(where, [high], at)
                     ops.store_words(where, [low], at + self._low)
+                self._write_coefficients(page, query, [four[2 * half : 2 * half + 2] for four in sums[4:]])
                 where = self._top(page, query)
                 ops.only_if(of_first_warp, lambda where=where, top=top: ops.store_reals(where, [top]))
 
         self.at.over_pages(vectors, operands, finish)
 
-    def _write_logits(self) -> None:
-        """Logits that do not come from codes."""
-        ops, lane, shape = self.ops, self.lane, self.shape
-        vectors = times_mean(ops, shape, lane, self.vectors, self.tables.means, self.kv_head)
-        sizes = []
-        for vector in vectors:
-            squares = [ops.fused(x, x, ops.scaled(y, y)) for x, y in zip(vector[:2], vector[2:], strict=True)]
-            size = over_warp(ops, ops.plus(*map(ops.square_root, squares)), ops.plus)
-            sizes.append(ops.maximum(size, ops.real(1e-30)))
-        self._keep_sizes(sizes, 4 * COLUMNS)
-        vectors = self._scaled(vectors, sizes, _BIAS_LARGEST)
-        columns = shape.query_columns
+    def _write_coefficients(self, page: Any, query: Any, blocks: list[list[Any]]) -> None:
+        """Two of every 32 curves."""
+        ops, shape, lane = self.ops, self.shape, self.lane
+        where = ops.offset(self.queries.coefficients, page, shape.coefficient_nbytes)
+        where = ops.offset(where, ops.add(ops.times(query, 16), ops.times(lane.column, 4)))
+        where = ops.offset(where, ops.times(lane.warp, 128))
+        low = 4 * 16 if shape.paired else shape.coefficient_nbytes // 2
+        for block, two in enumerate(blocks):
+            word = ops.pack_halves(*two)
+            rest = [ops.minus(each, ops.half_of(word, upper)) for each, upper in zip(two, (False, True), strict=True)]
 
-        def part(index: Any, nothing: list[Any]) -> list[Any]:
-            place = ops.add(ops.times(index, 4), lane.warp)
-            operands = token_operands(ops, lane, ops.offset(self.tables.tokens, place, 4 * columns * 512), columns)
-            token = ops.add(ops.times(place, 8 * columns), ops.times(lane.column, 2 * columns))
+            def store(at: int = 512 * block, words: tuple[Any, Any] = (word, ops.pack_halves(*rest))) -> None:
+                ops.store_words(where, [words[0]], at)
+                ops.store_words(where, [words[1]], at + low)
 
-            def finish(bases: list[Any], turn: Any, all_sums: list[list[list[Any]]]) -> None:
-                del turn
-                for base, sums in zip(bases, all_sums, strict=True):
-                    for half in range(2):
-                        page, query = self.at.row_of(base, lane.row, half)
-                        where = ops.offset(self.queries.bias, page, 2 * shape.page * shape.rows)
-                        where = ops.offset(where, ops.add(ops.times(query, 2 * shape.page), ops.times(token, 2)))
-                        words = []
-                        for four in sums:
-                            low, high = (
-                                ops.as_integer(ops.plus(each, ops.real(MAGIC + _BIAS_ZERO)))
-                                for each in four[2 * half : 2 * half + 2]
-                            )
-                            words.append(ops.permute_bytes(low, high, ops.integer(0x5410)))
-                        ops.store_words(where, words)
-
-            self.at.over_pages(vectors, operands, finish)
-            ops.barrier()  # left operands are free again
-            return nothing
-
-        ops.loop(ops.integer(0), ops.integer(shape.page // (32 * columns)), [ops.integer(0)], part)
+            if 32 * block + 32 <= shape.curves:
+                store()
+            else:
+                ops.only_if(ops.less(lane.warp, ops.integer((shape.curves - 32 * block) // EIGHT)), store)
 
     def _write_extras(self) -> None:
         """What belongs to a page's queries besides; of several products at once, which wait for each other nowhere."""
@@ -261,16 +241,15 @@ class QueryWriter:
         offset = self._over_groups(ops.scaled(ops.converted(offset), ops.as_real(unit)))
         start = ops.right_signed(ops.nearest(self._over_groups(ops.converted(total))), 1)  # below 2^24: exact
 
-        size, bias_size = (
-            ops.shared_load(ops.shared_offset(self.shared, ops.times(notes.query, 4)), 1, _SIZES + at)[0]
+        size, curve_unit = (
+            ops.shared_load(ops.shared_offset(self.shared, ops.times(notes.query, 4)), 1, SIZES + at)[0]
             for at in (0, 4 * COLUMNS)
         )
-        factor = ops.scaled(notes.top, ops.real(shape.scale / (_NUMBER_LARGEST * _QUERY_LARGEST)))
+        factor = ops.scaled(notes.top, ops.real(shape.scale / (_NUMBER_LARGEST * QUERY_LARGEST)))
         factor = ops.scaled(factor, size)
         of_keys, of_values = (ops.half_of(each, upper=False) for each in notes.scales)
-        offset = ops.scaled(ops.scaled(offset, of_keys), factor)
-        bias_unit = ops.scaled(bias_size, ops.real(1.0 / _BIAS_LARGEST))
-        added = ops.minus(offset, ops.scaled(bias_unit, ops.real(2.0**23 + _BIAS_ZERO)))
+        added = ops.scaled(ops.scaled(offset, of_keys), factor)
+        added = ops.scaled(added, ops.real(0.5)) if shape.paired else added
         high = ops.right_signed(ops.add(start, ops.integer(128)), 8)
 
         def of_row() -> None:
@@ -279,7 +258,7 @@ class QueryWriter:
             ops.store_words(starts, [high])
             ops.store_words(starts, [ops.subtract(start, ops.left(high, 8))], 4 * self.shape.rows)
             ops.store_reals(where, [factor])
-            ops.store_reals(where, [bias_unit], 4 * (COLUMNS + GROUPS))
+            ops.store_reals(where, [curve_unit], 4 * (COLUMNS + GROUPS))
             ops.store_reals(where, [added], 4 * (2 * COLUMNS + GROUPS))
 
         ops.only_if(ops.equal(group, 0), of_row)
@@ -317,19 +296,18 @@ class QueryWriter:
         where = ops.offset(self.queries.extras, page, shape.extra_nbytes)
         return ops.offset(where, ops.add(ops.times(index, 4), ops.integer(4 * COLUMNS * shape.blocks)))
 
-    def _keep_sizes(self, sizes: list[Any], at: int) -> None:
-        """Warps that have the same queries write the same."""
+    def _keep_sizes(self, sizes: list[Any], mean: Any) -> None:
+        """All lanes write the same, and so do warps that have the same queries."""
         ops = self.ops
         where = ops.shared_offset(self.shared, ops.times(self.at.query, 4))
-        ops.only_if(
-            ops.less(self.lane.lane, ops.integer(1)),
-            lambda: [ops.shared_store(where, [size], _SIZES + at + 4 * n) for n, size in enumerate(sizes)],
-        )
+        mean = ops.scaled(mean, ops.real(self.shape.scale / QUERY_LARGEST))
+        ops.shared_store(where, sizes, SIZES)
+        ops.shared_store(where, [ops.scaled(size, mean) for size in sizes], SIZES + 4 * COLUMNS)
 
-    def _scaled(self, vectors: list[list[Any]], sizes: list[Any], largest: float) -> list[list[Any]]:
+    def _scaled(self, vectors: list[list[Any]], sizes: list[Any]) -> list[list[Any]]:
         ops, found = self.ops, []
         for vector, size in zip(vectors, sizes, strict=True):
-            factor = ops.scaled(ops.reciprocal(size), ops.real(largest))
+            factor = ops.scaled(ops.reciprocal(size), ops.real(QUERY_LARGEST))
             found.append([ops.scaled(each, factor) for each in vector])
         return found
 

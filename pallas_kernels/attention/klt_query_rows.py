@@ -4,26 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS
-from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, KltShape
+from kakeya_jax.pallas_kernels.attention.klt_query_shared import (
+    PRODUCT_NBYTES,
+    ROWS_NBYTES,
+    STEP_NBYTES,
+    STEPS,
+    TOGETHER,
+)
+from kakeya_jax.pallas_kernels.attention.klt_shape import KltShape
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
-
-_STEPS = DIM // 16
-"""Of the depth of a product."""
-
-_STEP_NBYTES = 512 + 64
-"""Of a step's left operands in shared memory; what is more than 512 keeps writers apart."""
-
-TOGETHER = 2
-"""Products of 16 rows at once, for fewer barriers."""
-
-_PRODUCT_NBYTES = _STEPS * _STEP_NBYTES
-"""Of one's left operands,"""
-
-_ROWS_NBYTES = TOGETHER * _PRODUCT_NBYTES
-"""and of all; there is room for two."""
-
-SHARED_NBYTES = 2 * _ROWS_NBYTES
-"""Of shared memory."""
 
 
 def first_query(ops: Any, shape: KltShape, lane: Lane) -> Any:
@@ -55,11 +44,11 @@ class QueryRows:
     def over_pages(
         self,
         vectors: list[list[Any]],
-        operands: list[list[list[Any]]],
+        operands: Callable[[int], list[list[Any]]],
         finish: Callable[[list[Any], Any, list[list[list[Any]]]], None],
     ) -> None:
         """``finish(first pages, turn, sums)`` of every two products, and of one for what is left: vectors turned to
-        where pages start, times operands."""
+        where pages start, times ``operands(step)``, two words for each block of eight columns."""
         ops, two = self.ops, TOGETHER * self.pages
         pairs = ops.divide(ops.add(ops.subtract(self.stop, self.first), ops.integer(self.pages - 1)), two)
         middle = ops.add(self.first, ops.times(pairs, two))
@@ -68,9 +57,9 @@ class QueryRows:
 
             def rows(base: Any, carried: list[Any], count: int = count) -> list[Any]:
                 turn, angles = carried[0], carried[1:]
-                buffer = ops.shared_offset(self.shared, ops.times(turn, _ROWS_NBYTES))
+                buffer = ops.shared_offset(self.shared, ops.times(turn, ROWS_NBYTES))
                 for index in range(count):
-                    self._turn(vectors, angles[8 * index : 8 * index + 8], buffer, _PRODUCT_NBYTES * index)
+                    self._turn(vectors, angles[8 * index : 8 * index + 8], buffer, PRODUCT_NBYTES * index)
                 ahead = self._angles(ops.add(base, ops.integer(count * self.pages)), count)
                 ops.barrier()  # who reads the other buffer comes here before it is written again
                 sums = self._products(operands, buffer, count)
@@ -79,17 +68,17 @@ class QueryRows:
 
             turn = ops.loop(start, stop, [turn, *self._angles(start, count)], rows, count * self.pages)[0]
 
-    def _products(self, operands: list[list[list[Any]]], buffer: Any, count: int) -> list[list[list[Any]]]:
+    def _products(self, operands: Callable[[int], list[list[Any]]], buffer: Any, count: int) -> list[list[list[Any]]]:
         """Of each product's rows in shared memory, for each block of eight columns."""
         ops = self.ops
         buffer = ops.shared_offset(buffer, ops.times(self.lane.lane, 16))
-        found = [[[ops.real(0.0)] * 4 for _ in operands] for _ in range(count)]
-        for step in range(_STEPS):
-            for index, sums in enumerate(found):
-                left = ops.shared_words(buffer, 4, _PRODUCT_NBYTES * index + _STEP_NBYTES * step)
-                found[index] = [
-                    ops.multiply_halves(total, left, right[step]) for total, right in zip(sums, operands, strict=True)
-                ]
+        found: list[list[list[Any]]] = [[] for _ in range(count)]
+        for step in range(STEPS):
+            right = operands(step)
+            for index in range(count):
+                left = ops.shared_words(buffer, 4, PRODUCT_NBYTES * index + STEP_NBYTES * step)
+                sums = found[index] or [[ops.real(0.0)] * 4 for _ in right]
+                found[index] = [ops.multiply_halves(total, left, two) for total, two in zip(sums, right, strict=True)]
         return found
 
     def row_of(self, base: Any, row: Any, half: int = 0) -> tuple[Any, Any]:
@@ -132,7 +121,7 @@ class QueryRows:
                 found[half::2] = [ops.pack_halves(*turned[:2]), ops.pack_halves(*turned[2:])]
         step = ops.add(ops.times(ops.divide(lane, 8), 2), ops.modulo(lane, 2))
         column = ops.divide(ops.modulo(lane, 8), 2)
-        target = ops.add(ops.times(step, _STEP_NBYTES), ops.times(column, 16))
+        target = ops.add(ops.times(step, STEP_NBYTES), ops.times(column, 16))
         target = ops.shared_offset(buffer, ops.add(target, ops.times(self.lane.warp, 128)))
         for index, four in enumerate(words):
             ops.shared_store(target, [ops.as_real(word) for word in four], at + 64 * index)

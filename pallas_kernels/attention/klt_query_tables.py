@@ -1,4 +1,4 @@
-"""What ``klt_queries`` multiplies queries with: maps and turns as right operands of products of float16."""
+"""What ``klt_queries`` reads: of heads, of pages, and of where pages start."""
 
 import functools
 from typing import NamedTuple
@@ -8,6 +8,7 @@ import numpy as np
 
 from kakeya_jax.codecs.klt import Klt, KltCode
 from kakeya_jax.klt_layout import Layout, decoder_gain, quantizer_bytes
+from kakeya_jax.pallas_kernels.attention.klt_curves import curve_coefficients, curve_values
 from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, UNIT_WORDS, KltShape
 from kakeya_jax.rope import Rope
 from kakeya_jax.typing import Array, Float, Int
@@ -17,15 +18,15 @@ _UNUSED = 1.0 / 128
 
 
 class QueryTables(NamedTuple):
-    """Right operands are four words of each lane, which are two steps of 16 of a product's depth. A step has eight
-    channels of the first half of a head and the same of the second.
+    """Of a layer.
 
     Attributes:
         maps: float32 ``[K, E, D]``, from coordinates of codes back to keys.
         means: float32 ``[K, D]``, of keys.
         turns: float32 ``[pages, 32, 4]``: for two channels of a half the cosines and then the sines of where a page
             starts.
-        tokens: float16 ``[parts, 4, columns * 4, 32, 8]``: cosines and sines of positions in a page.
+        coefficients: float32, see ``klt_curves.curve_coefficients``.
+        curves: float16, see ``klt_curves.curve_values``.
         page_means: int8 ``[B, pages, K, D]``, and
         page_mean_scales: float16 ``[B, pages, K]``, of keys.
         value_mean_scales: float16 ``[B, pages, K]``, of values.
@@ -37,7 +38,8 @@ class QueryTables(NamedTuple):
     maps: Float[Array, "K E D"]
     means: Float[Array, "K D"]
     turns: Float[Array, "pages lanes four"]
-    tokens: Array
+    coefficients: Array
+    curves: Array
     page_means: Int[Array, "B pages K D"]
     page_mean_scales: Float[Array, "B pages K"]
     value_mean_scales: Float[Array, "B pages K"]
@@ -62,7 +64,8 @@ def query_tables(
         maps=key.synthesis.astype(jnp.float32),
         means=key.mean.astype(jnp.float32),
         turns=jnp.asarray(_page_turns(rope, first_position, shape.page, shape.pages)),
-        tokens=jnp.asarray(_token_operands(rope, shape.page, shape.query_columns)),
+        coefficients=jnp.asarray(curve_coefficients(rope, shape.page)),
+        curves=jnp.asarray(curve_values(rope, shape.page)),
         page_means=_page_mean(key_code)[0],
         page_mean_scales=_page_mean(key_code)[1],
         value_mean_scales=_page_mean(value_code)[1],
@@ -94,22 +97,10 @@ def _unit_words(key: Layout, value: Layout) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _page_turns(rope: Rope, first_position: int, page: int, pages: int) -> np.ndarray:
-    turns = _turns(rope, first_position + page * np.arange(pages)).reshape(pages, 2, DIM // 4, 2)
-    return turns.transpose(0, 2, 1, 3).reshape(pages, DIM // 4, 4).astype(np.float32)
-
-
-@functools.lru_cache(maxsize=64)
-def _token_operands(rope: Rope, page: int, columns: int) -> np.ndarray:
-    """Tokens are columns, ``columns`` blocks of eight for a warp: a lane's results are neighbours."""
-    parts = _turns(rope, np.arange(page)).reshape(-1, 4, 4, columns, 2, 2, 4, 4, 2, 2)
-    parts = parts.transpose(0, 1, 3, 6, 2, 4, 7, 8, 5, 9)
-    return parts.reshape(-1, 4, 4 * columns, 32, 8).astype(np.float16)
-
-
-def _turns(rope: Rope, positions: np.ndarray) -> np.ndarray:
-    """Cosines and sines of angles, ``[n, 2, D / 2]``."""
+    positions = first_position + page * np.arange(pages)
     angles = positions[:, None] * np.asarray(rope.frequencies, np.float64)
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    turns = np.stack([np.cos(angles), np.sin(angles)], axis=1).reshape(pages, 2, DIM // 4, 2)
+    return turns.transpose(0, 2, 1, 3).reshape(pages, DIM // 4, 4).astype(np.float32)
 
 
 def _page_mean(code: KltCode) -> tuple[Array, Array]:

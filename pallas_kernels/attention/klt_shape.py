@@ -1,11 +1,13 @@
 """Sizes of ``klt_program``: what it reads of a page, and what a stage of its shared memory holds."""
 
 import dataclasses
+import math
 from typing import Any
 
 from kakeya_jax.klt_layout import FAST_WIDTHS, quantizer_bytes
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, TILE, Codes, TileShape
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
+from kakeya_jax.pallas_kernels.attention.klt_query_shared import shared_nbytes
 
 DIM = 128
 """Of a head."""
@@ -51,6 +53,7 @@ class KltShape(TileShape):
         value_widths: among values.
         dtype: of the queries.
         scale: factor of logits to the base 2.
+        curves: see ``klt_curves``.
     """
 
     page: int
@@ -64,11 +67,17 @@ class KltShape(TileShape):
     value_widths: tuple[int, ...]
     dtype: Any
     scale: float
+    curves: int
 
     @property
-    def query_columns(self) -> int:
-        """Blocks of eight tokens that a warp finds logits of at once."""
-        return 4 if self.page % (2 * TILE) == 0 else 2
+    def curve_blocks(self) -> int:
+        """Blocks of eight curves that each of four warps finds coefficients of."""
+        return math.ceil(self.curves / (4 * COLUMNS))
+
+    @property
+    def coefficient_nbytes(self) -> int:
+        """Of a page's coefficients: two float16 for each curve and query."""
+        return 2 * COLUMNS * self.curves * self.blocks
 
     @property
     def query_nbytes(self) -> int:
@@ -96,14 +105,14 @@ class KltShape(TileShape):
         return self.stage_scales + 2 * TILE
 
     @property
-    def stage_bias(self) -> int:
-        """Where the logits are that do not come from codes, query after query."""
+    def stage_coefficients(self) -> int:
+        """Where the coefficients of the page's curves are."""
         return self.stage_means + DIM
 
     @property
     def stage_queries(self) -> int:
         """Where the page's queries are."""
-        return self.stage_bias + 2 * TILE * self.rows
+        return self.stage_coefficients + self.coefficient_nbytes
 
     @property
     def stage_extras(self) -> int:
@@ -114,3 +123,8 @@ class KltShape(TileShape):
     def stage_nbytes(self) -> int:
         """Of one tile of one warp."""
         return self.stage_extras + self.extra_nbytes
+
+    @property
+    def shared_floats(self) -> int:
+        """Of a program: see ``TileShape``, and ``klt_query_shared``, which is used before."""
+        return max(super().shared_floats, shared_nbytes(self.curve_blocks) // 4)

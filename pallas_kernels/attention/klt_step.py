@@ -12,6 +12,7 @@ from kakeya_jax.pallas_kernels.attention.byte_queries import LN2
 from kakeya_jax.pallas_kernels.attention.coded_shape import TILE
 from kakeya_jax.pallas_kernels.attention.exact_turns import exact_turns
 from kakeya_jax.pallas_kernels.attention.exact_values import DTYPES
+from kakeya_jax.pallas_kernels.attention.klt_curves import page_curves
 from kakeya_jax.pallas_kernels.attention.klt_program import klt_program
 from kakeya_jax.pallas_kernels.attention.klt_queries import scratch
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import channel_units, query_tables
@@ -74,6 +75,7 @@ def klt_step(
         warps=WARPS,
         dtype=query.dtype,
         scale=scale * rope.attention_factor / LN2,
+        curves=page_curves(rope, page).values.shape[1],
     )
     tables = query_tables(key, key_code, value, value_code, coded, rope=rope, first_position=geometry.sinks)
     exact = (key_stream.sinks, key_stream.tail, value_stream.sinks, value_stream.tail)

@@ -4,6 +4,7 @@ from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.code_bytes import decode_unit
 from kakeya_jax.pallas_kernels.attention.coded_shape import PRODUCTS, TILE
+from kakeya_jax.pallas_kernels.attention.klt_curves import EIGHT
 from kakeya_jax.pallas_kernels.attention.klt_shape import CONSTANTS, DIM, GROUP, HEAD_WORDS, KltShape, codes_of
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 
@@ -28,10 +29,9 @@ class KltTiles:
         self.key_start, self.key_tile, self._order, self.value_start = ops.load_words(where, 4, once=False)
         self.value_tile, self.value_widths, *self._places = ops.load_words(where, 4, 16, once=False)
         self._counts = ops.load_words(where, 1, 32, once=False)[0]
-        self._queries, self._extras, self._bias, *codes = map(ops.address, refs)
+        self._queries, self._extras, self._coefficients, self._curves, *codes = map(ops.address, refs)
         self._key, self._key_scale, self._value, self._value_scale, self._mean = codes
         half = ops.modulo(lane.row, 2)
-        self.token = ops.add(ops.times(ops.divide(lane.row, 2), 16), ops.times(half, 2))
         self.scale_picks = [ops.add(ops.times(half, 2), ops.integer(index)) for index in range(2)]
         inside = ops.modulo(lane.row, 4)
         self.mean_pick = ops.add(ops.times(inside, 0x1111), ops.integer(0x8880))
@@ -55,22 +55,12 @@ class KltTiles:
             where = ops.offset(ops.offset(scales, of_head, shape.page), ops.times(inside, TILE))
             self._copy(slot, where, shape.stage_scales + TILE * index, TILE)
         self._copy(slot, ops.offset(self._mean, of_head, DIM), shape.stage_means, DIM)
-        self._copy_bias(slot, by_head, inside)
         for where, to, nbytes in (
+            (self._coefficients, shape.stage_coefficients, shape.coefficient_nbytes),
             (self._queries, shape.stage_queries, shape.query_nbytes),
             (self._extras, shape.stage_extras, shape.extra_nbytes),
         ):
             self._copy(slot, ops.offset(where, by_head, nbytes), to, nbytes)
-
-    def _copy_bias(self, slot: Any, by_head: Any, inside: Any) -> None:
-        """A tile of every query, four of them at once."""
-        ops, shape, lane = self.ops, self.shape, self.lane.lane
-        source = ops.offset(self._bias, by_head, 2 * shape.page * shape.rows)
-        place = ops.add(ops.times(ops.divide(lane, 8), 2 * shape.page), ops.times(ops.modulo(lane, 8), 16))
-        source = ops.offset(source, ops.add(ops.times(inside, 2 * TILE), place))
-        target = ops.shared_offset(slot, ops.times(lane, 16))
-        for first in range(0, shape.rows, 4):
-            ops.copy(target, source, 16, shape.stage_bias + 2 * TILE * first, 2 * shape.page * first)
 
     def _copy(self, slot: Any, source: Any, to: int, most: int, nbytes: Any = None) -> None:
         """``nbytes`` bytes, a multiple of 16 and at most ``most``; ``most`` if None."""
@@ -124,7 +114,7 @@ class KltTiles:
         return [ops.shared_words(where, 2, shape.stage_extras + 32 * block) for block in range(shape.blocks)]
 
     def factors(self, slot: Any) -> list[list[Any]]:
-        """Of this lane's two queries: of their sums, of their logits' numbers, and what is added to those."""
+        """Of this lane's two queries: of their sums, of curves, and what is added."""
         ops, shape = self.ops, self.shape
         where = ops.shared_offset(slot, ops.times(self._query_column(), 8))
         return [ops.shared_load(where, 2, shape.stage_extras + 32 * (shape.blocks + part)) for part in (0, 2, 3)]
@@ -141,19 +131,37 @@ class KltTiles:
         word = ops.shared_words(where, 1, self.shape.stage_means + GROUP * group + 8 * half)[0]
         return ops.converted(ops.permute_bytes(word, word, self.mean_pick))
 
-    def bias(self, slot: Any, product: int) -> list[Any]:
-        """Numbers of the logits that do not come from codes, as floats ``2 ** 23`` larger: of this lane's two rows and,
-        faster, two queries."""
-        ops = self.ops
-        where = ops.add(ops.times(self.token, 2), ops.times(self._query_column(), 4 * TILE))
-        where = ops.shared_offset(slot, where)
-        at = self.shape.stage_bias + 8 * product
-        words = [ops.shared_words(where, 1, at + 2 * TILE * n)[0] for n in range(2)]
-        exponent = ops.integer(0x4B00)
+    def curve_sums(self, tile: Any, slot: Any) -> list[list[Any]]:
+        """For each product sums of curves of this lane's two rows and, faster, two columns. Two blocks of columns are
+        what float16 has of the same coefficients and the rest: added up."""
+        ops, shape, lane = self.ops, self.shape, self.lane.lane
+        coefficients = self._right_operands(slot)
+        where = ops.offset(self._curves, ops.modulo(tile, shape.page // TILE), 2 * TILE * shape.curves)
+        steps = [min(2, shape.curves // EIGHT - first) for first in range(0, shape.curves // EIGHT, 2)]
+        lanes = {count: ops.offset(where, ops.times(lane, 8 * count)) for count in steps}
+        found = []
+        for product in range(PRODUCTS):
+            sums = [ops.real(0.0)] * 4
+            for step, count in enumerate(steps):
+                at = 32 * shape.curves * product + 512 * step
+                left = ops.load_words(lanes[count], 2 * count, at, once=False)
+                multiply = ops.multiply_halves if count == 2 else ops.multiply_eight_halves
+                for right in coefficients:
+                    sums = multiply(sums, left, right[2 * step : 2 * step + count])
+            found.append(sums)
+        return found
+
+    def _right_operands(self, slot: Any) -> list[list[Any]]:
+        """Right operands of curves, a word for every eight, of each block of columns."""
+        ops, shape = self.ops, self.shape
+        where = ops.shared_offset(slot, ops.times(self.lane.lane, 4))
+        eights = shape.curves // EIGHT
         return [
-            ops.as_real(ops.permute_bytes(word, exponent, ops.integer(selector)))
-            for selector in (0x5410, 0x5432)
-            for word in words
+            [
+                ops.shared_words(where, 1, shape.stage_coefficients + 128 * (eights * block + index))[0]
+                for index in range(eights)
+            ]
+            for block in range(shape.blocks)
         ]
 
     def scales(self, slot: Any, stream: int) -> list[list[Any]]:

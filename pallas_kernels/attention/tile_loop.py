@@ -24,7 +24,6 @@ def over_tiles(
     start: Callable[[Any, Any], None],
     step: Callable[[Any, Any, list[Any]], list[Any]],
     state: Callable[[], Sequence[Any]],
-    behind: int = 0,
 ) -> list[Any]:
     """The state after ``state = step(tile, slot, state)`` for every tile of a warp's share.
 
@@ -37,7 +36,6 @@ def over_tiles(
         start: starts the copies of a tile into a stage.
         step: takes the number of a tile, the stage it is in, and the state.
         state: gives the first one.
-        behind: groups of copies that are started for a tile after its own, and need not be done when it begins.
     """
     first, stop = share
     nbytes = shape.stages * shape.stage_nbytes
@@ -54,7 +52,7 @@ def over_tiles(
     def turn(tile: Any, carried: list[Any]) -> list[Any]:
         place, state = carried[0], carried[1:]
         slot = ops.shared_offset(base, place)
-        ops.wait_for_copies(ahead - 1 + behind)
+        ops.wait_for_copies(ahead - 1)
         # The stage before this one is free now: every lane is past its tile.
         before = ops.less(place, ops.integer(shape.stage_nbytes))
         free = ops.select(

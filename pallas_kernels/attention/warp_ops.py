@@ -382,6 +382,14 @@ def multiply_brain_halves(
     return list(_asm(text, *first, *second, *total, results=[_f32()] * 4, collective=True))
 
 
+def multiply_eight_halves(
+    total: Sequence[Register], first: Sequence[Register], second: Sequence[Register]
+) -> list[Register]:
+    """``total + first @ second`` of fragments 16 x 8 and 8 x 8 of float16, in float32 (``mma.sync``)."""
+    text = "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {$0, $1, $2, $3}, {$4, $5}, {$6}, {$7, $8, $9, $10};"
+    return list(_asm(text, *first, *second, *total, results=[_f32()] * 4, collective=True))
+
+
 # Memory
 
 

@@ -15,7 +15,7 @@ DIM, HEADS = 128, 2
 ROPE = Rope(head_dim=DIM, theta=1e4)
 
 
-def random_tables(widths: Any, seed: int, *, keys: bool) -> dict[str, jax.Array]:
+def random_tables(widths: Any, seed: int, *, keys: bool, rope: Rope = ROPE) -> dict[str, jax.Array]:
     """Orthogonal maps with deviations that fall by a hundred, a mean of the size of the spread."""
     rng = np.random.default_rng(seed)
     axes = np.stack([np.linalg.qr(rng.standard_normal((DIM, DIM)))[0] for _ in range(HEADS)])
@@ -28,7 +28,7 @@ def random_tables(widths: Any, seed: int, *, keys: bool) -> dict[str, jax.Array]
         "synthesis": (axes * deviations[:, None]).astype(np.float32),
     }
     if keys:
-        tables["rope_frequencies"] = ROPE.frequencies
+        tables["rope_frequencies"] = rope.frequencies
     return {name: jnp.asarray(table) for name, table in tables.items()}
 
 
@@ -40,13 +40,18 @@ def klt_layer(
     recipe: str = "both=klt(block_size=128),sinks=2,recent=5",
     length: int = 300,
     dtype: Any = jnp.float32,
+    rope: Rope = ROPE,
+    mean: Any = None,
 ) -> tuple[LayerCache, jax.Array, jax.Array]:
-    """A filled layer with rows of different lengths, a query for each, and their positions."""
+    """A filled layer with rows of different lengths, a query for each, and their positions; ``mean`` of keys ``[D]``
+    instead of one drawn at random."""
     shape = CacheShape(num_layers=1, num_kv_heads=HEADS, head_dim=DIM)
     found = {
-        (0, "key"): random_tables(key_widths, 1, keys=True),
+        (0, "key"): random_tables(key_widths, 1, keys=True, rope=rope),
         (0, "value"): random_tables(value_widths, 2, keys=False),
     }
+    if mean is not None:
+        found[0, "key"]["mean"] = jnp.broadcast_to(jnp.asarray(mean, jnp.float32), (HEADS, DIM))
     lengths = jnp.array([length, length // 2 + 20, 3])
     rows = len(lengths)
     cache = CompressedCache.init(
@@ -62,6 +67,6 @@ def klt_layer(
     )
     valid = jnp.arange(length) < lengths[:, None]
     fill = jax.jit(LayerCache.append, static_argnames="rope")
-    layer = fill(cache.layers[0], key, value, rope=ROPE, valid=valid).layer
+    layer = fill(cache.layers[0], key, value, rope=rope, valid=valid).layer
     query = jax.random.normal(keys[2], (rows, 1, group * HEADS, DIM)).astype(dtype)
     return layer, query, lengths[:, None] - 1

@@ -70,6 +70,26 @@ def test_other_pages_and_windows(recipe: str):
     assert difference(emulated(query, layer, positions), reference(query, layer, positions)) < 1e-3
 
 
+def test_fewer_curves():
+    """A base of 5e5 takes 32, 1e4 takes 40; two queries more than columns have room for in pairs."""
+    rope = Rope(head_dim=128, theta=5e5)
+    for group in (4, 6):
+        layer, query, positions = klt_layer(KEY_WIDTHS, VALUE_WIDTHS, group=group, rope=rope)
+        found = emulated(query, layer, positions, rope=rope)
+        assert difference(found, reference(query, layer, positions, rope=rope)) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "pair", [0, pytest.param(20, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.slow)]
+)
+def test_a_mean_with_a_large_pair(pair: int):
+    """Its logits go to a hundred, and the fastest pair turns by a radian a token."""
+    mean = np.random.default_rng(5).standard_normal(128) / 10
+    mean[[pair, pair + 64]] = 60, 30
+    layer, query, positions = klt_layer(KEY_WIDTHS, VALUE_WIDTHS, group=4, mean=mean)
+    assert difference(emulated(3 * query, layer, positions), reference(3 * query, layer, positions)) < 3e-3
+
+
 def test_programs_of_many_pages():
     """Products of two times four pages' queries, and of four that are left."""
     layer, query, positions = klt_layer(
