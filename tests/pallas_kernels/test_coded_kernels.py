@@ -125,7 +125,6 @@ def shaped(dim: int, group: int, bits: tuple[int, int]) -> Streams:
     return jax.eval_shape(lambda: random_streams(dim, group, bits, LENGTHS, tokens=256))
 
 
-@pytest.mark.filterwarnings("ignore:.*[Tt]riton.*:DeprecationWarning")
 @pytest.mark.parametrize("name", ["triton", pytest.param("mosaic_gpu", marks=needs_mosaic)])
 @pytest.mark.parametrize(("dim", "group", "bits"), SHAPES)
 def test_kernels_lower_for_cuda(name: str, dim: int, group: int, bits: tuple[int, int]):
@@ -292,7 +291,6 @@ ON_GPU = [
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:.*[Tt]riton.*:DeprecationWarning")
 @pytest.mark.parametrize(("name", "dim", "group", "bits"), ON_GPU)
 def test_gpu_kernels_attend(name: str, dim: int, group: int, bits: tuple[int, int]):
     streams = random_streams(dim, group, bits, [4096, 64, 0, 2112], tokens=4096)
@@ -303,7 +301,6 @@ def test_gpu_kernels_attend(name: str, dim: int, group: int, bits: tuple[int, in
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:.*[Tt]riton.*:DeprecationWarning")
 @pytest.mark.parametrize("name", ["triton", pytest.param("mosaic_gpu", marks=needs_mosaic)])
 @pytest.mark.parametrize("code", [0, 15])
 def test_gpu_kernels_at_extremes(name: str, code: int):
@@ -316,7 +313,6 @@ def test_gpu_kernels_at_extremes(name: str, code: int):
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:.*[Tt]riton.*:DeprecationWarning")
 @pytest.mark.parametrize("name", ["triton", pytest.param("mosaic_gpu", marks=needs_mosaic)])
 @pytest.mark.parametrize("group", [4, 8, 12])
 @pytest.mark.parametrize(

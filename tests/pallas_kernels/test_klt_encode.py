@@ -13,7 +13,6 @@ from kakeya_jax.codecs.klt import Klt, KltConfig
 from kakeya_jax.pallas_kernels.encode.klt_pages import KLT_PAGES, encode_klt_pages
 from kakeya_jax.stream import encode_blocks
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*[Tt]riton.*:DeprecationWarning")
 WIDTHS = [[8, 6, 4, 4, 2, 2, 0, 0], [6, 4, 4, 4, 2, 0, 0, 0]]
 
 

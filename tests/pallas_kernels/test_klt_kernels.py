@@ -14,7 +14,6 @@ from kakeya_jax.pallas_kernels.attention import compressed_attention, mosaic_gpu
 from kakeya_jax.pallas_kernels.attention.klt_step import layout_table
 from kakeya_jax.rope import Rope, YarnScaling
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*[Tt]riton.*:DeprecationWarning")
 SCALE = 0.1
 KEY_WIDTHS = [[8, 6, 4, 4, 2, 2, 0, 0], [6, 4, 4, 4, 2, 0, 0, 0]]
 VALUE_WIDTHS = [[4, 4, 2, 2, 2, 2, 0, 0], [8, 6, 4, 0, 2, 0, 0, 0]]

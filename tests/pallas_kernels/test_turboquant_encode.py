@@ -14,8 +14,6 @@ from kakeya_jax.pallas_kernels.encode.bfloat16_parts import add_products, cut, r
 from kakeya_jax.pallas_kernels.encode.turboquant_pages import TURBOQUANT_PAGES, encode_turboquant_pages
 from kakeya_jax.stream import encode_blocks
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*[Tt]riton.*:DeprecationWarning")
-
 
 def codec_and_pages(
     stream: Any, *, dim: int = 128, pages: int = 2, dtype: Any = jnp.float32, **options: Any
