@@ -1,11 +1,14 @@
 """Decode attention through Mosaic GPU kernels: the fast path (Hopper)."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from kakeya_jax.cache import ChunkWindow
+from kakeya_jax.codecs.besicovitch import Besicovitch
+from kakeya_jax.codecs.integer import Integer
 from kakeya_jax.codecs.kakeya import Kakeya
 from kakeya_jax.codecs.klt import Klt
 from kakeya_jax.codecs.turboquant import TurboQuant
@@ -112,8 +115,13 @@ def attention_mosaic_gpu(
 
 def _preferred_programs(*streams: Stream) -> int | None:
     """Programs that leave exact tokens a place, for what this was measured to be faster: docs/kernels.md."""
-    measured = all(isinstance(stream.codec, TurboQuant) and stream.codec.config.bits == 4 for stream in streams)
-    return _BESIDE_EXACT if measured else None
+    return _BESIDE_EXACT if all(_faster_beside_exact(stream.codec) for stream in streams) else None
+
+
+def _faster_beside_exact(codec: Any) -> bool:
+    if isinstance(codec, Integer):
+        return codec.bits == 4 and not codec.affine
+    return isinstance(codec, TurboQuant | Besicovitch)
 
 
 def choose_splits(heads: int, tokens: int, *, programs: int = _PROGRAMS, preferred: int | None = None) -> int:

@@ -145,6 +145,7 @@ def _run(
         window_program(ops, window, head, ops.modulo(beyond, window.splits), *arrays)
 
     def add_up() -> None:
+        ops.barrier()  # everyone knows that this is the last program
         arrays: list[Any] = [*states, value_map, value_mean, value_unit, out, shared]
         finish_program(ops, finish, head, *arrays)
         ops.only_if(ops.less(ops.thread_index(), ops.integer(1)), lambda: ops.store_words(counter, [ops.integer(0)]))
