@@ -14,6 +14,7 @@ from kakeya_jax.eval.cli_options import configure as _configure
 from kakeya_jax.eval.cli_options import show as _print
 from kakeya_jax.eval.cli_search import search
 from kakeya_jax.eval.cli_session import session
+from kakeya_jax.eval.xla_flags import avoid_hangs
 
 app = typer.Typer(
     name="kakeya",
@@ -35,6 +36,7 @@ HeadDimOption = Annotated[int, typer.Option(min=1, help="For the bits per value.
 
 def main() -> None:
     """The console script."""
+    avoid_hangs()
     sys.exit(run(sys.argv[1:]))
 
 
