@@ -140,16 +140,12 @@ def _program_of(
 ) -> tuple[Callable[..., None], TileShape, list[Array]]:
     """The program that attends to coded tokens, its sizes, and what it reads, ``of_queries`` and of tokens."""
     if isinstance(key.codes, FloatCodes) and isinstance(value.codes, FloatCodes):
-        shape = FloatShape(
-            key=key.codes, value=value.codes, capacity=capacity, queries=queries, warps=WARPS, **sizes
-        )
+        shape = FloatShape(key=key.codes, value=value.codes, capacity=capacity, queries=queries, warps=WARPS, **sizes)
         return float_program, shape, [*of_queries, key.words, key.scales, value.words, value.scales]
     assert isinstance(key.codes, Codes)
     assert isinstance(value.codes, Codes)
     if value.pairs is None:
-        shape = CodedShape(
-            key=key.codes, value=value.codes, capacity=capacity, queries=queries, warps=WARPS, **sizes
-        )
+        shape = CodedShape(key=key.codes, value=value.codes, capacity=capacity, queries=queries, warps=WARPS, **sizes)
         held = jnp.asarray(HeldWords(shape.codes).words)
         return coded_program, shape, [held, *of_queries, *key.arrays, *value.arrays]
     means = value.scales if value.means is None else value.means  # an array in any case

@@ -85,8 +85,7 @@ class RotatedQueries:
                 rights = [_in_two(ops, four) for four in blocks]
                 for part in range(2):
                     sums = [
-                        ops.multiply_halves(total, left, right[part])
-                        for total, right in zip(sums, rights, strict=True)
+                        ops.multiply_halves(total, left, right[part]) for total, right in zip(sums, rights, strict=True)
                     ]
         added = [[ops.plus(four[n], four[2 + n]) for n in range(2)] for four in sums]
         fours = [[*added[at], *added[at + 1]] for at in range(0, len(added), 2)]
