@@ -130,7 +130,7 @@ class CodedShape(TileShape):
     key: Codes
     value: Codes
     capacity: int
-    queries: QueryForm = QueryForm()
+    queries: QueryForm = dataclasses.field(default_factory=QueryForm)
 
     @property
     def codes(self) -> tuple[Codes, ...]:

@@ -56,7 +56,7 @@ class FloatShape(TileShape):
     key: FloatCodes
     value: FloatCodes
     capacity: int
-    queries: QueryForm = QueryForm()
+    queries: QueryForm = dataclasses.field(default_factory=QueryForm)
 
     @property
     def shifts(self) -> int:

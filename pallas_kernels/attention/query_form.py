@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
+_FLOAT32 = jnp.dtype(jnp.float32)
+
 Coordinates = Literal["rotated", "channels", "lanes"]
 """What codes are of: a vector after a rotation, its channels, or its channels in lane order (``level_words``)."""
 
@@ -30,7 +32,7 @@ class QueryForm:
         coordinates: of the keys' codes.
     """
 
-    dtype: Any = jnp.dtype(jnp.float32)
+    dtype: Any = _FLOAT32
     scale: float = 1.0
     parts: Any = None
     coordinates: Coordinates = "channels"

@@ -36,7 +36,7 @@ def over_rows(ops: Any, value: Any, combine: Any = None) -> Any:
 
 
 def signed_bytes(ops: Any, numbers: list[Any]) -> tuple[Any, Any]:
-    """High and low bytes of four numbers of 16 bits, ``256 high + low`` each, from floats: those plus ``MAGIC + 128``."""
+    """High and low bytes of four numbers ``256 high + low``, from floats: those plus ``MAGIC + 128``."""
     bits = list(map(ops.as_integer, numbers))
     pairs = [ops.permute_bytes(*bits[at : at + 2], ops.integer(0x5140)) for at in (0, 2)]
     low = ops.permute_bytes(*pairs, ops.integer(0x5410))
