@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kakeya_jax.pallas_kernels.attention.byte_queries import LN2, byte_queries
+from kakeya_jax.pallas_kernels.attention.byte_queries import LN2
 from kakeya_jax.pallas_kernels.attention.coded_program import coded_program
 from kakeya_jax.pallas_kernels.attention.coded_shape import CodedShape, Codes
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
 from kakeya_jax.pallas_kernels.attention.launch import launch
+from kakeya_jax.pallas_kernels.attention.query_form import QueryForm
 from kakeya_jax.pallas_kernels.attention.softmax_state import SoftmaxState
 from kakeya_jax.typing import Array, Float, Int, UInt8
 
@@ -68,8 +69,9 @@ def attend_coded(
         splits=splits,
         states=splits,
         warps=4 * warpgroups,
+        queries=QueryForm(scale=scale * key_unit / LN2),
     )
-    queries = byte_queries(query.astype(jnp.float32), scale * key_unit)
+    queries = [query.astype(jnp.float32)] * 2  # no rotation
     outputs = (
         jax.ShapeDtypeStruct((heads, splits, shape.rows), jnp.float32),
         jax.ShapeDtypeStruct((heads, splits, shape.rows), jnp.float32),
@@ -94,7 +96,7 @@ def attend_coded(
 
 
 def _program(ops: Any, *refs: Any, shape: CodedShape) -> None:
-    arrays, length_ref = [*refs[:10], *refs[11:]], refs[10]
+    arrays, length_ref = [*refs[:9], *refs[10:]], refs[9]
 
     def tokens_of(head: Any) -> Any:
         return ops.load_words(ops.offset(ops.address(length_ref), ops.times(head, 4)), 1)[0]

@@ -9,6 +9,7 @@ second coordinates (``besicovitch_shares``). Three instructions decode both chan
 The mean of a page is added once a tile, with the tile's weights.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +18,11 @@ from kakeya_jax.pallas_kernels.attention.besicovitch_shares import PairShares, p
 from kakeya_jax.pallas_kernels.attention.besicovitch_tiles import BesicovitchTiles
 from kakeya_jax.pallas_kernels.attention.coded_shape import TILE
 from kakeya_jax.pallas_kernels.attention.coded_tiles import StreamRefs
+from kakeya_jax.pallas_kernels.attention.head_queries import HeadQueries
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
 from kakeya_jax.pallas_kernels.attention.softmax_state import LOWEST
 from kakeya_jax.pallas_kernels.attention.tile_logits import tile_logits
-from kakeya_jax.pallas_kernels.attention.tile_loop import over_tiles, share_of
+from kakeya_jax.pallas_kernels.attention.tile_loop import Step, over_tiles, share_of
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 from kakeya_jax.pallas_kernels.attention.warp_states import write_state
 
@@ -32,8 +34,7 @@ def besicovitch_program(
     tokens_of: Callable[[Any], Any],
     constant_ref: Any,
     query_ref: Any,
-    start_ref: Any,
-    factor_ref: Any,
+    rotation_ref: Any,
     key_ref: Any,
     key_scale_ref: Any,
     key_minimum_ref: Any,
@@ -55,10 +56,9 @@ def besicovitch_program(
         tokens_of: is this,
         constant_ref: are these
         query_ref: and
-        start_ref: all
-        factor_ref: those of
-        key_ref: queries,
-        key_scale_ref: and
+        rotation_ref: those of queries,
+        key_ref: and
+        key_scale_ref: of
         key_minimum_ref: keys.
         value_ref: uint8 ``[N, T / 64, bytes]`` (``direction_words``).
         value_scale_ref: float16 ``[N, T]``.
@@ -72,6 +72,7 @@ def besicovitch_program(
     """
     lane = Lane(ops, shape, program)
     head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
+    queries = HeadQueries(ops, shape, shape.queries, lane, head, query_ref, rotation_ref, shared_ref)
     share = share_of(ops, shape, lane, split, ops.divide(tokens_of(head), TILE))
     held = HeldWords(shape.codes).load(ops, lane, ops.address(constant_ref))
     keys, values = (
@@ -79,13 +80,10 @@ def besicovitch_program(
         StreamRefs(value_ref, value_scale_ref, value_scale_ref),
     )
     tiles = BesicovitchTiles(ops, shape, lane, head, (keys, values), shared_ref, mean_ref)
-    logits_of_tile = tile_logits(ops, shape, lane, held, tiles, (query_ref, start_ref, factor_ref), head)
     picks = weight_picks(ops, shape, lane)
     table, copy = ops.shared_address(shared_ref), ops.times(ops.modulo(lane.lane, COPIES), 4)
-    tiles.fill_table(table_ref, table)
-    ops.barrier()
 
-    def step(tile: Any, slot: Any, state: list[Any]) -> list[Any]:
+    def step(logits_of_tile: Any, tile: Any, slot: Any, state: list[Any]) -> list[Any]:
         del tile
         logits = logits_of_tile(slot)
         scales = [each[0] for each in tiles.scale_words(slot, 1)]
@@ -96,10 +94,14 @@ def besicovitch_program(
             weighted += _add_pairs(ops, shape, lane, tiles, slot, block, shares, mine, (table, copy))
         return [*shares.top, *shares.total, *weighted]
 
-    def empty() -> list[Any]:
-        return [ops.real(LOWEST)] * 2 + [ops.real(0.0)] * (2 + 4 * len(picks) * shape.pair_blocks)
+    def begin() -> tuple[Step, list[Any]]:
+        tiles.fill_table(table_ref, table)
+        # With the queries all warps wait for each other, and so for the table.
+        logits_of_tile = tile_logits(ops, shape, lane, held, tiles, queries.share())
+        empty = [ops.real(LOWEST)] * 2 + [ops.real(0.0)] * (2 + 4 * len(picks) * shape.pair_blocks)
+        return functools.partial(step, logits_of_tile), empty
 
-    state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, step, empty)
+    state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, begin)
     ops.barrier()  # stages become states
     place = ops.add(ops.times(head, shape.states), split)
     state = [*state[:4], *_by_channel(ops, shape, lane, state[4:])]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import CodedShape
+from kakeya_jax.pallas_kernels.attention.query_form import ROWS
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 
 _ONE = 1024.0
@@ -28,16 +29,18 @@ _MIDDLE = {2: 1, 4: 8}
 """What is taken off codes, so that their products with scales are small, or powers of two: exact."""
 
 
-def load_half_queries(ops: Any, shape: CodedShape, lane: Lane, query_ref: Any, head: Any) -> list[list[Any]]:
-    """A head's queries as right operands: for each block of 8 rows pairs of a quarter of the channels."""
+def load_half_queries(ops: Any, shape: CodedShape, lane: Lane, queries: Any) -> list[list[Any]]:
+    """A head's queries as right operands: for each block of 8 rows pairs of a quarter of the channels.
+
+    ``queries`` are where ``HeadQueries`` put them.
+    """
     row = 2 * shape.dim
-    where = ops.offset(ops.address(query_ref), head, shape.query_rows * row)
-    where = ops.offset(where, ops.add(ops.times(lane.row, row), ops.times(lane.column, row // 4)))
+    where = ops.shared_offset(queries, ops.add(ops.times(lane.row, row), ops.times(lane.column, row // 4)))
     return [
         [
             word
             for first in range(0, row // 4, 16)
-            for word in ops.load_words(where, 4, 8 * row * block + first, once=False)
+            for word in ops.shared_words(where, 4, ROWS + 8 * row * block + first)
         ]
         for block in range(shape.blocks)
     ]

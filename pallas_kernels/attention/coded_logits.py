@@ -6,13 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kakeya_jax.pallas_kernels.attention.byte_queries import LN2, byte_queries
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, PRODUCTS, TILE, CodedShape, Codes
 from kakeya_jax.pallas_kernels.attention.coded_tiles import StreamRefs, Tiles
+from kakeya_jax.pallas_kernels.attention.head_queries import HeadQueries
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
 from kakeya_jax.pallas_kernels.attention.launch import launch
+from kakeya_jax.pallas_kernels.attention.query_form import QueryForm
 from kakeya_jax.pallas_kernels.attention.tile_logits import key_product, load_queries, logits_of
-from kakeya_jax.pallas_kernels.attention.tile_loop import over_tiles, share_of
+from kakeya_jax.pallas_kernels.attention.tile_loop import Step, over_tiles, share_of
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 from kakeya_jax.typing import Array, Float, UInt8
 
@@ -55,12 +56,12 @@ def coded_logits(
         splits=splits,
         states=splits,
         warps=_WARPS,
+        queries=QueryForm(scale=scale * key_unit),  # to the base e
     )
-    queries = byte_queries(query.astype(jnp.float32), scale * LN2 * key_unit)  # to the base e
     (out,) = launch(
         functools.partial(_program, shape=shape),
         [jax.ShapeDtypeStruct((heads, group, tokens), jnp.float32)],
-        [jnp.asarray(HeldWords(shape.codes).words), *queries, key_codes, key_scales],
+        [jnp.asarray(HeldWords(shape.codes).words), query.astype(jnp.float32), key_codes, key_scales],
         programs=heads * splits,
         warps=_WARPS,
         shared_floats=shape.shared_floats,
@@ -70,12 +71,12 @@ def coded_logits(
 
 
 def _program(ops: Any, *refs: Any, shape: CodedShape) -> None:
-    constant_ref, *query_refs, key_ref, key_scale_ref, out_ref, shared_ref = refs
+    constant_ref, query_ref, key_ref, key_scale_ref, out_ref, shared_ref = refs
     lane = Lane(ops, shape, ops.program_index())
     head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
+    queries = HeadQueries(ops, shape, shape.queries, lane, head, query_ref, query_ref, shared_ref)  # no rotation
     share = share_of(ops, shape, lane, split, ops.integer(shape.capacity // TILE))
     held = HeldWords(shape.codes).load(ops, lane, ops.address(constant_ref))
-    query, starts, factors = load_queries(ops, shape, lane, tuple(query_refs), head)
     refs = StreamRefs(key_ref, key_scale_ref, key_scale_ref)
     tiles = Tiles(ops, shape, lane, head, (refs, refs), shared_ref)
 
@@ -87,7 +88,8 @@ def _program(ops: Any, *refs: Any, shape: CodedShape) -> None:
     if shape.paired:
         writes = [ops.select(ops.less(lane.column, ops.integer(2)), each, _never(ops)) for each in writes]
 
-    def step(tile: Any, slot: Any, state: list[Any]) -> list[Any]:
+    def step(loaded: Any, tile: Any, slot: Any, state: list[Any]) -> list[Any]:
+        query, starts, factors = loaded
         scales = tiles.scale_words(slot, 0)
         where = ops.offset(out, tile, 4 * TILE)
         for product in range(PRODUCTS):
@@ -98,7 +100,10 @@ def _program(ops: Any, *refs: Any, shape: CodedShape) -> None:
                 ops.only_if(writes[n], lambda pair=pair, at=at: ops.store_reals(where, pair, at))
         return state
 
-    over_tiles(ops, shape, lane, shared_ref, share, tiles.start_keys, step, list)
+    def begin() -> tuple[Step, list[Any]]:
+        return functools.partial(step, load_queries(ops, shape, lane, queries.share())), []
+
+    over_tiles(ops, shape, lane, shared_ref, share, tiles.start_keys, begin)
 
 
 def _never(ops: Any) -> Any:

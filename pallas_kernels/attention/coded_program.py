@@ -15,15 +15,17 @@ Which token is which row is free, as long as both products agree: row ``r`` of h
 consecutive tokens (``code_words``), and quad ``i`` of it belongs to product ``i``.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import TILE, CodedShape
 from kakeya_jax.pallas_kernels.attention.coded_tiles import StreamRefs, Tiles
 from kakeya_jax.pallas_kernels.attention.group_shares import group_shares
+from kakeya_jax.pallas_kernels.attention.head_queries import HeadQueries
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
 from kakeya_jax.pallas_kernels.attention.tile_logits import tile_logits
-from kakeya_jax.pallas_kernels.attention.tile_loop import over_tiles, share_of
+from kakeya_jax.pallas_kernels.attention.tile_loop import Step, over_tiles, share_of
 from kakeya_jax.pallas_kernels.attention.tile_shares import Shares, empty_state
 from kakeya_jax.pallas_kernels.attention.tile_values import add_block, token_shares
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
@@ -37,8 +39,7 @@ def coded_program(
     tokens_of: Callable[[Any], Any],
     constant_ref: Any,
     query_ref: Any,
-    start_ref: Any,
-    factor_ref: Any,
+    rotation_ref: Any,
     key_ref: Any,
     key_scale_ref: Any,
     key_minimum_ref: Any,
@@ -58,10 +59,8 @@ def coded_program(
         program: number of the program: split after split, head after head.
         tokens_of: a head's coded tokens, a multiple of 64, by its number.
         constant_ref: int32, ``HeldWords(shape.codes).words``.
-        query_ref: int8 ``[N, query_rows, D]``, bytes of the queries' numbers; float16 if keys have scales by channel.
-        start_ref: int32 ``[N, query_rows]``, half the sum of those bytes, to be carried from row to row (see
-            ``byte_queries``).
-        factor_ref: float32 ``[N, 8]``: logits to the base 2 are numbers times this times the token's scale.
+        query_ref: ``[N, group, D]``, in the form ``shape.queries``.
+        rotation_ref: float32 ``[D, D]``; see ``HeadQueries``.
         key_ref: uint8 ``[N, T, D b / 8]``.
         key_scale_ref: float16 ``[N, T, scales]``, or ``[N, T / tokens, D]``.
         key_minimum_ref: likewise; not read if there are none.
@@ -76,6 +75,7 @@ def coded_program(
     """
     lane = Lane(ops, shape, program)
     head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
+    queries = HeadQueries(ops, shape, shape.queries, lane, head, query_ref, rotation_ref, shared_ref)
     share = share_of(ops, shape, lane, split, ops.divide(tokens_of(head), TILE))
     held = HeldWords(shape.codes).load(ops, lane, ops.address(constant_ref))
     keys, values = (
@@ -83,7 +83,6 @@ def coded_program(
         StreamRefs(value_ref, value_scale_ref, value_minimum_ref),
     )
     tiles = Tiles(ops, shape, lane, head, (keys, values), shared_ref)
-    logits_of_tile = tile_logits(ops, shape, lane, held, tiles, (query_ref, start_ref, factor_ref), head)
     grouped, blocks = shape.value.scales > 1, shape.dim // 16
 
     def start_scales(tile: Any) -> None:
@@ -92,7 +91,7 @@ def coded_program(
             here = ops.less(tile, share[1])
             ops.only_if(here, lambda: tiles.start_scales(tile, None))
 
-    def weigh(tile: Any, slot: Any, state: list[Any]) -> tuple[Shares, Callable[[int], Shares]]:
+    def weigh(logits_of_tile: Any, tile: Any, slot: Any, state: list[Any]) -> tuple[Shares, Callable[[int], Shares]]:
         """What a tile's tokens weigh, and what they do for a group of channels."""
         scales = [] if grouped else tiles.scale_words(slot, 1)
         logits = logits_of_tile(slot)
@@ -107,8 +106,8 @@ def coded_program(
         shares = token_shares(ops, shape, lane, state, logits, [each[0] for each in scales])
         return shares, lambda group: shares
 
-    def step(tile: Any, slot: Any, state: list[Any]) -> list[Any]:
-        shares, of_group = weigh(tile, slot, state)
+    def step(logits_of_tile: Any, tile: Any, slot: Any, state: list[Any]) -> list[Any]:
+        shares, of_group = weigh(logits_of_tile, tile, slot, state)
         weighted, shift, right = [], [], shares
         for block in range(blocks):
             if block * shape.value.scales % blocks == 0:
@@ -117,8 +116,12 @@ def coded_program(
             weighted += add_block(ops, shape, held, tiles, slot, block, right)
         return [*shares.top, *shares.total, *shift[: 2 * shape.shifts], *weighted]
 
+    def begin() -> tuple[Step, list[Any]]:
+        logits_of_tile = tile_logits(ops, shape, lane, held, tiles, queries.share())
+        return functools.partial(step, logits_of_tile), empty_state(ops, shape)
+
     start_scales(share[0])
-    state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, step, lambda: empty_state(ops, shape))
+    state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, begin)
     ops.barrier()  # stages become states
     place = ops.add(ops.times(head, shape.states), split)
     beside = 0.5 if shape.value.halfway else float(shape.value.step)

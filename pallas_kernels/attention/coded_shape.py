@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 
+from kakeya_jax.pallas_kernels.attention.query_form import QueryForm
 from kakeya_jax.token_tiles import TILE
 
 GROUP = 32
@@ -123,21 +124,18 @@ class CodedShape(TileShape):
         key: codes of keys, packed along channels.
         value: codes of values, packed along tokens (``token_tiles``).
         capacity: tokens that a head has room for.
+        queries: how queries come.
     """
 
     key: Codes
     value: Codes
     capacity: int
+    queries: QueryForm = dataclasses.field(default_factory=QueryForm)
 
     @property
     def codes(self) -> tuple[Codes, ...]:
         """Both, once if they are equal."""
         return tuple(dict.fromkeys((self.key, self.value)))
-
-    @property
-    def query_rows(self) -> int:
-        """Rows of bytes of a head's queries."""
-        return COLUMNS * self.blocks
 
     @property
     def key_dim(self) -> int:

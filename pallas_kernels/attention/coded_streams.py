@@ -6,7 +6,6 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from kakeya_jax import level_words
 from kakeya_jax.byte_levels import byte_levels
 from kakeya_jax.codecs.besicovitch import Besicovitch
 from kakeya_jax.codecs.fp8 import Fp8
@@ -116,11 +115,8 @@ def coded_stream(stream: Stream) -> CodedStream:
     codes, unit = _format(codec, dim)
     words = blocks.indices if isinstance(codec, TurboQuant) else blocks.codes
     along_tokens = codec.stream == "value" if isinstance(codec, TurboQuant) else codec.along_tokens
-    rotation = jnp.eye(dim, dtype=jnp.float32)
-    if isinstance(codec, TurboQuant):
-        rotation = codec.rotation
-    elif isinstance(codec, Integer) and codec.bits == 4 and not along_tokens:
-        rotation = level_words.to_lane_order(rotation).T
+    rotated = isinstance(codec, TurboQuant)
+    in_lanes = isinstance(codec, Integer) and codec.bits == 4 and not along_tokens
     of_tokens = tokens // (codes.tokens or 1)
     return CodedStream(
         words=words.reshape(heads, -1, dim, words.shape[-1]) if along_tokens else words.reshape(heads, tokens, -1),
@@ -128,7 +124,8 @@ def coded_stream(stream: Stream) -> CodedStream:
         minima=blocks.minimum.reshape(heads, of_tokens, -1) if codes.step else None,
         sinks=stream.sinks.reshape(heads, -1, dim),
         tail=stream.tail.reshape(heads, -1, dim),
-        rotation=rotation,
+        rotation=codec.rotation if rotated else jnp.eye(dim, dtype=jnp.float32),
+        coordinates="rotated" if rotated else "lanes" if in_lanes else "channels",
         codes=codes,
         unit=unit,
     )

@@ -1,10 +1,9 @@
-"""One decode step of attention over packed codes and exact tokens, in two launches: queries, and all the rest."""
+"""One decode step of attention over packed codes and exact tokens."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,12 +11,11 @@ from kakeya_jax.pallas_kernels.attention.besicovitch_program import besicovitch_
 from kakeya_jax.pallas_kernels.attention.besicovitch_shape import BesicovitchShape
 from kakeya_jax.pallas_kernels.attention.byte_queries import LN2
 from kakeya_jax.pallas_kernels.attention.coded_program import coded_program
-from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, TILE, CodedShape, Codes, TileShape
+from kakeya_jax.pallas_kernels.attention.coded_shape import TILE, CodedShape, Codes, TileShape
 from kakeya_jax.pallas_kernels.attention.float_program import float_program
 from kakeya_jax.pallas_kernels.attention.float_shape import FloatCodes, FloatShape
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
-from kakeya_jax.pallas_kernels.attention.launch import launch
-from kakeya_jax.pallas_kernels.attention.query_program import QueryShape, query_program
+from kakeya_jax.pallas_kernels.attention.query_form import Coordinates, QueryForm
 from kakeya_jax.pallas_kernels.attention.step_parts import attend_parts
 from kakeya_jax.pallas_kernels.attention.window_program import WARPS, exact_programs
 from kakeya_jax.stream import Geometry
@@ -35,7 +33,8 @@ class CodedStream:
             something that programs do not read.
         sinks: exact ``[N, sinks, D]``.
         tail: exact ``[N, tail, D]``, a ring.
-        rotation: float32 ``[D, D]``: what is coded is this times a vector.
+        rotation: float32 ``[D, D]``: what is coded is this times a vector. Of keys it is not read unless
+        coordinates: of a key's codes are rotated.
         codes: how ``words`` are packed.
         unit: of their levels.
         minima: as scales, if there are any.
@@ -50,6 +49,7 @@ class CodedStream:
     rotation: Float[Array, "D D"]
     codes: Codes | FloatCodes
     unit: float
+    coordinates: Coordinates = "channels"
     minima: Float[Array, "N T scales"] | None = None
     pairs: np.ndarray | None = None
     means: Float[Array, "N pages D"] | None = None
@@ -86,27 +86,17 @@ def decode_step(
     heads, group, dim = query.shape
     base_two = scale / LN2
 
-    parts = _parts_of_queries(key.codes)
-    asked = QueryShape(dim=dim, group=group, dtype=query.dtype, scale=base_two * key.unit, parts=parts)
-    *numbers, counters = launch(
-        lambda ops, *refs: query_program(ops, asked, *refs),
-        [
-            jax.ShapeDtypeStruct((heads, 2 * asked.rows, dim), parts or jnp.int8),
-            jax.ShapeDtypeStruct((heads, 2 * asked.rows), jnp.int32),
-            jax.ShapeDtypeStruct((heads, COLUMNS), jnp.float32),
-            jax.ShapeDtypeStruct((heads,), jnp.int32),
-        ],
-        [query, key.rotation],
-        programs=heads,
-        warps=asked.warps,
-        shared_floats=asked.shared_floats,
-        interpret=interpret,
+    queries = QueryForm(
+        dtype=query.dtype,
+        scale=base_two * key.unit,
+        parts=_parts_of_queries(key.codes),
+        coordinates=key.coordinates,
     )
-
     program, coded, arrays = _program_of(
         key,
         value,
-        numbers,
+        [query, key.rotation if key.coordinates == "rotated" else query],
+        queries=queries,
         dim=dim,
         capacity=geometry.num_pages * geometry.page,
         group=group,
@@ -121,7 +111,7 @@ def decode_step(
         positions,
         [key.sinks, key.tail, value.sinks, value.tail],
         [value.rotation],
-        counters,
+        jnp.zeros(heads, jnp.int32),
         geometry=geometry,
         scale=base_two,
         unit=value.unit,
@@ -145,19 +135,18 @@ def _most_teams(shape: TileShape, *codes: Codes | FloatCodes) -> int:
 
 
 def _program_of(
-    key: CodedStream, value: CodedStream, numbers: list[Array], *, capacity: int, **sizes: int
+    key: CodedStream, value: CodedStream, of_queries: list[Array], *, queries: QueryForm, capacity: int, **sizes: int
 ) -> tuple[Callable[..., None], TileShape, list[Array]]:
-    """The program that attends to coded tokens, its sizes, and what it reads of queries, ``numbers``, and of tokens."""
+    """The program that attends to coded tokens, its sizes, and what it reads, ``of_queries`` and of tokens."""
     if isinstance(key.codes, FloatCodes) and isinstance(value.codes, FloatCodes):
-        shape = FloatShape(key=key.codes, value=value.codes, capacity=capacity, warps=WARPS, **sizes)
-        query, _, factor = numbers
-        return float_program, shape, [query, factor, key.words, key.scales, value.words, value.scales]
+        shape = FloatShape(key=key.codes, value=value.codes, capacity=capacity, queries=queries, warps=WARPS, **sizes)
+        return float_program, shape, [*of_queries, key.words, key.scales, value.words, value.scales]
     assert isinstance(key.codes, Codes)
     assert isinstance(value.codes, Codes)
     if value.pairs is None:
-        shape = CodedShape(key=key.codes, value=value.codes, capacity=capacity, warps=WARPS, **sizes)
+        shape = CodedShape(key=key.codes, value=value.codes, capacity=capacity, queries=queries, warps=WARPS, **sizes)
         held = jnp.asarray(HeldWords(shape.codes).words)
-        return coded_program, shape, [held, *numbers, *key.arrays, *value.arrays]
+        return coded_program, shape, [held, *of_queries, *key.arrays, *value.arrays]
     means = value.scales if value.means is None else value.means  # an array in any case
     page = TILE if value.means is None else capacity // value.means.shape[1]
     shape = BesicovitchShape(
@@ -165,10 +154,11 @@ def _program_of(
         value=value.codes,
         page=page,
         capacity=capacity,
+        queries=queries,
         warps=WARPS,
         means=value.means is not None,
         **sizes,
     )
     held = jnp.asarray(HeldWords(shape.codes).words)
     of_values = [value.words, value.scales, jnp.asarray(value.pairs), means]
-    return besicovitch_program, shape, [held, *numbers, *key.arrays, *of_values]
+    return besicovitch_program, shape, [held, *of_queries, *key.arrays, *of_values]

@@ -10,6 +10,7 @@ of neighbouring channels, which may be any of the product's depth since those of
 channels as rows and tokens as depth: they are transposed as they are loaded, two bytes at a time; of e4m3 two channels.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,10 @@ from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS
 from kakeya_jax.pallas_kernels.attention.float_shape import PART, FloatShape
 from kakeya_jax.pallas_kernels.attention.float_tiles import FloatRefs, FloatTiles
 from kakeya_jax.pallas_kernels.attention.float_weights import FloatWeights, float_weights
+from kakeya_jax.pallas_kernels.attention.head_queries import HeadQueries
+from kakeya_jax.pallas_kernels.attention.query_form import ROWS
 from kakeya_jax.pallas_kernels.attention.tile_logits import load_factors
-from kakeya_jax.pallas_kernels.attention.tile_loop import over_tiles, share_of
+from kakeya_jax.pallas_kernels.attention.tile_loop import Step, over_tiles, share_of
 from kakeya_jax.pallas_kernels.attention.tile_shares import empty_state
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 from kakeya_jax.pallas_kernels.attention.warp_states import write_state
@@ -30,7 +33,7 @@ def float_program(
     program: Any,
     tokens_of: Callable[[Any], Any],
     query_ref: Any,
-    factor_ref: Any,
+    rotation_ref: Any,
     key_ref: Any,
     key_scale_ref: Any,
     value_ref: Any,
@@ -47,8 +50,8 @@ def float_program(
         shape: sizes.
         program: number of the program: split after split, head after head.
         tokens_of: a head's coded tokens, a multiple of 64, by its number.
-        query_ref: ``[N, 8 blocks, D]``, high and low parts of the queries, of the type that keys are multiplied as.
-        factor_ref: float32 ``[N, 8]``: logits to the base 2 are products times this times the token's scale.
+        query_ref: ``[N, group, D]``, in the form ``shape.queries``.
+        rotation_ref: float32 ``[D, D]``; see ``HeadQueries``.
         key_ref: ``[N, T, D]``, bits of e4m3, or bfloat16.
         key_scale_ref: float16 ``[N, T]``; not read if there are none.
         value_ref: as ``key_ref``.
@@ -61,13 +64,12 @@ def float_program(
     """
     lane = Lane(ops, shape, program)
     head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
+    queries = HeadQueries(ops, shape, shape.queries, lane, head, query_ref, rotation_ref, shared_ref)
     share = share_of(ops, shape, lane, split, ops.divide(tokens_of(head), shape.tile))
     refs = FloatRefs(key_ref, key_scale_ref), FloatRefs(value_ref, value_scale_ref)
     tiles = FloatTiles(ops, shape, lane, head, refs)
-    query = _load_queries(ops, shape, lane, query_ref, head)
-    factors = load_factors(ops, shape, lane, factor_ref, head)
 
-    def step(tile: Any, slot: Any, state: list[Any]) -> list[Any]:
+    def step(query: Any, factors: Any, tile: Any, slot: Any, state: list[Any]) -> list[Any]:
         del tile
         scales = tiles.scales(slot, 0)
         logits = [
@@ -77,23 +79,27 @@ def float_program(
         weights = float_weights(ops, shape, lane, state, logits, tiles.scales(slot, 1))
         return [*weights.top, *weights.total, *_add_values(ops, shape, tiles, slot, weights)]
 
-    state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, step, lambda: empty_state(ops, shape))
+    def begin() -> tuple[Step, list[Any]]:
+        shared = queries.share()
+        query, factors = _load_queries(ops, shape, lane, shared), load_factors(ops, shape, lane, shared)
+        return functools.partial(step, query, factors), empty_state(ops, shape)
+
+    state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, begin)
     ops.barrier()  # stages become states
     place = ops.add(ops.times(head, shape.states), split)
     write_state(ops, shape, lane, place, state, None, top_ref, total_ref, weighted_ref, shared_ref)
 
 
-def _load_queries(ops: Any, shape: FloatShape, lane: Lane, ref: Any, head: Any) -> list[list[Any]]:
+def _load_queries(ops: Any, shape: FloatShape, lane: Lane, queries: Any) -> list[list[Any]]:
     """A head's queries as right operands: for each block of 8 rows pairs of this lane's channels."""
     row, run = 2 * shape.dim, 32 // shape.key.nbytes  # bytes of a query, and of those of them that a lane has together
-    where = ops.offset(ops.address(ref), head, COLUMNS * shape.blocks * row)
-    where = ops.offset(where, ops.add(ops.times(lane.row, row), ops.times(lane.column, run)))
+    where = ops.shared_offset(queries, ops.add(ops.times(lane.row, row), ops.times(lane.column, run)))
     return [
         [
             word
             for part in range(0, row, 4 * run)
             for first in range(0, run, 16)
-            for word in ops.load_words(where, 4, COLUMNS * row * block + part + first, once=False)
+            for word in ops.shared_words(where, 4, ROWS + COLUMNS * row * block + part + first)
         ]
         for block in range(shape.blocks)
     ]

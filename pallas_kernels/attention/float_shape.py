@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import SHARED_NBYTES, TileShape
+from kakeya_jax.pallas_kernels.attention.query_form import QueryForm
 
 CHUNK = 16
 """Bytes that are copied at once."""
@@ -49,11 +50,13 @@ class FloatShape(TileShape):
         key: how keys are stored.
         value: how values are.
         capacity: tokens that a head has room for.
+        queries: how queries come.
     """
 
     key: FloatCodes
     value: FloatCodes
     capacity: int
+    queries: QueryForm = dataclasses.field(default_factory=QueryForm)
 
     @property
     def shifts(self) -> int:

@@ -16,13 +16,12 @@ Values, shares and states are those of ``coded_program``, and so is which token 
 from collections.abc import Callable
 from typing import Any
 
-from kakeya_jax.pallas_kernels.attention.coded_shape import PRODUCTS
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, PRODUCTS
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords, lane_zero
 from kakeya_jax.pallas_kernels.attention.kakeya_halves import WORDS, decode_halves
 from kakeya_jax.pallas_kernels.attention.kakeya_shape import DIM, STEPS, KakeyaShape
 from kakeya_jax.pallas_kernels.attention.kakeya_skeleton import Skeletons
 from kakeya_jax.pallas_kernels.attention.kakeya_tiles import KakeyaTiles
-from kakeya_jax.pallas_kernels.attention.tile_logits import load_factors
 from kakeya_jax.pallas_kernels.attention.tile_shares import empty_state
 from kakeya_jax.pallas_kernels.attention.tile_values import add_block, token_shares
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane, halves_of
@@ -162,7 +161,7 @@ class _Keys:
         row = ops.modulo(lane.row, shape.rows)
         place = ops.add(ops.times(row, 4 * DIM), ops.times(lane.column, 16))
         self.query = ops.offset(ops.offset(ops.address(query_ref), head, 4 * shape.rows * DIM), place)
-        self.factors = load_factors(ops, shape, lane, factor_ref, head)
+        self.factors = _load_factors(ops, shape, lane, factor_ref, head)
         wide = ops.shared_offset(shared, ops.times(lane.lane, 16))
         narrow = ops.shared_offset(shared, ops.times(lane.lane, 8))
         self.basis = self.angles = wide
@@ -286,3 +285,10 @@ def _add_values(
     for block in range(shape.dim // 16):
         weighted += add_block(ops, shape, held, tiles, slot, block, shares)
     return [*shares.top, *shares.total, *shares.shift, *weighted]
+
+
+def _load_factors(ops: Any, shape: KakeyaShape, lane: Lane, ref: Any, head: Any) -> list[Any]:
+    """Of this lane's two queries."""
+    column = ops.modulo(lane.column, 2) if shape.paired else lane.column
+    where = ops.offset(ops.address(ref), ops.add(ops.times(head, 4 * COLUMNS), ops.times(column, 8)))
+    return ops.load_reals(where, 2)

@@ -71,7 +71,7 @@ def klt_program(
         logits = _logits(ops, shape, lane, tiles, slot, _key_sums(ops, shape, tiles, slot), curves)
         return _add_tile(ops, shape, lane, tiles, slot, state, logits)
 
-    state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, step, lambda: empty_state(ops, shape))
+    state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, lambda: (step, empty_state(ops, shape)))
     ops.barrier()  # stages become states
     halves = []
     for group in range(GROUPS):

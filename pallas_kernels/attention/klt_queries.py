@@ -29,7 +29,7 @@ from kakeya_jax.pallas_kernels.attention.klt_query_rows import QueryRows, first_
 from kakeya_jax.pallas_kernels.attention.klt_query_shared import SIZES, TOPS, TOPS_NBYTES
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
 from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, GROUP, GROUPS, UNIT_WORDS, KltShape
-from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, Lane
+from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, Lane, signed_bytes
 
 _NUMBER_LARGEST = LARGEST * (1 - 2.0**-20)
 """What the largest number of a query becomes, approximately: the reciprocal of it may be a little too large."""
@@ -166,7 +166,7 @@ class QueryWriter:
                 for group in range(2):
                     four = [sums[2 * group + n][2 * half + i] for n in range(2) for i in range(2)]
                     unit = ops.scaled(factor, weights[group])
-                    high, low = self._bytes([ops.fused(each, unit, ops.real(MAGIC + 128.0)) for each in four])
+                    high, low = signed_bytes(ops, [ops.fused(each, unit, ops.real(MAGIC + 128.0)) for each in four])
                     at = COLUMNS * GROUP * group
                     ops.store_words(where, [high], at)
                     ops.store_words(where, [low], at + self._low)
@@ -273,14 +273,6 @@ class QueryWriter:
         for high_word, low_word, word in zip(*parts, words, strict=True):
             high, low = ops.dot_bytes(high_word, word, high), ops.dot_bytes(low_word, word, low)
         return ops.add(ops.left(high, 8), low)
-
-    def _bytes(self, numbers: list[Any]) -> tuple[Any, Any]:
-        """High and low bytes of four numbers, whose bits are plus 128."""
-        ops = self.ops
-        bits = list(map(ops.as_integer, numbers))
-        pairs = [ops.permute_bytes(*bits[at : at + 2], ops.integer(0x5140)) for at in (0, 2)]
-        low = ops.permute_bytes(*pairs, ops.integer(0x5410))
-        return ops.permute_bytes(*pairs, ops.integer(0x7632)), ops.differing(low, ops.integer(0x80808080))
 
     @property
     def _low(self) -> int:

@@ -1,4 +1,4 @@
-"""The second launch of a decode step: coded tokens, exact ones, and the head's states added up."""
+"""The launch of a decode step: coded tokens, exact ones, and the head's states added up."""
 
 import functools
 import math

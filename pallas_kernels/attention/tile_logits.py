@@ -9,22 +9,20 @@ from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, PRODUCTS, C
 from kakeya_jax.pallas_kernels.attention.coded_tiles import Tiles
 from kakeya_jax.pallas_kernels.attention.group_logits import group_logits, query_sums
 from kakeya_jax.pallas_kernels.attention.held_words import Held
+from kakeya_jax.pallas_kernels.attention.query_form import FACTORS, ROWS
 from kakeya_jax.pallas_kernels.attention.tile_shares import number_of
 from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC_BITS, Lane, halves_of
 
 
 def tile_logits(
-    ops: Any, shape: CodedShape, lane: Lane, held: Held, tiles: Tiles, refs: tuple[Any, Any, Any], head: Any
+    ops: Any, shape: CodedShape, lane: Lane, held: Held, tiles: Tiles, queries: Any
 ) -> Callable[[Any], list[list[Any]]]:
     """A function of the stage that a tile is in: logits to the base 2 of each product, see ``logits_of``.
 
-    ``refs`` are those of ``coded_program``: of queries, starts and factors.
+    ``queries`` are where ``HeadQueries`` put them.
     """
     if shape.key.tokens:
-        pairs, factors = (
-            load_half_queries(ops, shape, lane, refs[0], head),
-            load_factors(ops, shape, lane, refs[2], head),
-        )
+        pairs, factors = load_half_queries(ops, shape, lane, queries), load_factors(ops, shape, lane, queries)
 
         def by_channel(slot: Any) -> list[list[Any]]:
             scales = tiles.channel_words(slot)
@@ -35,7 +33,7 @@ def tile_logits(
             ]
 
         return by_channel
-    query, starts, factors = load_queries(ops, shape, lane, refs, head)
+    query, starts, factors = load_queries(ops, shape, lane, queries)
     sums_of_query = query_sums(ops, shape, query) if shape.key.step else []
 
     def by_token(slot: Any) -> list[list[Any]]:
@@ -55,42 +53,63 @@ def tile_logits(
 
 
 def load_queries(
-    ops: Any, shape: CodedShape, lane: Lane, refs: tuple[Any, Any, Any], head: Any
+    ops: Any, shape: CodedShape, lane: Lane, queries: Any
 ) -> tuple[list[list[list[Any]]], list[list[Any]], list[Any]]:
     """Bytes of a head's queries as right operands, what sums of products start from, and factors of logits.
 
-    ``refs`` are those of ``coded_program``: of queries, starts and factors.
+    ``queries`` are where ``HeadQueries`` put them.
     """
-    query_ref, start_ref, factor_ref = refs
-    query = _load_query(ops, shape, lane, query_ref, head)
-    rows = ops.times(head, 4 * shape.query_rows)
+    query = _load_query(ops, shape, lane, queries)
     starts = [[ops.integer(MAGIC_BITS)] * 2] * shape.blocks
     if shape.key.halfway:
-        where = ops.offset(ops.address(start_ref), ops.add(rows, ops.times(lane.column, 8)))
         starts = [
-            [
-                ops.add(word, start)
-                for word, start in zip(ops.load_words(where, 2, 32 * block, once=False), pair, strict=True)
-            ]
-            for block, pair in enumerate(starts)
+            [ops.add(word, start) for word, start in zip(words, pair, strict=True)]
+            for words, pair in zip(_halves_of_sums(ops, shape, lane, query), starts, strict=True)
         ]
-    return query, starts, load_factors(ops, shape, lane, factor_ref, head)
+    return query, starts, load_factors(ops, shape, lane, queries)
 
 
-def load_factors(ops: Any, shape: TileShape, lane: Lane, ref: Any, head: Any) -> list[Any]:
+def load_factors(ops: Any, shape: TileShape, lane: Lane, queries: Any) -> list[Any]:
     """Of this lane's two queries."""
     column = ops.modulo(lane.column, 2) if shape.paired else lane.column
-    where = ops.offset(ops.address(ref), ops.add(ops.times(head, 4 * COLUMNS), ops.times(column, 8)))
-    return ops.load_reals(where, 2)
+    return ops.shared_load(ops.shared_offset(queries, ops.times(column, 8)), 2, FACTORS)
 
 
-def _load_query(ops: Any, shape: CodedShape, lane: Lane, ref: Any, head: Any) -> list[list[list[Any]]]:
+def _load_query(ops: Any, shape: CodedShape, lane: Lane, queries: Any) -> list[list[list[Any]]]:
     """Bytes of the queries as right operands: for each block of 8 rows, unit and quad one register."""
-    where = ops.offset(ops.address(ref), head, shape.query_rows * shape.dim)
-    where = ops.offset(where, ops.add(ops.times(lane.row, shape.dim), ops.times(lane.column, 16 * shape.units)))
+    place = ops.add(ops.times(lane.row, shape.dim), ops.times(lane.column, 16 * shape.units))
+    where = ops.shared_offset(queries, place)
     return [
-        [ops.load_words(where, 4, block * COLUMNS * shape.dim + 16 * unit, once=False) for unit in range(shape.units)]
+        [ops.shared_words(where, 4, ROWS + block * COLUMNS * shape.dim + 16 * unit) for unit in range(shape.units)]
         for block in range(shape.blocks)
+    ]
+
+
+def _halves_of_sums(ops: Any, shape: CodedShape, lane: Lane, query: list[list[list[Any]]]) -> list[list[Any]]:
+    """Half the sum of a query's numbers, ``256 high + low``: what levels ``unit (byte + 1/2)`` have beside their bytes.
+
+    Of bytes as products with ones, for every block two columns. Half of an odd high part is 128 more of the low one.
+    """
+    ones, sums = [ops.integer(0x01010101)] * 4, []
+    for block in query:
+        total = [ops.integer(0)] * 4
+        for unit in block:
+            for pair in (0, 2):
+                total = ops.multiply_bytes(total, ones, unit[pair : pair + 2])
+        sums.append(total[:2])
+
+    def carried(high: Any) -> Any:
+        return ops.left(ops.both(high, ops.integer(1)), 8)
+
+    if shape.paired:  # high and low parts lie two columns of lanes apart
+        others = [ops.as_integer(ops.exchange(ops.as_real(each), 2)) for each in sums[0]]
+        low = ops.less(ops.integer(1), lane.column)
+        more = [[ops.select(low, carried(each), ops.integer(0)) for each in others]]
+    else:
+        more = [[ops.integer(0)] * 2, list(map(carried, sums[0]))]
+    return [
+        [ops.right_signed(ops.add(each, carry), 1) for each, carry in zip(*pair, strict=True)]
+        for pair in zip(sums, more, strict=True)
     ]
 
 

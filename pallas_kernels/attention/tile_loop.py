@@ -6,6 +6,9 @@ from typing import Any
 from kakeya_jax.pallas_kernels.attention.coded_shape import TileShape
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 
+Step = Callable[[Any, Any, list[Any]], list[Any]]
+"""Takes the number of a tile, the stage it is in, and the state."""
+
 
 def share_of(ops: Any, shape: TileShape, lane: Lane, split: Any, tiles: Any) -> tuple[Any, Any]:
     """A warp's first tile of a head's, and the one after its last."""
@@ -22,8 +25,7 @@ def over_tiles(
     shared_ref: Any,
     share: tuple[Any, Any],
     start: Callable[[Any, Any], None],
-    step: Callable[[Any, Any, list[Any]], list[Any]],
-    state: Callable[[], Sequence[Any]],
+    begin: Callable[[], tuple[Step, Sequence[Any]]],
 ) -> list[Any]:
     """The state after ``state = step(tile, slot, state)`` for every tile of a warp's share.
 
@@ -34,8 +36,8 @@ def over_tiles(
         shared_ref: shared memory, ``shape.shared_floats`` floats.
         share: see ``share_of``.
         start: starts the copies of a tile into a stage.
-        step: takes the number of a tile, the stage it is in, and the state.
-        state: gives the first one.
+        begin: gives the step and the first state, once the copies of the first tiles are on their way; all that is
+            to be done meanwhile, it does. The last stage of a warp is free until then.
     """
     first, stop = share
     nbytes = shape.stages * shape.stage_nbytes
@@ -66,7 +68,7 @@ def over_tiles(
         wraps = ops.less(following, ops.integer(nbytes))
         return [ops.select(wraps, following, ops.integer(0)), *state]
 
-    begun = state()
+    step, begun = begin()
     state_after = ops.loop(first, stop, [ops.integer(0), *begun], turn)[1:]
     ops.wait_for_copies(0)
     return state_after

@@ -1,4 +1,4 @@
-"""Who a thread of ``coded_program`` is, what the rows of a column have together, and halves of a word."""
+"""Who a thread of ``coded_program`` is, what the rows of a column have together, and bytes and halves of words."""
 
 from typing import Any
 
@@ -33,6 +33,14 @@ def over_rows(ops: Any, value: Any, combine: Any = None) -> Any:
     for distance in (4, 8, 16):
         value = (combine or ops.maximum)(value, ops.exchange(value, distance))
     return value
+
+
+def signed_bytes(ops: Any, numbers: list[Any]) -> tuple[Any, Any]:
+    """High and low bytes of four numbers ``256 high + low``, from floats: those plus ``MAGIC + 128``."""
+    bits = list(map(ops.as_integer, numbers))
+    pairs = [ops.permute_bytes(*bits[at : at + 2], ops.integer(0x5140)) for at in (0, 2)]
+    low = ops.permute_bytes(*pairs, ops.integer(0x5410))
+    return ops.permute_bytes(*pairs, ops.integer(0x7632)), ops.differing(low, ops.integer(0x80808080))
 
 
 def halves_of(ops: Any, word: Any) -> list[Any]:

@@ -1,0 +1,110 @@
+"""A head's queries as its program multiplies with them: found by the program itself, while its first tiles are on
+their way.
+
+Each warp has a share of the coordinates of all queries; numbers are relative to the largest of each query, which warps
+tell each other in shared memory, as they do the numbers' parts. Both stand where the last stage of each warp is, which
+no copy goes to before a warp is at its first tile.
+"""
+
+import functools
+from typing import Any
+
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, LARGEST, TileShape
+from kakeya_jax.pallas_kernels.attention.exact_values import pack_pair, unpacked
+from kakeya_jax.pallas_kernels.attention.query_coordinates import (
+    SMALLEST,
+    ChannelQueries,
+    RotatedQueries,
+    over_columns,
+)
+from kakeya_jax.pallas_kernels.attention.query_form import FACTORS, ROWS, TOPS, QueryForm
+from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, Lane, signed_bytes
+
+_LARGEST = LARGEST * (1 - 2.0**-20)
+"""What a query's largest number becomes, approximately: the reciprocal of it may be a little too large."""
+
+
+class HeadQueries:
+    """The queries of one head. Making it starts loads that wait for nothing.
+
+    Args:
+        ops: ``warp_ops``, or ``emulated_ops``.
+        shape: sizes.
+        form: of the queries.
+        lane: who this thread is.
+        head: whose.
+        query_ref: ``[N, group, D]``.
+        rotation_ref: float32 ``[D, D]``, applied to column vectors; read if ``form.coordinates`` are rotated.
+        shared_ref: shared memory, ``shape.shared_floats`` floats.
+    """
+
+    def __init__(
+        self,
+        ops: Any,
+        shape: TileShape,
+        form: QueryForm,
+        lane: Lane,
+        head: Any,
+        query_ref: Any,
+        rotation_ref: Any,
+        shared_ref: Any,
+    ) -> None:
+        assert ROWS + 2 * shape.rows * shape.dim * form.nbytes <= shape.stage_nbytes, "a stage has no room for queries"
+        assert 4 * COLUMNS * shape.warps <= FACTORS - TOPS, "no room for what so many warps find"
+        self.ops, self.shape, self.form, self.lane = ops, shape, form, lane
+        last = ops.integer((shape.stages - 1) * shape.stage_nbytes)
+        self._stages = ops.shared_offset(ops.shared_address(shared_ref), last)
+        query = ops.offset(ops.address(query_ref), head, shape.group * shape.dim * form.dtype.itemsize)
+        if form.coordinates == "rotated":
+            self._source = RotatedQueries(ops, shape, form, lane, query, ops.address(rotation_ref))
+        else:
+            self._source = ChannelQueries(ops, shape, form, lane, query)
+
+    def share(self) -> Any:
+        """Puts all of them where each warp reads them; returns the address, of shared memory, for this warp.
+
+        There they are until it is at its first tile: see ``query_form``.
+        """
+        ops, shape, lane = self.ops, self.shape, self.lane
+        fours, unit = self._source.found()
+        largest = over_columns(ops, functools.reduce(ops.maximum, [ops.magnitude(x) for four in fours for x in four]))
+        tops = ops.shared_offset(self._stages, ops.times(lane.row, 4 * shape.warps))
+        mine = ops.shared_offset(self._stages, ops.times(lane.warp, shape.warp_nbytes))
+        first_column = ops.equal(lane.column, 0)
+        of_warp = ops.shared_offset(tops, ops.times(lane.warp, 4))
+        ops.only_if(first_column, lambda: ops.shared_store(of_warp, [largest], TOPS))
+        ops.barrier()
+        parts = [x for first in range(0, shape.warps, 4) for x in ops.shared_load(tops, 4, TOPS + 4 * first)]
+        top = ops.maximum(functools.reduce(ops.maximum, parts), ops.real(SMALLEST))
+        number = _LARGEST if self.form.parts is None else 1.0
+        factor = ops.scaled(ops.scaled(top, unit), ops.real(self.form.scale / number))
+        of_row = ops.shared_offset(mine, ops.times(lane.row, 4))
+        ops.only_if(first_column, lambda: ops.shared_store(of_row, [factor], FACTORS))
+        scale = ops.scaled(ops.reciprocal(top), ops.real(number))
+        words = [self._parts(four, scale) for four in fours]
+        ops.only_if(ops.less(lane.row, ops.integer(shape.rows)), lambda: self._store(words))
+        ops.barrier()
+        return mine
+
+    def _parts(self, four: list[Any], scale: Any) -> list[list[Any]]:
+        """Words of high parts of four numbers, and of low parts."""
+        ops, parts = self.ops, self.form.parts
+        if parts is None:
+            return [[word] for word in signed_bytes(ops, [ops.fused(x, scale, ops.real(MAGIC + 128.0)) for x in four])]
+        values = [ops.scaled(x, scale) for x in four]
+        high = [pack_pair(ops, values[at : at + 2], parts) for at in (0, 2)]
+        halves = [half for word in high for half in unpacked(ops, word, parts)]
+        rest = [ops.minus(*pair) for pair in zip(values, halves, strict=True)]
+        return [high, [pack_pair(ops, rest[at : at + 2], parts) for at in (0, 2)]]
+
+    def _store(self, words: list[list[list[Any]]]) -> None:
+        """For every warp."""
+        ops, shape, lane, size = self.ops, self.shape, self.lane, self.form.nbytes
+        place = ops.add(ops.times(lane.row, shape.dim), ops.times(lane.warp, shape.dim // shape.warps))
+        place = ops.times(ops.add(place, ops.times(lane.column, 4)), size)
+        where = ops.shared_offset(self._stages, place)
+        for warp in range(shape.warps):
+            for index, of_four in enumerate(words):
+                for low, part in enumerate(of_four):
+                    at = ROWS + warp * shape.warp_nbytes + size * (16 * index + low * shape.rows * shape.dim)
+                    ops.shared_store(where, list(map(ops.as_real, part)), at)

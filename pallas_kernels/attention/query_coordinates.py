@@ -1,0 +1,123 @@
+"""A head's queries in the coordinates of the keys' codes: a lane has some of one query's, four neighbours at a time.
+
+The query is the lane's row. Of a warp's share of the coordinates, ``dim / warps``, 16 after 16, column ``t`` has those
+from ``4 t`` on.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+from kakeya_jax.pallas_kernels.attention.coded_shape import TileShape
+from kakeya_jax.pallas_kernels.attention.exact_values import load_exact
+from kakeya_jax.pallas_kernels.attention.query_form import QueryForm
+from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
+
+SMALLEST = 1e-30
+"""What queries without an entry beyond it are divided by."""
+
+_LARGEST = 64.0
+"""What the largest entry of a query becomes in float16, so that low parts keep their bits."""
+
+_TOGETHER = 4
+"""Steps of 16 channels whose entries of the rotation are under way at once."""
+
+_RUN = 8
+"""Neighbours that lane order keeps together."""
+
+
+class ChannelQueries:
+    """Channels as they are, or in lane order. Making it starts loads; ``found`` waits for them."""
+
+    def __init__(self, ops: Any, shape: TileShape, form: QueryForm, lane: Lane, query: Any) -> None:
+        self.ops = ops
+        start = ops.add(ops.times(lane.warp, shape.dim // shape.warps), ops.times(lane.column, 4))
+        self._fours = [
+            _query_entries(ops, shape, form, lane, query, ops.add(start, ops.integer(first)))
+            for first in range(0, shape.dim // shape.warps, 16)
+        ]
+
+    def found(self) -> tuple[list[list[Any]], Any]:
+        """This lane's coordinates, and a unit of its row that they are in."""
+        return self._fours, self.ops.real(1.0)
+
+
+class RotatedQueries:
+    """Products with a rotation, on tensor cores, as exact as those of float32.
+
+    Rows of a product are queries over their largest entry, as the sum of two float16: row ``g`` is the high part of
+    query ``g``, row ``g + 8`` its low part, and a lane adds up both. Columns are rows of the rotation, likewise sums of
+    two float16. A lane loads four neighbours of either, which may be any of the product's depth since both agree.
+    """
+
+    def __init__(self, ops: Any, shape: TileShape, form: QueryForm, lane: Lane, query: Any, rotation: Any) -> None:
+        self.ops, dim = ops, shape.dim
+        self._steps = range(0, dim // 16, _TOGETHER)
+        first = ops.times(lane.column, 4)
+        self._query = [
+            _query_entries(ops, shape, form, lane, query, ops.add(first, ops.integer(16 * step)))
+            for step in range(dim // 16)
+        ]
+        # Four results of two products are neighbours.
+        row = ops.add(ops.times(ops.divide(lane.row, 2), 4), ops.modulo(lane.row, 2))
+        row = ops.add(row, ops.times(lane.warp, dim // shape.warps))
+        self._rotation = ops.offset(ops.offset(rotation, row, 4 * dim), ops.times(first, 4))
+        self._rows = [4 * dim * (16 * part + 2 * half) for part in range(dim // shape.warps // 16) for half in range(2)]
+        self._first = self._entries(self._steps[0])
+
+    def _entries(self, step: int) -> list[list[list[Any]]]:
+        """For some steps of depth and each block of eight columns, four entries of the rotation."""
+        steps = range(step, step + _TOGETHER)
+        return [[self.ops.load_reals(self._rotation, 4, at + 64 * each) for at in self._rows] for each in steps]
+
+    def found(self) -> tuple[list[list[Any]], Any]:
+        """This lane's coordinates, and a unit of its row that they are in."""
+        ops = self.ops
+        size = functools.reduce(ops.maximum, [ops.magnitude(x) for four in self._query for x in four])
+        size = ops.maximum(over_columns(ops, size), ops.real(SMALLEST))
+        factor = ops.scaled(ops.reciprocal(size), ops.real(_LARGEST))
+        sums = [[ops.real(0.0)] * 4 for _ in self._rows]
+        for step in self._steps:
+            entries = self._entries(step) if step else self._first
+            for query, blocks in zip(self._query[step:], entries, strict=False):
+                high, low = _in_two(ops, [ops.scaled(x, factor) for x in query])
+                left = [high[0], low[0], high[1], low[1]]
+                rights = [_in_two(ops, four) for four in blocks]
+                for part in range(2):
+                    sums = [
+                        ops.multiply_halves(total, left, right[part]) for total, right in zip(sums, rights, strict=True)
+                    ]
+        added = [[ops.plus(four[n], four[2 + n]) for n in range(2)] for four in sums]
+        fours = [[*added[at], *added[at + 1]] for at in range(0, len(added), 2)]
+        return fours, ops.scaled(size, ops.real(1.0 / _LARGEST))
+
+
+def over_columns(ops: Any, value: Any) -> Any:
+    """The largest of a row."""
+    for distance in (1, 2):
+        value = ops.maximum(value, ops.exchange(value, distance))
+    return value
+
+
+def _query_entries(ops: Any, shape: TileShape, form: QueryForm, lane: Lane, query: Any, first: Any) -> list[Any]:
+    """Of the query of this lane's row, four coordinates of its own, from ``first`` on; zeros if there is no query."""
+    if form.coordinates == "lanes":
+        runs, run = shape.dim // (4 * _RUN), ops.divide(first, _RUN)
+        run = ops.add(ops.times(ops.modulo(run, runs), 4), ops.divide(run, runs))
+        first = ops.add(ops.times(run, _RUN), ops.modulo(first, _RUN))
+    size = form.dtype.itemsize
+    row = ops.smaller(lane.row, ops.integer(shape.group - 1))
+    where = ops.offset(query, ops.add(ops.times(row, shape.dim), first), size)
+    there = ops.less(lane.row, ops.integer(shape.group))
+    return [ops.select(there, value, ops.real(0.0)) for value in load_exact(ops, where, 4, form.dtype)]
+
+
+def _in_two(ops: Any, four: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Packed float16: of four numbers what float16 has of them, and of the rest."""
+
+    def packed(values: list[Any]) -> list[Any]:
+        return [ops.pack_halves(*values[at : at + 2]) for at in (0, 2)]
+
+    high = packed(four)
+    halves: Iterator[Any] = (ops.half_of(word, upper=upper) for word in high for upper in (False, True))
+    return high, packed([ops.minus(value, half) for value, half in zip(four, halves, strict=True)])

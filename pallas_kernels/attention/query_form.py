@@ -1,0 +1,43 @@
+"""How programs take a head's queries: in which coordinates, and where in shared memory they are for a while."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+_FLOAT32 = jnp.dtype(jnp.float32)
+
+Coordinates = Literal["rotated", "channels", "lanes"]
+"""What codes are of: a vector after a rotation, its channels, or its channels in lane order (``level_words``)."""
+
+TOPS = 0
+"""Where the largest coordinate of each query and warp is, in the last stage of the first warp,"""
+
+FACTORS = 256
+"""and where a warp has eight factors of logits, in its own last stage, and behind them"""
+
+ROWS = FACTORS + 32
+"""the parts of the queries: all high ones, then all low ones."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QueryForm:
+    """What queries are, and what becomes of them.
+
+    Attributes:
+        dtype: of the queries.
+        scale: factor of their logits, to the base 2, the unit of levels in it.
+        parts: float16 or bfloat16 if numbers are sums of two of those, relative to the largest; None if they are two
+            bytes (``byte_queries``).
+        coordinates: of the keys' codes.
+    """
+
+    dtype: Any = _FLOAT32
+    scale: float = 1.0
+    parts: Any = None
+    coordinates: Coordinates = "channels"
+
+    @property
+    def nbytes(self) -> int:
+        """Of a part."""
+        return 1 if self.parts is None else 2

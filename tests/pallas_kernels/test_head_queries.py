@@ -1,0 +1,119 @@
+"""Queries that programs find for themselves: rotated, rounded and handed to every warp, against float64."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kakeya_jax import level_words
+from kakeya_jax.pallas_kernels.attention.byte_queries import byte_queries
+from kakeya_jax.pallas_kernels.attention.coded_shape import CodedShape, Codes
+from kakeya_jax.pallas_kernels.attention.head_queries import HeadQueries
+from kakeya_jax.pallas_kernels.attention.launch import launch
+from kakeya_jax.pallas_kernels.attention.query_form import ROWS, Coordinates, QueryForm
+from kakeya_jax.pallas_kernels.attention.tile_logits import load_factors, load_queries
+from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC_BITS, Lane
+from kakeya_jax.rotation import haar_rotation
+
+HEADS, SCALE = 3, 0.3
+CASES = [(128, 4), (64, 5), (128, 8), (64, 1), (128, 7)]
+
+
+def found(query: jax.Array, rotation: jax.Array, form: QueryForm) -> list[np.ndarray]:
+    """What each warp of each program reads: parts ``[N, 4, 2 rows, D]``, starts ``[N, 4, 2 rows]``, factors."""
+    heads, group, dim = query.shape
+    codes = Codes(bits=4, table=tuple(range(16)))
+    sizes = {"dim": dim, "group": group, "splits": 1, "states": 1, "warps": 4, "capacity": 64}
+    shape = CodedShape(key=codes, value=codes, queries=form, **sizes)
+    leads = (heads, shape.warps)
+    row_words = dim * form.nbytes // 4
+    outputs = [
+        jax.ShapeDtypeStruct((*leads, 2 * shape.rows, row_words), jnp.int32),
+        jax.ShapeDtypeStruct((*leads, 2 * shape.rows), jnp.int32),
+        jax.ShapeDtypeStruct((*leads, shape.rows), jnp.float32),
+    ]
+    arrays = launch(
+        functools.partial(_program, shape=shape, words=row_words), outputs, [query, rotation], programs=heads,
+        warps=shape.warps, shared_floats=shape.shared_floats, interpret=True,
+    )  # fmt: skip
+    parts, starts, factors = map(np.asarray, arrays)
+    kind = np.int8 if form.parts is None else form.parts
+    return [parts.view(kind).reshape(*parts.shape[:-1], dim), starts, factors]
+
+
+def _program(ops: Any, *refs: Any, shape: CodedShape, words: int) -> None:
+    query_ref, rotation_ref, part_ref, start_ref, factor_ref, shared_ref = refs
+    lane = Lane(ops, shape, ops.program_index())
+    queries = HeadQueries(ops, shape, shape.queries, lane, lane.program, query_ref, rotation_ref, shared_ref).share()
+    warp = ops.add(ops.times(lane.program, shape.warps), lane.warp)
+    for first in range(0, 2 * shape.rows * words, 32):
+        at = ops.times(ops.add(lane.lane, ops.integer(first)), 4)
+        target = ops.offset(ops.offset(ops.address(part_ref), warp, 8 * shape.rows * words), at)
+        ops.store_words(target, ops.shared_words(ops.shared_offset(queries, at), 1, ROWS))
+    if shape.queries.parts is None:
+        _, starts, _ = load_queries(ops, shape, lane, queries)
+        target = ops.offset(ops.offset(ops.address(start_ref), warp, 8 * shape.rows), ops.times(lane.column, 8))
+        for block, pair in enumerate(starts):
+            ops.store_words(target, [ops.subtract(each, ops.integer(MAGIC_BITS)) for each in pair], 32 * block)
+    column = ops.modulo(lane.column, 2) if shape.paired else lane.column
+    target = ops.offset(ops.offset(ops.address(factor_ref), warp, 4 * shape.rows), ops.times(column, 8))
+    ops.store_reals(target, load_factors(ops, shape, lane, queries))
+
+
+def random_queries(dim: int, group: int, dtype: Any) -> jax.Array:
+    """Of sizes of many orders of magnitude, one of them zero."""
+    sizes = 10.0 ** np.linspace(-6, 6, HEADS * group).reshape(HEADS, group, 1)
+    query = np.random.default_rng(group).normal(size=(HEADS, group, dim)) * sizes
+    query[1, group - 1] = 0.0
+    return jnp.asarray(query, dtype)
+
+
+def matrix(coordinates: Coordinates, dim: int) -> np.ndarray:
+    """What a vector is multiplied with, float32."""
+    if coordinates == "rotated":
+        return np.asarray(haar_rotation(dim, 0), np.float32)
+    even = np.eye(dim, dtype=np.float32)
+    return even if coordinates == "channels" else np.asarray(level_words.to_lane_order(jnp.asarray(even)).T)
+
+
+@pytest.mark.parametrize("coordinates", ["rotated", "channels", "lanes"])
+@pytest.mark.parametrize(("dim", "group"), CASES)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_bytes_are_those_of_exact_queries(coordinates: Coordinates, dim: int, group: int, dtype: Any):
+    query, rotation = random_queries(dim, group, dtype), matrix(coordinates, dim)
+    form = QueryForm(dtype=query.dtype, scale=SCALE, coordinates=coordinates)
+    parts, starts, factors = found(query, jnp.asarray(rotation), form)
+    turned = np.asarray(query, np.float64) @ rotation.T.astype(np.float64)
+    expected = byte_queries(jnp.asarray(turned, jnp.float32), SCALE * np.log(2.0))
+    for values in (parts, starts, factors):
+        np.testing.assert_array_equal(values, values[:, :1].repeat(4, axis=1))  # every warp reads the same
+    numbers, exact = numbers_of(parts[:, 0]), numbers_of(np.asarray(expected.numbers))
+    assert np.abs(numbers - exact).max() <= 1
+    # Where they differ, both are within a half of the number, nearly.
+    used = factors[:, 0, :group, None].astype(np.float64)
+    assert (np.abs(numbers[:, :group] * used - turned * SCALE) <= 0.52 * used).all()
+    assert not numbers[:, group:].any()
+    np.testing.assert_array_equal(numbers_of(starts[:, 0]), numbers.sum(axis=-1) // 2)
+    factor = np.asarray(expected.factor)[:, :group]
+    np.testing.assert_allclose(factors[:, 0, :group], factor, rtol=3e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("parts", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize(("dim", "group"), CASES)
+def test_two_parts_are_exact_queries(parts: Any, dim: int, group: int):
+    query = random_queries(dim, group, jnp.float32)
+    form = QueryForm(dtype=query.dtype, scale=SCALE, parts=jnp.dtype(parts))
+    high_and_low, _, factors = found(query, jnp.zeros((dim, dim)), form)
+    high, low = np.split(high_and_low[:, 0].astype(np.float64), 2, axis=1)
+    values = ((high + low) * factors[:, 0, :, None])[:, :group]
+    exact = np.asarray(query, np.float64) * SCALE
+    assert (np.abs(values - exact) <= 2.0**-16 * np.abs(exact).max(axis=-1, keepdims=True)).all()
+
+
+def numbers_of(parts: np.ndarray) -> np.ndarray:
+    """Of high parts, and as many low ones behind them."""
+    high, low = np.split(parts.astype(np.int64), 2, axis=1)
+    return 256 * high + low
