@@ -72,7 +72,7 @@ def page_curves(rope: Rope, page: int) -> Curves:
 @functools.lru_cache(maxsize=64)
 def curve_values(rope: Rope, page: int) -> np.ndarray:
     """Left operands of the logits of tiles, float16 ``[tiles, 4, 16 R]``: for each product of 16 tokens, in the order
-    in which lanes have them (``coded_shape.LANE_TOKENS``), steps of 16 curves, eight numbers a lane, and one of eight
+    in which lanes have them (``key_places``), steps of 16 curves, eight numbers a lane, and one of eight
     if they are left, four numbers."""
     values = page_curves(rope, page).values
     # Two of a row's bits, product, its lowest bit, half of the rows; eight curves, a column's two.

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from kakeya_jax.pallas_kernels.attention.coded_shape import LANE_TOKENS
 from kakeya_jax.pallas_kernels.attention.klt_curves import curve_coefficients, curve_values, page_curves
 from kakeya_jax.rope import Llama3Scaling, Rope
 
@@ -64,7 +63,7 @@ def test_operands_are_where_lanes_look_for_them(theta: float):
     for product in range(4):
         for lane in (0, 7, 30):
             row, column = divmod(lane, 4)
-            token = 64 + 16 * (row // 2) + 2 * (row % 2) + LANE_TOKENS[2 * product]
+            token = 64 + 16 * (row // 2) + 2 * (row % 2) + 4 * product
             first = operands[1, product, 8 * lane : 8 * lane + 8].reshape(4, 2)
             for word, (further, eight) in enumerate(((0, 0), (1, 0), (0, 1), (1, 1))):
                 at = 8 * eight + 2 * column
