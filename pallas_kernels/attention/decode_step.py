@@ -101,7 +101,7 @@ def decode_step(
         capacity=geometry.num_pages * geometry.page,
         group=group,
         splits=splits,
-        states=splits + exact_programs(geometry),
+        states=splits + exact_programs(geometry, heads),
     )
     return attend_parts(
         program,

@@ -65,7 +65,7 @@ def kakeya_step(
         capacity=tokens,
         group=group,
         splits=splits,
-        states=splits + exact_programs(geometry),
+        states=splits + exact_programs(geometry, heads),
         warps=WARPS,
         length=codec.rank,
         block=key_stream.block_size,

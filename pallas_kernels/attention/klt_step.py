@@ -71,7 +71,7 @@ def klt_step(
         value_widths=value.layout.used_widths,
         group=group,
         splits=splits,
-        states=splits + exact_programs(geometry),
+        states=splits + exact_programs(geometry, heads),
         warps=WARPS,
         dtype=query.dtype,
         scale=scale * rope.attention_factor / LN2,

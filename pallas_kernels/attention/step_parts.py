@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from kakeya_jax.pallas_kernels.attention.coded_shape import SHARED_NBYTES, TileShape
 from kakeya_jax.pallas_kernels.attention.finish_program import FinishShape, finish_program
 from kakeya_jax.pallas_kernels.attention.launch import launch
-from kakeya_jax.pallas_kernels.attention.window_program import WindowShape, window_program
+from kakeya_jax.pallas_kernels.attention.window_program import WindowShape, exact_tokens, window_program
 from kakeya_jax.stream import Geometry
 from kakeya_jax.typing import Array, Float, Int
 
@@ -66,6 +66,7 @@ def attend_parts(
         value_dtype=exact[3].dtype,
         scale=scale,
         states=coded.states,
+        tokens=exact_tokens(heads),
         turns=len(exact) > 4,
     )
     finish = FinishShape(

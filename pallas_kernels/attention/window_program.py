@@ -21,8 +21,9 @@ _AHEAD = 8
 """Tokens of values that a thread has under way at once."""
 _LINE = 128
 """Bytes that memory gives at once."""
-TOKENS = 64
-"""Most that one program attends to: its steps wait for memory one after the other."""
+_FEW_TOKENS, _MANY_TOKENS, _MANY_HEADS = 64, 96, 64
+"""Most that one program attends to: its steps wait for memory one after the other; and if there are many heads, which
+keep a GPU busy anyway: fewer programs begin and end."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class WindowShape:
         value_dtype: of exact values.
         scale: factor of logits, to the base 2.
         states: of a head, those of coded tokens first.
+        tokens: see ``exact_tokens``.
         turns: whether keys are stored before their rotary embedding.
     """
 
@@ -53,6 +55,7 @@ class WindowShape:
     value_dtype: Any
     scale: float
     states: int
+    tokens: int
     turns: bool = False
 
     @property
@@ -63,18 +66,27 @@ class WindowShape:
     @property
     def splits(self) -> int:
         """Programs that share a head's exact tokens."""
-        return exact_programs(self.geometry)
+        return _programs(self.geometry, self.tokens)
 
     @property
     def shared_floats(self) -> int:
         """Shared memory of a program: weights token after token, and what threads add up."""
         parts = 32 * WARPS // (self.dim // 2)
-        return _QUERIES * (TOKENS + parts * self.dim)
+        return _QUERIES * (self.tokens + parts * self.dim)
 
 
-def exact_programs(geometry: Geometry) -> int:
+def exact_tokens(heads: int) -> int:
+    """Most exact tokens that one program attends to, if there are so many heads in all rows."""
+    return _FEW_TOKENS if heads < _MANY_HEADS else _MANY_TOKENS
+
+
+def exact_programs(geometry: Geometry, heads: int) -> int:
     """Programs that share a head's exact tokens."""
-    return -(-(geometry.sink_capacity + geometry.tail_capacity) // TOKENS)
+    return _programs(geometry, exact_tokens(heads))
+
+
+def _programs(geometry: Geometry, tokens: int) -> int:
+    return -(-(geometry.sink_capacity + geometry.tail_capacity) // tokens)
 
 
 def window_program(
@@ -150,9 +162,9 @@ class _Seen:
         coded = ops.smaller(coded, ops.integer(geometry.num_pages * geometry.page))
         held = ops.larger(ops.subtract(length, ops.integer(geometry.sinks)), ops.integer(0))
         self.first = ops.modulo(coded, geometry.tail_capacity)
-        self.start = ops.times(split, TOKENS)
+        self.start = ops.times(split, shape.tokens)
         left = ops.subtract(ops.add(self.sinks, ops.subtract(held, coded)), self.start)
-        self.count = ops.larger(ops.smaller(left, ops.integer(TOKENS)), ops.integer(0))
+        self.count = ops.larger(ops.smaller(left, ops.integer(shape.tokens)), ops.integer(0))
         first = shape.states - shape.splits
         self.state = ops.add(ops.times(head, shape.states), ops.add(split, ops.integer(first)))
 
@@ -181,7 +193,7 @@ def _fetch(
     dtype = jnp.dtype(dtype)
     lines = shape.dim * dtype.itemsize // _LINE
     last = ops.larger(ops.subtract(seen.count, ops.integer(1)), ops.integer(0))
-    for first in range(0, TOKENS * lines, 32 * WARPS):
+    for first in range(0, shape.tokens * lines, 32 * WARPS):
         index = ops.add(thread, ops.integer(first))
         token = ops.smaller(ops.divide(index, lines), last)
         where = seen.row(token, sink_ref, tail_ref, dtype, owner)
@@ -334,7 +346,7 @@ def _values(
         return sums
 
     sums = ops.loop(ops.integer(0), rounds, [ops.real(0.0)] * (2 * _QUERIES), step)
-    behind = 4 * _QUERIES * TOKENS
+    behind = 4 * _QUERIES * shape.tokens
     mine = ops.add(ops.times(part, 4 * _QUERIES * shape.dim), ops.times(pair, 8))
     for n in range(_QUERIES):
         ops.shared_store(ops.shared_offset(shared, mine), sums[2 * n : 2 * n + 2], behind + 4 * n * shape.dim)

@@ -7,11 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decode_steps import assert_attends as assert_step_attends
+from decode_steps import attended, filled, step
 from kernel_oracle import Streams, assert_attends, formats, keys_of, random_indices, random_streams
 from mosaic import lowered, needs_mosaic
 
 from kakeya_jax.cache import CacheShape, CompressedCache
-from kakeya_jax.pallas_kernels.attention import compressed_attention, mosaic_gpu, softmax_state, triton
+from kakeya_jax.pallas_kernels.attention import (
+    compressed_attention,
+    mosaic_gpu,
+    softmax_state,
+    triton,
+    window_program,
+)
 from kakeya_jax.pallas_kernels.attention.attend_coded import attend_coded
 from kakeya_jax.pallas_kernels.attention.coded_logits import coded_logits
 from kakeya_jax.pallas_kernels.attention.softmax_state import SoftmaxState
@@ -231,6 +239,16 @@ def test_decode_step_with_exact_tokens_of_half_precision(dtype: Any):
     assert found.dtype == dtype
     rounding = float(jnp.finfo(dtype).eps) / 2  # of the result; queries of it are exact
     assert np.linalg.norm(found.astype(jnp.float32) - expected) <= (1e-3 + rounding) * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("heads", [1, 1000])
+def test_exact_tokens_shared_by_programs_of_any_size(heads: int, monkeypatch: pytest.MonkeyPatch):
+    """They attend to more of them at once from so many heads on."""
+    monkeypatch.setattr(window_program, "_MANY_HEADS", heads)
+    layer, query, positions = filled("both=turboquant(bits=4,block_size=64),sinks=2,recent=128", 64, 4)
+    assert window_program.exact_programs(layer.key.geometry, 6) == (3 if heads == 1 else 4)
+    found = step(layer, query, positions, interpret=True)
+    assert_step_attends(found, attended(layer, query, positions), 1e-3)
 
 
 def test_splits_fill_a_gpu_evenly():
