@@ -129,9 +129,9 @@ def _parts_of_queries(key: Codes | FloatCodes) -> Any:
 
 def _most_teams(shape: TileShape, *codes: Codes | FloatCodes) -> int:
     """Programs in a block of threads: three, which bounds registers, where one alone takes so many that but two run on
-    a multiprocessor: with minima of levels, and with more than four queries of 128 channels."""
-    minima = any(isinstance(each, Codes) and each.step for each in codes)
-    return 3 if minima or (not shape.paired and shape.dim > 64) else 1
+    a multiprocessor: with minima of levels, with e4m3, and with more than four queries of 128 channels."""
+    many = any(each.step > 0 if isinstance(each, Codes) else each.nbytes == 1 for each in codes)
+    return 3 if many or (not shape.paired and shape.dim > 64) else 1
 
 
 def _program_of(
