@@ -6,13 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kakeya_jax.pallas_kernels.attention.byte_queries import LN2
 from kakeya_jax.pallas_kernels.attention.coded_program import coded_program
 from kakeya_jax.pallas_kernels.attention.coded_shape import CodedShape, Codes
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
 from kakeya_jax.pallas_kernels.attention.launch import launch
 from kakeya_jax.pallas_kernels.attention.query_form import QueryForm
-from kakeya_jax.pallas_kernels.attention.softmax_state import SoftmaxState
+from kakeya_jax.pallas_kernels.attention.softmax_state import LN2, SoftmaxState
 from kakeya_jax.typing import Array, Float, Int, UInt8
 
 WARPGROUPS = 1

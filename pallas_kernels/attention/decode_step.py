@@ -9,13 +9,13 @@ import numpy as np
 
 from kakeya_jax.pallas_kernels.attention.besicovitch_program import besicovitch_program
 from kakeya_jax.pallas_kernels.attention.besicovitch_shape import BesicovitchShape
-from kakeya_jax.pallas_kernels.attention.byte_queries import LN2
 from kakeya_jax.pallas_kernels.attention.coded_program import coded_program
 from kakeya_jax.pallas_kernels.attention.coded_shape import TILE, CodedShape, Codes, TileShape
 from kakeya_jax.pallas_kernels.attention.float_program import float_program
 from kakeya_jax.pallas_kernels.attention.float_shape import FloatCodes, FloatShape
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
 from kakeya_jax.pallas_kernels.attention.query_form import Coordinates, QueryForm
+from kakeya_jax.pallas_kernels.attention.softmax_state import LN2
 from kakeya_jax.pallas_kernels.attention.step_parts import attend_parts
 from kakeya_jax.pallas_kernels.attention.window_program import WARPS, exact_programs
 from kakeya_jax.stream import Geometry

@@ -1,14 +1,11 @@
 """Queries as kernels take them: float16, whatever their size, with a factor that is applied to logits."""
 
-import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from kakeya_jax.pallas_kernels.attention.softmax_state import LN2
 from kakeya_jax.typing import Array, Float
-
-LN2 = math.log(2.0)
-"""Kernels take powers of two: their logits are natural ones over this."""
 
 
 class HalfQueries(NamedTuple):

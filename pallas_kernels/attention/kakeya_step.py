@@ -8,7 +8,6 @@ import numpy as np
 
 from kakeya_jax.codecs.kakeya import Kakeya, KakeyaCode
 from kakeya_jax.lloyd_max import gaussian_levels
-from kakeya_jax.pallas_kernels.attention.byte_queries import LN2
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, TILE, Codes
 from kakeya_jax.pallas_kernels.attention.coded_streams import Limits, capacity, coded_stream, unsupported
 from kakeya_jax.pallas_kernels.attention.exact_turns import exact_turns
@@ -17,6 +16,7 @@ from kakeya_jax.pallas_kernels.attention.kakeya_halves import half_unit, level_w
 from kakeya_jax.pallas_kernels.attention.kakeya_program import kakeya_program
 from kakeya_jax.pallas_kernels.attention.kakeya_shape import CENTERS, DIM, KakeyaShape
 from kakeya_jax.pallas_kernels.attention.kakeya_turns import by_step, tile_angles, token_angles
+from kakeya_jax.pallas_kernels.attention.softmax_state import LN2
 from kakeya_jax.pallas_kernels.attention.step_parts import attend_parts
 from kakeya_jax.pallas_kernels.attention.window_program import WARPS, exact_programs
 from kakeya_jax.rope import Rope

@@ -8,7 +8,6 @@ import numpy as np
 
 from kakeya_jax.codecs.klt import KltCode
 from kakeya_jax.klt_layout import Layout
-from kakeya_jax.pallas_kernels.attention.byte_queries import LN2
 from kakeya_jax.pallas_kernels.attention.coded_shape import TILE
 from kakeya_jax.pallas_kernels.attention.exact_turns import exact_turns
 from kakeya_jax.pallas_kernels.attention.exact_values import DTYPES
@@ -17,6 +16,7 @@ from kakeya_jax.pallas_kernels.attention.klt_program import klt_program
 from kakeya_jax.pallas_kernels.attention.klt_queries import scratch
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import channel_units, query_tables
 from kakeya_jax.pallas_kernels.attention.klt_shape import CONSTANTS, DIM, GROUP, HEAD_WORDS, KltShape
+from kakeya_jax.pallas_kernels.attention.softmax_state import LN2
 from kakeya_jax.pallas_kernels.attention.step_parts import attend_parts
 from kakeya_jax.pallas_kernels.attention.window_program import WARPS, exact_programs
 from kakeya_jax.rope import Rope

@@ -28,7 +28,7 @@ class QueryForm:
         dtype: of the queries.
         scale: factor of their logits, to the base 2, the unit of levels in it.
         parts: float16 or bfloat16 if numbers are sums of two of those, relative to the largest; None if they are two
-            bytes (``byte_queries``).
+            bytes, high and low.
         coordinates: of the keys' codes.
     """
 

@@ -3,12 +3,16 @@
 Milakov and Gimelshein, "Online normalizer calculation for softmax", arXiv:1805.02867.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from kakeya_jax.typing import Array, Bool, Float
+
+LN2 = math.log(2.0)
+"""Kernels take powers of two: their logits are natural ones over this."""
 
 LOWEST = -1e30
 """Finite stand-in for minus infinity: a query that sees no token gets zeros instead of NaN."""

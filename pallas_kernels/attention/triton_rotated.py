@@ -16,8 +16,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import TILE, Codes
-from kakeya_jax.pallas_kernels.attention.half_queries import LN2, half_queries
-from kakeya_jax.pallas_kernels.attention.softmax_state import LOWEST, SoftmaxState
+from kakeya_jax.pallas_kernels.attention.half_queries import half_queries
+from kakeya_jax.pallas_kernels.attention.softmax_state import LN2, LOWEST, SoftmaxState
 from kakeya_jax.pallas_kernels.attention.triton_unpack import place, plane_order, planes, unpack_plane
 from kakeya_jax.typing import Array, Float, Int, UInt8
 

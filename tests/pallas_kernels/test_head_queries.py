@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from byte_queries import byte_queries
 
 from kakeya_jax import level_words
-from kakeya_jax.pallas_kernels.attention.byte_queries import byte_queries
 from kakeya_jax.pallas_kernels.attention.coded_shape import CodedShape, Codes
 from kakeya_jax.pallas_kernels.attention.head_queries import HeadQueries
 from kakeya_jax.pallas_kernels.attention.launch import launch

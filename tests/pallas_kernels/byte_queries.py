@@ -1,15 +1,12 @@
-"""Queries as integer kernels take them: numbers of 16 bits in two signed bytes, and a factor for their logits."""
+"""Queries as integer programs find them (``head_queries``): numbers of 16 bits in two signed bytes, and a factor."""
 
-import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, LARGEST
+from kakeya_jax.pallas_kernels.attention.softmax_state import LN2
 from kakeya_jax.typing import Array, Float
-
-LN2 = math.log(2.0)
-"""Kernels take powers of two: their logits are natural ones over this."""
 
 
 class ByteQueries(NamedTuple):
