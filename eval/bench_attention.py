@@ -9,7 +9,7 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -69,6 +69,7 @@ def bench_attention(
     implementations: Sequence[str] = ("mosaic_gpu", "triton"),
     repeats: int = 51,
     dense: bool = True,
+    done: Collection[str] = (),
     on_row: Callable[[AttentionSpeed], None] = lambda row: None,
     on_skip: Callable[[str, str], None] = lambda name, reason: None,
 ) -> list[AttentionSpeed]:
@@ -80,12 +81,15 @@ def bench_attention(
         implementations: of ``compressed_attention``.
         repeats: loops that are timed.
         dense: also dense attention: cuDNN through JAX, PyTorch's if it is installed, and copying as a floor.
+        done: names of rows that are there already and are not measured again.
         on_row: called with each row as soon as it is measured.
         on_skip: called with the name of what does not run here, and why.
     """
     rows: list[AttentionSpeed] = []
 
     def measure(name: str, run: Callable[[], AttentionSpeed]) -> None:
+        if name in done:
+            return
         try:
             rows.append(run())
         except NotImplementedError as error:
@@ -94,15 +98,15 @@ def bench_attention(
             on_row(rows[-1])
 
     if dense:
-        measure("copy", lambda: _time_copy(spec, repeats))
+        measure("floor copy", lambda: _time_copy(spec, repeats))
         measure("dense jax-cudnn", lambda: _time_cudnn(spec, repeats))
         for name, run in torch_baselines(spec, repeats, copies(spec.dense_nbytes)).items():
             measure(name, lambda name=name, run=run: _of_torch(name, spec, run()))
     for recipe in recipes:
-        layers = random_layers(spec, Recipe.parse(recipe))
-        for implementation in implementations:
-            name = f"{recipe} {implementation}"
-            measure(name, lambda name=name, i=implementation: _time_packed(name, spec, layers, i, repeats))  # noqa: B023
+        missing = {f"{recipe} {each}": each for each in implementations if f"{recipe} {each}" not in done}
+        layers = random_layers(spec, Recipe.parse(recipe)) if missing else []
+        for name, each in missing.items():
+            measure(name, lambda name=name, each=each: _time_packed(name, spec, layers, each, repeats))  # noqa: B023
     return rows
 
 

@@ -357,6 +357,12 @@ def bench_attention(
     out: Annotated[
         Path | None, typer.Option(help="Also write the JSON here, anew after every row.", metavar="FILE")
     ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            help="Likewise, and rows that FILE has are not measured again: go on after a stop.", metavar="FILE"
+        ),
+    ] = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -365,8 +371,9 @@ def bench_attention(
     from kakeya_jax.eval import attention_table as work
     from kakeya_jax.eval.outputs import check_output_file
 
-    if out is not None:
-        check_output_file("--out", out)
+    for option, path in (("--out", out), ("--save", save)):
+        if path is not None:
+            check_output_file(option, path)
     request = work.Request(
         shapes=tuple(shape or ()),
         recipes=tuple(recipe or ()),
@@ -375,6 +382,7 @@ def bench_attention(
         dense=dense,
         logits=logits,
         out=out,
+        save=save,
     )
     rows = work.measure(request, quiet=quiet)
     _print(work.as_dict(rows, request) if as_json else work.table(rows), as_json)
