@@ -6,6 +6,7 @@ rotated back.
 """
 
 import dataclasses
+import functools
 import math
 import statistics
 import time
@@ -106,7 +107,8 @@ def bench_attention(
         missing = {f"{recipe} {each}": each for each in implementations if f"{recipe} {each}" not in done}
         layers = random_layers(spec, Recipe.parse(recipe)) if missing else []
         for name, each in missing.items():
-            measure(name, lambda name=name, each=each: _time_packed(name, spec, layers, each, repeats))  # noqa: B023
+            attention = functools.partial(compressed_attention, implementation=each)
+            measure(name, lambda name=name, of=attention: time_packed(name, spec, layers, of, repeats))  # noqa: B023
     return rows
 
 
@@ -115,16 +117,15 @@ def best_dense(rows: Sequence[AttentionSpeed]) -> AttentionSpeed | None:
     return min((row for row in rows if row.name.startswith("dense")), key=lambda row: row.milliseconds, default=None)
 
 
-def _time_packed(
-    name: str, spec: ArgSpec, layers: list[LayerCache], implementation: str, repeats: int
+def time_packed(
+    name: str, spec: ArgSpec, layers: Sequence[LayerCache], attention: Callable[..., Array], repeats: int
 ) -> AttentionSpeed:
+    """Times ``attention``, which takes what ``compressed_attention`` takes, over the ``random_layers`` of a recipe."""
     rope, scale = Rope(head_dim=spec.head_dim), spec.head_dim**-0.5
     positions = layers[0].key.length[:, None] - 1
 
     def call(query: Array, layer: LayerCache) -> Array:
-        return compressed_attention(
-            query, layer.key, layer.value, positions=positions, rope=rope, scale=scale, implementation=implementation
-        )
+        return attention(query, layer.key, layer.value, positions=positions, rope=rope, scale=scale)
 
     nbytes = sum(leaf.nbytes for stream in (layers[0].key, layers[0].value) for leaf in jax.tree.leaves(stream.blocks))
     return time_calls(name, call, _query(spec), layers, nbytes, repeats)
