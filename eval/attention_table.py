@@ -16,6 +16,7 @@ from rich.text import Text
 from kakeya_jax.eval.bench_attention import AttentionSpeed, bench_attention, best_dense
 from kakeya_jax.eval.bench_logits import bench_logits
 from kakeya_jax.eval.environment import environment
+from kakeya_jax.eval.saved_speeds import saved_rows
 from kakeya_jax.pallas_kernels.attention.arg_specs import ARG_SPECS, LOGITS_SPECS, USUAL_SPECS, ArgSpec
 from kakeya_jax.whole_file import whole_file
 
@@ -27,7 +28,12 @@ Rows = Mapping[str, list[AttentionSpeed]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """The options of ``kakeya bench attention``; ``bench_attention`` explains those it takes."""
+    """The options of ``kakeya bench attention``; ``bench_attention`` explains those it takes.
+
+    Attributes:
+        out: a file that is written anew after every row.
+        resume: whether rows that it has are not measured again.
+    """
 
     shapes: tuple[str, ...] = ()
     recipes: tuple[str, ...] = ()
@@ -36,6 +42,7 @@ class Request:
     dense: bool = True
     logits: bool = False
     out: Path | None = None
+    resume: bool = False
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.shapes if name not in ARG_SPECS]
@@ -51,24 +58,32 @@ class Request:
 
 
 def measure(request: Request, *, quiet: bool = False) -> dict[str, list[AttentionSpeed]]:
-    """The rows of every shape, with a line on stderr for each as it comes; ``out`` holds all that came so far.
+    """The rows of every shape, with a line on stderr for each as it comes; ``out`` holds all so far.
+
+    If the run goes on with rows of ``out``, these come first, those that were not asked for, too.
 
     Raises:
-        ValueError: an unknown recipe.
+        ValueError: an unknown recipe, or ``out`` is no file that this run could go on with.
     """
 
     def say(text: str) -> None:
         if not quiet:
             print(text, file=sys.stderr, flush=True)
 
-    found: dict[str, list[AttentionSpeed]] = {}
+    out = request.out
+    found = saved_rows(out, as_dict({}, request)) if out is not None and request.resume else {}
+    if found:
+        say(f"{out} has {sum(map(len, found.values()))} rows, which are not measured again")
+    done = {shape: {row.name for row in rows} for shape, rows in found.items()}
+
+    def write(*, complete: bool) -> None:
+        if out is not None:
+            _write(out, {"complete": complete, **as_dict(found, request)})
 
     def keep(shape: str, row: AttentionSpeed) -> None:
         found.setdefault(shape, []).append(row)
         say(f"{shape} {row.name}: {row.milliseconds:.4f} ms")
-        if request.out is not None:
-            with whole_file(request.out) as partial:
-                partial.write_text(json.dumps(as_dict(found, request), indent=1, allow_nan=False) + "\n")
+        write(complete=False)
 
     for shape, spec in request.specs.items():
         on_row = functools.partial(keep, shape)
@@ -78,7 +93,8 @@ def measure(request: Request, *, quiet: bool = False) -> dict[str, list[Attentio
 
         if request.logits:
             recipes = request.recipes or LOGITS_RECIPES
-            bench_logits(spec, recipes, repeats=request.repeats, on_row=on_row, on_skip=on_skip)
+            known = done.get(shape, ())
+            bench_logits(spec, recipes, repeats=request.repeats, done=known, on_row=on_row, on_skip=on_skip)
             continue
         bench_attention(
             spec,
@@ -86,9 +102,11 @@ def measure(request: Request, *, quiet: bool = False) -> dict[str, list[Attentio
             implementations=request.implementations or IMPLEMENTATIONS,
             repeats=request.repeats,
             dense=request.dense,
+            done=done.get(shape, ()),
             on_row=on_row,
             on_skip=on_skip,
         )
+    write(complete=True)
     return found
 
 
@@ -120,6 +138,7 @@ def as_dict(rows: Rows, request: Request) -> dict[str, Any]:
     return {
         "environment": environment(),
         "repeats": request.repeats,
+        "logits": request.logits,
         "shapes": {
             shape: {
                 **dataclasses.asdict(ARG_SPECS[shape]),
@@ -128,6 +147,12 @@ def as_dict(rows: Rows, request: Request) -> dict[str, Any]:
             for shape, measured in rows.items()
         },
     }
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 def _ratio(row: AttentionSpeed, measured: list[AttentionSpeed]) -> float | None:

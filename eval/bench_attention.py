@@ -6,10 +6,11 @@ rotated back.
 """
 
 import dataclasses
+import functools
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -69,6 +70,7 @@ def bench_attention(
     implementations: Sequence[str] = ("mosaic_gpu", "triton"),
     repeats: int = 51,
     dense: bool = True,
+    done: Collection[str] = (),
     on_row: Callable[[AttentionSpeed], None] = lambda row: None,
     on_skip: Callable[[str, str], None] = lambda name, reason: None,
 ) -> list[AttentionSpeed]:
@@ -80,12 +82,15 @@ def bench_attention(
         implementations: of ``compressed_attention``.
         repeats: loops that are timed.
         dense: also dense attention: cuDNN through JAX, PyTorch's if it is installed, and copying as a floor.
+        done: names of rows that are there already and are not measured again.
         on_row: called with each row as soon as it is measured.
         on_skip: called with the name of what does not run here, and why.
     """
     rows: list[AttentionSpeed] = []
 
     def measure(name: str, run: Callable[[], AttentionSpeed]) -> None:
+        if name in done:
+            return
         try:
             rows.append(run())
         except NotImplementedError as error:
@@ -94,15 +99,16 @@ def bench_attention(
             on_row(rows[-1])
 
     if dense:
-        measure("copy", lambda: _time_copy(spec, repeats))
+        measure("floor copy", lambda: _time_copy(spec, repeats))
         measure("dense jax-cudnn", lambda: _time_cudnn(spec, repeats))
         for name, run in torch_baselines(spec, repeats, copies(spec.dense_nbytes)).items():
             measure(name, lambda name=name, run=run: _of_torch(name, spec, run()))
     for recipe in recipes:
-        layers = random_layers(spec, Recipe.parse(recipe))
-        for implementation in implementations:
-            name = f"{recipe} {implementation}"
-            measure(name, lambda name=name, i=implementation: _time_packed(name, spec, layers, i, repeats))  # noqa: B023
+        missing = {f"{recipe} {each}": each for each in implementations if f"{recipe} {each}" not in done}
+        layers = random_layers(spec, Recipe.parse(recipe)) if missing else []
+        for name, each in missing.items():
+            attention = functools.partial(compressed_attention, implementation=each)
+            measure(name, lambda name=name, of=attention: time_packed(name, spec, layers, of, repeats))  # noqa: B023
     return rows
 
 
@@ -111,16 +117,15 @@ def best_dense(rows: Sequence[AttentionSpeed]) -> AttentionSpeed | None:
     return min((row for row in rows if row.name.startswith("dense")), key=lambda row: row.milliseconds, default=None)
 
 
-def _time_packed(
-    name: str, spec: ArgSpec, layers: list[LayerCache], implementation: str, repeats: int
+def time_packed(
+    name: str, spec: ArgSpec, layers: Sequence[LayerCache], attention: Callable[..., Array], repeats: int
 ) -> AttentionSpeed:
+    """Times ``attention``, which takes what ``compressed_attention`` takes, over the ``random_layers`` of a recipe."""
     rope, scale = Rope(head_dim=spec.head_dim), spec.head_dim**-0.5
     positions = layers[0].key.length[:, None] - 1
 
     def call(query: Array, layer: LayerCache) -> Array:
-        return compressed_attention(
-            query, layer.key, layer.value, positions=positions, rope=rope, scale=scale, implementation=implementation
-        )
+        return attention(query, layer.key, layer.value, positions=positions, rope=rope, scale=scale)
 
     nbytes = sum(leaf.nbytes for stream in (layers[0].key, layers[0].value) for leaf in jax.tree.leaves(stream.blocks))
     return time_calls(name, call, _query(spec), layers, nbytes, repeats)

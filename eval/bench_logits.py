@@ -5,7 +5,7 @@ as fast as the dense product at 8,192 and 16,384 tokens, with 8 queries for a he
 measures the same thing in the skeleton of the attention kernel.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ def bench_logits(
     *,
     repeats: int = 51,
     interpret: bool = False,
+    done: Collection[str] = (),
     on_row: Callable[[AttentionSpeed], None] = lambda row: None,
     on_skip: Callable[[str, str], None] = lambda name, reason: None,
 ) -> list[AttentionSpeed]:
@@ -42,6 +43,7 @@ def bench_logits(
         recipes: whose keys are ``turboquant``.
         repeats: loops that are timed.
         interpret: run the kernel in numpy, on any machine.
+        done: names of rows that are there already and are not measured again.
         on_row: called with each row as soon as it is measured.
         on_skip: called with the name of what does not run here, and why.
     """
@@ -51,8 +53,11 @@ def bench_logits(
         rows.append(row)
         on_row(row)
 
-    keep(_time_dense(spec, repeats))
+    if "dense logits" not in done:
+        keep(_time_dense(spec, repeats))
     for recipe in recipes:
+        if f"{recipe} logits" in done:
+            continue
         if not interpret and jax.default_backend() != "gpu":
             on_skip(f"{recipe} logits", "no NVIDIA GPU")
         else:

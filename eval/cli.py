@@ -357,6 +357,9 @@ def bench_attention(
     out: Annotated[
         Path | None, typer.Option(help="Also write the JSON here, anew after every row.", metavar="FILE")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with --out FILE: rows that it has are not measured again.")
+    ] = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -367,6 +370,8 @@ def bench_attention(
 
     if out is not None:
         check_output_file("--out", out)
+    elif resume:
+        raise ValueError("--resume goes on with a file; name it with --out FILE")
     request = work.Request(
         shapes=tuple(shape or ()),
         recipes=tuple(recipe or ()),
@@ -375,6 +380,7 @@ def bench_attention(
         dense=dense,
         logits=logits,
         out=out,
+        resume=resume,
     )
     rows = work.measure(request, quiet=quiet)
     _print(work.as_dict(rows, request) if as_json else work.table(rows), as_json)
