@@ -93,12 +93,12 @@ def rewrite(path, change) -> None:
 def test_newer_or_altered_files_are_refused(cache: CompressedCache, tmp_path):
     path = tmp_path / "cache"
     cache.save(path)
-    rewrite(path, lambda metadata, arrays: metadata.update(version="8"))
-    with pytest.raises(ValueError, match="cache format 8; this kakeya-jax reads 7: save it anew"):
+    rewrite(path, lambda metadata, arrays: metadata.update(version="9"))
+    with pytest.raises(ValueError, match="cache format 9; this kakeya-jax reads 8: save it anew"):
         CompressedCache.load(path)
     cache.save(path)
     rewrite(path, lambda metadata, arrays: metadata.update(version="2"))  # which had no checksum
-    with pytest.raises(ValueError, match="cache format 2; this kakeya-jax reads 7: save it anew"):
+    with pytest.raises(ValueError, match="cache format 2; this kakeya-jax reads 8: save it anew"):
         CompressedCache.load(path)
     cache.save(path)
     rewrite(path, lambda metadata, arrays: arrays.pop("layers.1.value.tail"))

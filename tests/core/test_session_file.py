@@ -273,10 +273,10 @@ def test_newer_or_altered_files_are_refused(cache: CompressedCache, tmp_path):
         arrays["layers.1.exact"] = arrays["layers.1.exact"][::-1].copy()
 
     for change, message in (
-        (lambda metadata, arrays: metadata.update(version="3"), "session format '3'; this version reads 2: upgrade"),
+        (lambda metadata, arrays: metadata.update(version="4"), "session format '4'; this version reads 3: upgrade"),
         (
             lambda metadata, arrays: metadata.update(version="1"),
-            "session format '1'; this version reads 2: save it anew",
+            "session format '1'; this version reads 3: save it anew",
         ),
         (lambda metadata, arrays: arrays.pop("page_checksums"), "page_checksums does not match its checksum"),
         (lambda metadata, arrays: arrays.pop("layers.0.exact"), r"layers\.0\.exact does not match"),
