@@ -28,8 +28,9 @@ def saved_rows(path: Path, expected: Mapping[str, Any]) -> dict[str, list[Attent
     try:
         saved = json.loads(path.read_text())
         differences = [*_differences(saved, expected)]
+        if "complete" not in saved:
+            raise KeyError("complete")
         found = {shape: [_row(row) for row in entry["rows"]] for shape, entry in saved["shapes"].items()}
-        _ = saved["complete"]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"--out {path} was not written by kakeya bench attention; name another file") from None
     if differences:

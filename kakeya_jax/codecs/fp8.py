@@ -91,7 +91,7 @@ def without_nan(codes: UInt8[Array, "*shape"]) -> UInt8[Array, "*shape"]:
 def _to_bits(x: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
     """The nearest e4m3, saturating.
 
-    Rounded before it is converted: conversions of XLA go through float16, and round twice.
+    Rounded before it is converted: a conversion through another type would round twice.
     """
     x = jnp.clip(x, -LARGEST, LARGEST)
     normal = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=3)

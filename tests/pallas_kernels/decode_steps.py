@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from kakeya_jax.cache import CacheShape, CompressedCache, LayerCache
 from kakeya_jax.pallas_kernels.attention import mosaic_gpu
@@ -62,6 +63,16 @@ def assert_attends(found: Any, expected: np.ndarray, tolerance: float) -> None:
     """Each head's output is within ``tolerance`` of its length."""
     error = np.linalg.norm(np.asarray(found, np.float64) - expected, axis=-1)
     assert (error <= tolerance * np.linalg.norm(expected, axis=-1)).all()
+
+
+def assert_refused(recipe: str, reason: str) -> None:
+    """A step over a cache of this recipe has no kernel, and the error says why."""
+    shape = CacheShape(num_layers=1, num_kv_heads=2, head_dim=64)
+    parsed = Recipe.parse(recipe + ",sinks=2,recent=5")
+    layer = CompressedCache.init(shape, parsed, batch_size=1, max_length=300, dtype=jnp.float32).layers[0]
+    assert isinstance(layer, LayerCache)
+    with pytest.raises(NotImplementedError, match=reason):
+        step(layer, jnp.zeros((1, 1, 2, 64)), jnp.array([[200]]), interpret=True)
 
 
 def step(layer: LayerCache, query: jax.Array, positions: jax.Array, **options: Any) -> jax.Array:

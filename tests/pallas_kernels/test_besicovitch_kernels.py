@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decode_steps import LENGTHS, SCALE, assert_attends, assert_gpu_attends, attended, layer_of, step
+from decode_steps import LENGTHS, SCALE, assert_attends, assert_gpu_attends, assert_refused, attended, layer_of, step
 from mosaic import lowered, needs_mosaic
 
 from kakeya_jax import direction_words
@@ -142,11 +142,7 @@ def test_the_table_holds_what_codes_decode_to():
     ],
 )
 def test_what_has_no_kernel_is_refused_by_name(recipe: str, reason: str):
-    shape = CacheShape(num_layers=1, num_kv_heads=2, head_dim=64)
-    parsed = Recipe.parse(recipe + ",sinks=2,recent=5")
-    layer = CompressedCache.init(shape, parsed, batch_size=1, max_length=300, dtype=jnp.float32).layers[0]
-    with pytest.raises(NotImplementedError, match=reason):
-        step(layer, jnp.zeros((1, 1, 2, 64)), jnp.array([[200]]), interpret=True)
+    assert_refused(recipe, reason)
 
 
 @needs_mosaic

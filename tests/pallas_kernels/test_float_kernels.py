@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from decode_steps import SCALE, assert_attends, assert_gpu_attends, attended, filled, layer_of, step
+from decode_steps import SCALE, assert_attends, assert_gpu_attends, assert_refused, attended, filled, layer_of, step
 from mosaic import lowered, needs_mosaic
 
 from kakeya_jax.cache import CacheShape, CompressedCache
@@ -160,11 +160,7 @@ def test_eight_tokens_are_transposed_without_bank_conflicts(dim: int, nbytes: in
     ],
 )
 def test_what_has_no_kernel_is_refused_by_name(recipe: str, reason: str):
-    shape = CacheShape(num_layers=1, num_kv_heads=2, head_dim=64)
-    parsed = Recipe.parse(recipe + ",sinks=2,recent=5")
-    layer = CompressedCache.init(shape, parsed, batch_size=1, max_length=300, dtype=jnp.float32).layers[0]
-    with pytest.raises(NotImplementedError, match=reason):
-        step(layer, jnp.zeros((1, 1, 2, 64)), jnp.array([[200]]), interpret=True)
+    assert_refused(recipe, reason)
 
 
 @needs_mosaic
