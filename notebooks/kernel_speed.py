@@ -16,7 +16,7 @@
 #
 # Reading fewer bytes should take less time, if attention reads codes and nothing dense is made of them. The times here were measured on
 # GPUs by `kakeya bench attention` and are committed; this notebook reads the files and needs no GPU. `docs/kernels.md` says
-# what is in a step and how it was timed.
+# what is in a step and how it was timed, and `docs/kernels-log.md` which file is of which version of the kernels.
 
 # %%
 import json
@@ -77,7 +77,8 @@ axis.grid(alpha=0.3)
 _ = axis.legend(fontsize=8)
 
 # %% [markdown]
-# Which share of the diagonal is reached? By the measurements in `docs/kernels.md`, arithmetic and latency, no longer bytes, are what is left.
+# Which share of the diagonal is reached? What is left differs: `turboquant` and `int4` wait for memory, `klt` for its own instructions (`docs/kernels-log.md`,
+# "Which limit stopped each goal").
 
 # %%
 shares = {recipe: [] for recipe in markers}
