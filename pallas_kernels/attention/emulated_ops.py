@@ -208,6 +208,14 @@ def square_root(value: Register) -> Register:
     return np.sqrt(value)
 
 
+def cosine(angle: Register) -> Register:
+    return np.cos(angle)
+
+
+def sine(angle: Register) -> Register:
+    return np.sin(angle)
+
+
 def as_real(value: Register) -> Register:
     return value.view(np.float32)
 

@@ -1,18 +1,47 @@
-"""What exact keys that are stored before their rotary embedding are turned by."""
+"""Exact keys that are stored before their rotary embedding, turned by it as they are read.
 
-import jax.numpy as jnp
+Cosines and sines are a program's own: as arrays they would be a launch before every step, as long as it takes to start
+one, and twice the bytes of the keys.
+"""
+
+import math
+from typing import Any
+
 import numpy as np
 
-from kakeya_jax.rope import Rope
-from kakeya_jax.stream import Stream
-from kakeya_jax.typing import Array
+from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC
+
+_TURN = float(np.float32(2 * math.pi))
+"""In radians, as a float, and"""
+
+_REST = 2 * math.pi - _TURN
+"""what that leaves out."""
 
 
-def exact_turns(stream: Stream, rope: Rope) -> list[Array]:
-    """Cosines and sines of the positions of sinks and tail, float32 ``[B, tokens, D]``."""
-    batch, _, sinks, _ = stream.sinks.shape
-    of_sinks = np.broadcast_to(np.arange(sinks, dtype=np.float32), (batch, sinks))[..., None] * rope.frequencies
-    of_tail = stream.tail_positions()[..., None].astype(jnp.float32) * rope.frequencies
-    in_sinks = np.concatenate([np.cos(of_sinks), np.sin(of_sinks)], axis=-1) * np.float32(rope.attention_factor)
-    in_tail = jnp.concatenate([jnp.cos(of_tail), jnp.sin(of_tail)], axis=-1) * rope.attention_factor
-    return [jnp.asarray(in_sinks), in_tail]
+def turned(ops: Any, key: list[Any], frequencies: list[Any], position: Any) -> list[Any]:
+    """Some channels of the first half of a key and the same of the second, rotated by where the key is.
+
+    Args:
+        ops: ``warp_ops``, or ``emulated_ops``.
+        key: the channels, as floats.
+        frequencies: of the channels of a half, radians a token.
+        position: an integer.
+    """
+    width, place = len(frequencies), ops.converted(position)
+    near, far = [], []
+    for first, second, frequency in zip(key[:width], key[width:], frequencies, strict=True):
+        angle = within_half_a_turn(ops, ops.scaled(place, frequency))
+        cos, sin = ops.cosine(angle), ops.sine(angle)
+        near.append(ops.minus(ops.scaled(first, cos), ops.scaled(second, sin)))
+        far.append(ops.fused(second, cos, ops.scaled(first, sin)))
+    return near + far
+
+
+def within_half_a_turn(ops: Any, angle: Any) -> Any:
+    """An angle less whole turns, to 2^-22 radians, if they are fewer than 2^22.
+
+    What is subtracted first is a multiple of 2^-21, and so is what is left, a number below 4: nothing is rounded. The
+    angle itself is a float, as ``apply_rope`` has it.
+    """
+    turns = ops.minus(ops.fused(angle, ops.real(1 / (2 * math.pi)), ops.real(MAGIC)), ops.real(MAGIC))
+    return ops.fused(turns, ops.real(-_REST), ops.fused(turns, ops.real(-_TURN), angle))

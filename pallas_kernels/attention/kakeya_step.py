@@ -10,7 +10,6 @@ from kakeya_jax.codecs.kakeya import Kakeya, KakeyaCode
 from kakeya_jax.lloyd_max import gaussian_levels
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, TILE, Codes
 from kakeya_jax.pallas_kernels.attention.coded_streams import Limits, capacity, coded_stream, unsupported
-from kakeya_jax.pallas_kernels.attention.exact_turns import exact_turns
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
 from kakeya_jax.pallas_kernels.attention.kakeya_halves import half_unit, level_words
 from kakeya_jax.pallas_kernels.attention.kakeya_program import kakeya_program
@@ -96,12 +95,12 @@ def kakeya_step(
             *(each.reshape(heads, -1, dim) for each in (key_stream.sinks, key_stream.tail)),
             value.sinks,
             value.tail,
-            *exact_turns(key_stream, rope),
+            jnp.asarray(rope.frequencies),
         ],
         [value.rotation],
         jnp.zeros(heads, jnp.int32),
         geometry=geometry,
-        scale=scale / LN2,
+        scale=scale * rope.attention_factor / LN2,
         unit=value.unit,
         interpret=interpret,
     )

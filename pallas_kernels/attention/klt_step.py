@@ -9,7 +9,6 @@ import numpy as np
 from kakeya_jax.codecs.klt import KltCode
 from kakeya_jax.klt_layout import Layout
 from kakeya_jax.pallas_kernels.attention.coded_shape import TILE
-from kakeya_jax.pallas_kernels.attention.exact_turns import exact_turns
 from kakeya_jax.pallas_kernels.attention.exact_values import DTYPES
 from kakeya_jax.pallas_kernels.attention.klt_curves import page_curves
 from kakeya_jax.pallas_kernels.attention.klt_program import klt_program
@@ -87,11 +86,11 @@ def klt_step(
         [jnp.asarray(program_table(key.layout, value.layout, page)), query, *tables, *codes],
         query,
         positions,
-        [*(each.reshape(heads, -1, dim) for each in exact), *exact_turns(key_stream, rope)],
+        [*(each.reshape(heads, -1, dim) for each in exact), jnp.asarray(rope.frequencies)],
         [value.synthesis, value.mean, jnp.asarray(units)],
         jnp.zeros(heads, jnp.int32),
         geometry=geometry,
-        scale=scale / LN2,
+        scale=scale * rope.attention_factor / LN2,
         interpret=interpret,
         most_teams=_TEAMS,
         scratch=scratch(coded, heads),

@@ -42,7 +42,7 @@ def attend_parts(
         codes: what ``program`` reads.
         query: see ``window_program``, as
         positions: are these, and
-        exact: sinks and tail of keys, of values, and, if keys are to be rotated, of what by.
+        exact: sinks and tail of keys and of values, and, if keys are to be rotated, frequencies (``window_program``).
         maps: what values are turned back with: a map, and if there is no ``unit``, a mean and units; then each
             key/value head has its own.
         counters: int32 zeros: programs of each head that are done.
@@ -95,7 +95,7 @@ def attend_parts(
             *(jax.ShapeDtypeStruct((heads, coded.states, coded.rows, *dims), jnp.float32) for dims in ((), (), (dim,))),
             jax.ShapeDtypeStruct((heads, group, dim), query.dtype),
         ],
-        [*codes, query, positions, *present(exact, 6), *present(maps, 3), counters],
+        [*codes, query, positions, *present(exact, 5), *present(maps, 3), counters],
         programs=heads * coded.states,
         warps=coded.warps,
         shared_floats=shared_floats,
@@ -122,7 +122,7 @@ def _run(
     counter back, for a launch that is given the same one.
     """
     outputs = 5 + scratch  # and shared memory
-    *codes, query, positions, sink_key, tail_key, sink_value, tail_value, sink_turn, tail_turn = refs[: -4 - outputs]
+    *codes, query, positions, sink_key, tail_key, sink_value, tail_value, frequency = refs[: -4 - outputs]
     value_map, value_mean, value_unit, counters = refs[-4 - outputs : -outputs]
     *notes, top, total, weighted, out, shared = refs[-outputs:]
     states = [top, total, weighted]
@@ -141,7 +141,7 @@ def _run(
         return ops.times(closed, geometry.page)
 
     def attend_exact() -> None:
-        tokens = (sink_key, tail_key, sink_value, tail_value, sink_turn, tail_turn)
+        tokens = (sink_key, tail_key, sink_value, tail_value, frequency)
         arrays: list[Any] = [query, positions, *tokens, *states, shared]
         window_program(ops, window, head, ops.modulo(beyond, window.splits), *arrays)
 

@@ -222,6 +222,16 @@ def square_root(value: Register) -> Register:
     return _asm("sqrt.approx.ftz.f32 $0, $1;", value, results=_f32())
 
 
+def cosine(angle: Register) -> Register:
+    """Of an angle of at most a turn in size, to about 2^-20."""
+    return _asm("cos.approx.ftz.f32 $0, $1;", angle, results=_f32())
+
+
+def sine(angle: Register) -> Register:
+    """Of an angle of at most a turn in size, to about 2^-20."""
+    return _asm("sin.approx.ftz.f32 $0, $1;", angle, results=_f32())
+
+
 def as_real(value: Register) -> Register:
     """The same bits as a float."""
     return arith.bitcast(_f32(), value)

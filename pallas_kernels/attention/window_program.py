@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from kakeya_jax.pallas_kernels.attention.exact_turns import turned
 from kakeya_jax.pallas_kernels.attention.exact_values import load_exact
 from kakeya_jax.pallas_kernels.attention.softmax_state import LOWEST
 from kakeya_jax.stream import Geometry
@@ -100,8 +101,7 @@ def window_program(
     key_tail_ref: Any,
     value_sink_ref: Any,
     value_tail_ref: Any,
-    turn_sink_ref: Any,
-    turn_tail_ref: Any,
+    frequency_ref: Any,
     top_ref: Any,
     total_ref: Any,
     weighted_ref: Any,
@@ -120,8 +120,7 @@ def window_program(
         key_tail_ref: ``[N, tail, D]``: see ``Stream``;
         value_sink_ref: of the values, and
         value_tail_ref: likewise.
-        turn_sink_ref: float32 ``[B, sinks, D]``, cosines and then sines that keys are rotated by, if they are, and
-        turn_tail_ref: ``[B, tail, D]``.
+        frequency_ref: float32 ``[D / 2]``, radians a token, by which keys are rotated, if they are.
         top_ref: float32 ``[N, states, rows]``, to the base 2.
         total_ref: likewise.
         weighted_ref: float32 ``[N, states, rows, D]``.
@@ -130,15 +129,12 @@ def window_program(
     seen = _Seen(ops, shape, head, split, position_ref)
     thread = ops.thread_index()
     shared = ops.shared_address(shared_ref)
-    _fetch(ops, shape, seen, thread, head, key_sink_ref, key_tail_ref, shape.dtype)
-    if shape.turns:
-        _fetch(ops, shape, seen, thread, seen.batch_row, turn_sink_ref, turn_tail_ref, jnp.float32)
-    _fetch(ops, shape, seen, thread, head, value_sink_ref, value_tail_ref, shape.value_dtype)
+    _fetch(ops, shape, seen, thread, key_sink_ref, key_tail_ref, shape.dtype)
+    _fetch(ops, shape, seen, thread, value_sink_ref, value_tail_ref, shape.value_dtype)
     for block in range(0, shape.rows, _QUERIES):
         if block >= shape.group:
             break
-        keys, turns = (key_sink_ref, key_tail_ref), (turn_sink_ref, turn_tail_ref)
-        _logits(ops, shape, seen, thread, block, query_ref, keys, turns, shared)
+        _logits(ops, shape, seen, thread, block, query_ref, (key_sink_ref, key_tail_ref), frequency_ref, shared)
         ops.barrier()
         _softmax(ops, shape, seen, thread, block, shared, top_ref, total_ref)
         ops.barrier()
@@ -152,27 +148,24 @@ class _Seen:
 
     def __init__(self, ops: Any, shape: WindowShape, head: Any, split: Any, position_ref: Any) -> None:
         self.ops, self.shape, self.head = ops, shape, head
-        self.batch_row = ops.divide(head, shape.num_kv_heads)
         geometry = shape.geometry
-        where = ops.offset(ops.address(position_ref), ops.times(self.batch_row, 4))
+        where = ops.offset(ops.address(position_ref), ops.times(ops.divide(head, shape.num_kv_heads), 4))
         length = ops.add(ops.load_words(where, 1, once=False)[0], ops.integer(1))
         self.sinks = ops.smaller(length, ops.integer(geometry.sink_capacity))
         behind = ops.subtract(length, ops.integer(geometry.sinks + geometry.recent))
         coded = ops.times(ops.divide(ops.larger(behind, ops.integer(0)), geometry.page), geometry.page)
-        coded = ops.smaller(coded, ops.integer(geometry.num_pages * geometry.page))
+        self.coded = ops.smaller(coded, ops.integer(geometry.num_pages * geometry.page))
         held = ops.larger(ops.subtract(length, ops.integer(geometry.sinks)), ops.integer(0))
-        self.first = ops.modulo(coded, geometry.tail_capacity)
+        self.first = ops.modulo(self.coded, geometry.tail_capacity)
         self.start = ops.times(split, shape.tokens)
-        left = ops.subtract(ops.add(self.sinks, ops.subtract(held, coded)), self.start)
+        left = ops.subtract(ops.add(self.sinks, ops.subtract(held, self.coded)), self.start)
         self.count = ops.larger(ops.smaller(left, ops.integer(shape.tokens)), ops.integer(0))
         first = shape.states - shape.splits
         self.state = ops.add(ops.times(head, shape.states), ops.add(split, ops.integer(first)))
 
-    def row(self, index: Any, sink_ref: Any, tail_ref: Any, dtype: Any, owner: Any = None) -> Any:
-        """Where the vector of the ``index``-th token is, of a head or another ``owner``; of some token, if there is
-        none."""
-        owner = self.head if owner is None else owner
-        ops, shape = self.ops, self.shape
+    def row(self, index: Any, sink_ref: Any, tail_ref: Any, dtype: Any) -> Any:
+        """Where the vector of the ``index``-th token is; of some token, if there is none."""
+        ops, shape, owner = self.ops, self.shape, self.head
         index = ops.add(self.start, index)
         nbytes = shape.dim * dtype.itemsize
         slot = ops.add(self.first, ops.subtract(index, self.sinks))
@@ -185,18 +178,21 @@ class _Seen:
         in_sinks = ops.offset(in_sinks, ops.times(index, nbytes))
         return ops.select_address(ops.less(index, self.sinks), in_sinks, in_tail)
 
+    def position(self, index: Any) -> Any:
+        """Of the ``index``-th token: coded ones are between sinks and the others."""
+        ops = self.ops
+        index = ops.add(self.start, index)
+        return ops.select(ops.less(index, self.sinks), index, ops.add(index, self.coded))
 
-def _fetch(
-    ops: Any, shape: WindowShape, seen: _Seen, thread: Any, owner: Any, sink_ref: Any, tail_ref: Any, dtype: Any
-) -> None:
+
+def _fetch(ops: Any, shape: WindowShape, seen: _Seen, thread: Any, sink_ref: Any, tail_ref: Any, dtype: Any) -> None:
     """Brings the tokens' vectors to the second-level cache, all at once."""
-    dtype = jnp.dtype(dtype)
     lines = shape.dim * dtype.itemsize // _LINE
     last = ops.larger(ops.subtract(seen.count, ops.integer(1)), ops.integer(0))
     for first in range(0, shape.tokens * lines, 32 * WARPS):
         index = ops.add(thread, ops.integer(first))
         token = ops.smaller(ops.divide(index, lines), last)
-        where = seen.row(token, sink_ref, tail_ref, dtype, owner)
+        where = seen.row(token, sink_ref, tail_ref, dtype)
         ops.prefetch(ops.offset(where, ops.times(ops.modulo(index, lines), _LINE)))
 
 
@@ -208,7 +204,7 @@ def _logits(
     block: int,
     query_ref: Any,
     key_refs: tuple[Any, Any],
-    turn_refs: tuple[Any, Any],
+    frequency_ref: Any,
     shared: Any,
 ) -> None:
     """Eight lanes share a token; its logits to four queries go to shared memory side by side. A lane has neighbouring
@@ -227,6 +223,8 @@ def _logits(
     start = ops.offset(ops.address(query_ref), seen.head, shape.group * shape.dim * itemsize)
     count = min(_QUERIES, shape.group - block)
     queries = [load(start, shape.query_dtype, (block + n) * shape.dim * itemsize) for n in range(count)]
+    mine = ops.offset(ops.address(frequency_ref), ops.times(part, 4 * width))
+    frequencies = load_exact(ops, mine, width, jnp.float32) if shape.turns else []
     last = ops.larger(ops.subtract(seen.count, ops.integer(1)), ops.integer(0))
     rounds = ops.divide(ops.add(seen.count, ops.integer(groups * shape.together - 1)), groups * shape.together)
     scale = ops.real(shape.scale)
@@ -239,8 +237,7 @@ def _logits(
             index = ops.smaller(token, last)
             key = load(seen.row(index, *key_refs, shape.dtype), shape.dtype)
             if shape.turns:
-                turn = seen.row(index, *turn_refs, jnp.dtype(jnp.float32), seen.batch_row)
-                key = _turned(ops, key, load(turn, jnp.float32))
+                key = turned(ops, key, frequencies, seen.position(index))
             keys.append(key)
         for token, key in zip(tokens, keys, strict=True):
             found = []
@@ -258,16 +255,6 @@ def _logits(
         return carried
 
     ops.loop(ops.integer(0), rounds, [], step)
-
-
-def _turned(ops: Any, key: list[Any], turn: list[Any]) -> list[Any]:
-    """Channels of both halves, rotated by angles of these cosines and sines."""
-    width = len(key) // 2
-    found: list[list[Any]] = [[], []]
-    for first, second, cos, sin in zip(key[:width], key[width:], turn[:width], turn[width:], strict=True):
-        found[0].append(ops.minus(ops.scaled(first, cos), ops.scaled(second, sin)))
-        found[1].append(ops.fused(second, cos, ops.scaled(first, sin)))
-    return found[0] + found[1]
 
 
 def _softmax(
