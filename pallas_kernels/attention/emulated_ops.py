@@ -21,6 +21,8 @@ LANES = 32
 class _Launch:
     programs: int
     warps: int
+    teams: int
+    shared_nbytes: int
     active: np.ndarray
 
 
@@ -28,9 +30,10 @@ _launch: contextvars.ContextVar[_Launch] = contextvars.ContextVar("launch")
 
 
 @contextlib.contextmanager
-def launch(programs: int, warps: int) -> Iterator[None]:
-    """Within it, a program's functions act for ``programs`` programs of ``warps`` warps."""
-    state = _Launch(programs, warps, np.ones((programs * warps, LANES), bool))
+def launch(programs: int, warps: int, teams: int = 1, shared_nbytes: int = 0) -> Iterator[None]:
+    """Within it, a program's functions act for ``programs`` programs of ``warps`` warps, of which each ``teams`` are
+    one block of threads."""
+    state = _Launch(programs, warps, teams, shared_nbytes, np.ones((programs * warps, LANES), bool))
     token = _launch.set(state)
     try:
         with np.errstate(all="ignore"):
@@ -76,6 +79,19 @@ def thread_index() -> Register:
 def program_index() -> Register:
     state = _launch.get()
     return np.repeat(np.arange(state.programs, dtype=np.uint32), state.warps)[:, None] + np.zeros(LANES, np.uint32)
+
+
+def teams() -> int:
+    return _launch.get().teams
+
+
+def team() -> Register:
+    return program_index() % np.uint32(teams())
+
+
+def of_team(where: Pointer, team_number: Register) -> Pointer:
+    further = team_number.astype(np.int64) - team().astype(np.int64)
+    return Pointer(where.memory, where.at + further * _launch.get().shared_nbytes)
 
 
 def add(first: Register, second: Register) -> Register:
@@ -485,6 +501,10 @@ def shared_offset(where: Pointer, nbytes: Register) -> Pointer:
 
 
 def barrier() -> None:
+    """All threads run together here."""
+
+
+def block_barrier() -> None:
     """All threads run together here."""
 
 

@@ -17,14 +17,9 @@ import jax.numpy as jnp
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, LARGEST
 from kakeya_jax.pallas_kernels.attention.klt_ahead import fetch_tables
+from kakeya_jax.pallas_kernels.attention.klt_block_operands import BlockOperands, one_head
 from kakeya_jax.pallas_kernels.attention.klt_curves import EIGHT, QUERY_LARGEST
-from kakeya_jax.pallas_kernels.attention.klt_query_operands import (
-    CurveOperands,
-    load_maps,
-    map_operands,
-    over_warp,
-    query_vectors,
-)
+from kakeya_jax.pallas_kernels.attention.klt_query_operands import HeadOperands, over_warp, query_vectors
 from kakeya_jax.pallas_kernels.attention.klt_query_rows import QueryRows, first_query
 from kakeya_jax.pallas_kernels.attention.klt_query_shared import SIZES, TOPS, TOPS_NBYTES
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
@@ -103,13 +98,14 @@ class QueryWriter:
         self.shared = ops.shared_address(shared_ref)
         # Loads that wait for nothing come first.
         self.vectors = query_vectors(ops, shape, lane, query_ref, head, first_query(ops, shape, lane))
-        self.curves = CurveOperands(
-            ops, shape, lane, self.tables.coefficients, self.tables.means, self.kv_head, self.shared
-        )
-        self.entries = load_maps(ops, lane, self.tables.maps, self.kv_head)
+        together = one_head(ops, shape)
+        make = BlockOperands if together else HeadOperands
+        self.operands = make(ops, shape, lane, self.tables, self.kv_head, self.shared)
         pages = pages_of()
         fetch_tables(ops, shape, lane, head, pages, self.tables)
         self.at = QueryRows(ops, shape, lane, head, pages, self.tables.turns, self.shared)
+        if together:  # and so registers are free
+            self.at.load_ahead()
 
     def write(self) -> None:
         """All of them."""
@@ -124,13 +120,13 @@ class QueryWriter:
         sizes = [over_warp(ops, functools.reduce(ops.maximum, map(ops.magnitude, each))) for each in self.vectors]
         sizes = [ops.maximum(each, ops.real(1e-30)) for each in sizes]
         vectors = self._scaled(self.vectors, sizes)
-        maps, weights = map_operands(ops, lane, self.entries, self.tables.units, self.kv_head)
-        self._keep_sizes(sizes, self.curves.multiply())
+        maps, weights, mean = self.operands.make()
+        self._keep_sizes(sizes, mean)
         ahead: list[list[Any]] = []
 
         def operands(step: int) -> list[list[Any]]:
             if step % 2 == 0:
-                ahead[:] = self.curves.two_steps(step)
+                ahead[:] = self.operands.curves.two_steps(step)
             first = 2 * (step % 2)
             return [each[step] for each in maps] + [each[first : first + 2] for each in ahead]
 

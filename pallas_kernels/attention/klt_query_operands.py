@@ -5,10 +5,12 @@ together; which ones, ``klt_query_rows`` and the operands here have in common.
 """
 
 import functools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.exact_values import load_exact
 from kakeya_jax.pallas_kernels.attention.klt_query_shared import CURVES, MEAN_NBYTES, PART_NBYTES, curves_nbytes
+from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
 from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, GROUP, GROUPS, UNIT_WORDS, KltShape
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 
@@ -35,42 +37,72 @@ def query_vectors(ops: Any, shape: KltShape, lane: Lane, query_ref: Any, head: A
     return found
 
 
-def load_maps(ops: Any, lane: Lane, maps: Any, kv_head: Any) -> list[list[list[Any]]]:
-    """Of this warp's 32 channels, for each 16: entries of the map as ``map_operands`` takes them."""
-    where = ops.offset(ops.offset(maps, kv_head, 4 * DIM * DIM), ops.times(lane.warp, 128 * DIM))
+def load_map(ops: Any, lane: Lane, maps: Any, kv_head: Any, group: Any) -> list[list[Any]]:
+    """Of a group of 16 channels: entries of the map as ``map_words`` takes them."""
+    where = ops.offset(ops.offset(maps, kv_head, 4 * DIM * DIM), ops.times(group, 4 * DIM * GROUP))
     channel = ops.add(ops.times(ops.divide(lane.row, 2), 4), ops.modulo(lane.row, 2))
     where = ops.offset(where, ops.add(ops.times(channel, 4 * DIM), ops.times(lane.column, 16)))
     return [
-        [
-            ops.load_reals(where, 4, 4 * DIM * (GROUP * group + 2 * block) + 256 * half + 64 * part)
-            for block in range(2)
-            for part in range(4)
-            for half in range(2)
-        ]
-        for group in range(2)
+        ops.load_reals(where, 4, 8 * DIM * block + 256 * half + 64 * part)
+        for block in range(2)
+        for part in range(4)
+        for half in range(2)
     ]
 
 
-def map_operands(
-    ops: Any, lane: Lane, entries: list[list[list[Any]]], units: Any, kv_head: Any
-) -> tuple[list[list[list[Any]]], list[Any]]:
-    """For each eight of this warp's 32 channels and each step, this lane's two words; and for each 16 channels what
-    makes their products numbers of codes. Of 16 channels, four results of a lane are neighbours."""
-    units = ops.offset(units, ops.add(ops.times(kv_head, UNIT_WORDS), ops.times(lane.warp, 2)), 4)
-    found, weights = [], []
-    for fours, unit in zip(entries, ops.load_reals(units, 2, 12 * GROUPS), strict=True):
-        size = functools.reduce(ops.maximum, [ops.magnitude(x) for four in fours for x in four])
-        size = ops.maximum(over_warp(ops, size), ops.real(1e-30))
-        weights.append(ops.scaled(ops.scaled(size, unit), ops.real(1.0 / _MAP_LARGEST)))
-        factor = ops.scaled(ops.reciprocal(size), ops.real(_MAP_LARGEST))
-        words = [
-            ops.pack_halves(*(ops.scaled(x, factor) for x in four[at : at + 2])) for four in fours for at in (0, 2)
-        ]
-        # Block, part, half, step of the part.
-        for block in range(2):
-            of_block = words[16 * block : 16 * block + 16]
-            found.append([[of_block[4 * part + n], of_block[4 * part + 2 + n]] for part in range(4) for n in range(2)])
-    return found, weights
+def map_unit(ops: Any, units: Any, kv_head: Any, group: Any) -> Any:
+    """The unit of a group's codes."""
+    where = ops.offset(units, ops.add(ops.times(kv_head, UNIT_WORDS), group), 4)
+    return ops.load_reals(where, 1, 12 * GROUPS)[0]
+
+
+def map_words(ops: Any, fours: list[list[Any]], unit: Any) -> tuple[list[Any], Any]:
+    """This lane's words of a group's operands, and what makes their products numbers of codes. Of 16 channels, four
+    results of a lane are neighbours."""
+    size = functools.reduce(ops.maximum, [ops.magnitude(x) for four in fours for x in four])
+    size = ops.maximum(over_warp(ops, size), ops.real(1e-30))
+    weight = ops.scaled(ops.scaled(size, unit), ops.real(1.0 / _MAP_LARGEST))
+    factor = ops.scaled(ops.reciprocal(size), ops.real(_MAP_LARGEST))
+    words = [ops.pack_halves(*(ops.scaled(x, factor) for x in four[at : at + 2])) for four in fours for at in (0, 2)]
+    return words, weight
+
+
+def by_step(words: list[Any]) -> list[list[list[Any]]]:
+    """For each eight channels of a group and each step, this lane's two words of ``map_words``."""
+    # Block, part, half, step of the part.
+    blocks = [words[16 * block : 16 * block + 16] for block in range(2)]
+    return [[[each[4 * part + n], each[4 * part + 2 + n]] for part in range(4) for n in range(2)] for each in blocks]
+
+
+class HeadOperands:
+    """Operands that a program makes for itself: loads begin at once, and what they bring is used in ``make``.
+
+    Args:
+        ops: ``warp_ops``, or ``emulated_ops``.
+        shape: sizes.
+        lane: who this thread is.
+        tables: addresses.
+        kv_head: of a row.
+        shared: address of shared memory.
+    """
+
+    def __init__(self, ops: Any, shape: KltShape, lane: Lane, tables: QueryTables, kv_head: Any, shared: Any) -> None:
+        self.ops = ops
+        self.curves = CurveOperands(ops, shape, lane, shared)
+        self.curves.start(tables, kv_head)
+        groups = [ops.add(ops.times(lane.warp, 2), ops.integer(index)) for index in range(2)]
+        self._entries = [load_map(ops, lane, tables.maps, kv_head, group) for group in groups]
+        self._units = [map_unit(ops, tables.units, kv_head, group) for group in groups]
+
+    def make(self) -> tuple[list[list[list[Any]]], list[Any], Any]:
+        """For each eight of this warp's 32 channels and each step, this lane's two words; for each 16 what makes
+        products numbers of codes; and the largest entry of the mean."""
+        maps, weights = [], []
+        for fours, unit in zip(self._entries, self._units, strict=True):
+            words, weight = map_words(self.ops, fours, unit)
+            maps += by_step(words)
+            weights.append(weight)
+        return maps, weights, self.curves.multiply()
 
 
 class CurveOperands:
@@ -81,59 +113,88 @@ class CurveOperands:
         ops: ``warp_ops``, or ``emulated_ops``.
         shape: sizes.
         lane: who this thread is.
-        coefficients: address of the table.
-        means: likewise of the means.
-        kv_head: of a row.
         shared: address of shared memory.
+
+    Attributes:
+        mine: where this lane's part of it begins.
     """
 
-    def __init__(
-        self, ops: Any, shape: KltShape, lane: Lane, coefficients: Any, means: Any, kv_head: Any, shared: Any
-    ) -> None:
+    def __init__(self, ops: Any, shape: KltShape, lane: Lane, shared: Any) -> None:
         self.ops, self.lane, self.blocks = ops, lane, shape.curve_blocks
         self._mean = ops.shared_offset(shared, ops.times(lane.warp, curves_nbytes(self.blocks)))
-        mine = ops.times(lane.lane, 16)
-        self._parts = ops.shared_offset(self._mean, mine)
-        ops.copy(self._parts, ops.offset(ops.offset(means, kv_head, MEAN_NBYTES), mine), 16, CURVES)
-        where = ops.offset(ops.offset(coefficients, lane.warp, _PARTS * PART_NBYTES), mine)
+        self._place = ops.times(lane.lane, 16)
+        self.mine = ops.shared_offset(self._mean, self._place)
+
+    def start(self, tables: QueryTables, kv_head: Any) -> None:
+        """Starts the copies."""
+        ops = self.ops
+        ops.copy(self.mine, ops.offset(ops.offset(tables.means, kv_head, MEAN_NBYTES), self._place), 16, CURVES)
+        where = ops.offset(ops.offset(tables.coefficients, self.lane.warp, _PARTS * PART_NBYTES), self._place)
         for block in range(self.blocks):
             for at in range(0, _PARTS * PART_NBYTES, 512):
-                ops.copy(self._parts, where, 16, self._at(block) + at, 4 * _PARTS * PART_NBYTES * block + at)
+                ops.copy(self.mine, where, 16, self._at(block) + at, 4 * _PARTS * PART_NBYTES * block + at)
         ops.commit_copies()
 
     def multiply(self) -> Any:
         """Multiplies the table with the mean divided by its largest entry, which is returned."""
         ops = self.ops
         ops.wait_for_copies(0)
-        where = ops.shared_offset(self._mean, ops.times(self.lane.column, 16))
-
-        def mean(part: int) -> list[list[Any]]:
-            """Read again where it is needed: registers hold maps by now."""
-            return [ops.shared_load(where, 4, CURVES + 256 * half + 64 * part) for half in range(2)]
-
-        size = ops.real(1e-30)
-        for part in range(_PARTS):
-            size = functools.reduce(ops.maximum, [ops.magnitude(x) for four in mean(part) for x in four], size)
-        for distance in (1, 2):
-            size = ops.maximum(size, ops.exchange(size, distance))
+        size = self._size(map(self._mean_of, range(_PARTS)))
         factor = ops.reciprocal(size)
         for part in range(_PARTS):
-            pair = [[ops.scaled(x, factor) for x in four] for four in mean(part)]
+            mean = self._mean_of(part)  # read again where it is needed: registers hold maps by now
             for block in range(self.blocks):
-                at = self._at(block) + PART_NBYTES * part
-                fours = [*(ops.shared_load(self._parts, 4, at + 512 * index) for index in range(2)), *pair]
-                near, far = [], []
-                for cosine, sine, n, m in zip(*fours, strict=True):
-                    near.append(ops.minus(ops.scaled(cosine, n), ops.scaled(sine, m)))
-                    far.append(ops.fused(cosine, m, ops.scaled(sine, n)))
-                words = [ops.pack_halves(*half[step : step + 2]) for step in (0, 2) for half in (near, far)]
-                ops.shared_store(self._parts, list(map(ops.as_real, words)), at)
+                words = self._words(self._table_of(block, part), mean, factor)
+                ops.shared_store(self.mine, words, self._at(block) + PART_NBYTES * part)
         return size
+
+    def multiply_for(self, targets: Sequence[Any]) -> Any:
+        """Likewise, for all of ``targets``, addresses as ``mine``; everything is read at once."""
+        ops = self.ops
+        ops.wait_for_copies(0)
+        means = [self._mean_of(part) for part in range(_PARTS)]
+        tables = [[self._table_of(block, part) for block in range(self.blocks)] for part in range(_PARTS)]
+        size = self._size(means)
+        factor = ops.reciprocal(size)
+        for part, mean in enumerate(means):
+            for block, table in enumerate(tables[part]):
+                words = self._words(table, mean, factor)
+                for target in targets:
+                    ops.shared_store(target, words, self._at(block) + PART_NBYTES * part)
+        return size
+
+    def _table_of(self, block: int, part: int) -> list[list[Any]]:
+        """Four cosines and four sines."""
+        at = self._at(block) + PART_NBYTES * part
+        return [self.ops.shared_load(self.mine, 4, at + 512 * index) for index in range(2)]
+
+    def _mean_of(self, part: int) -> list[list[Any]]:
+        """Four channels of either half."""
+        where = self.ops.shared_offset(self._mean, self.ops.times(self.lane.column, 16))
+        return [self.ops.shared_load(where, 4, CURVES + 256 * half + 64 * part) for half in range(2)]
+
+    def _size(self, means: Iterable[list[list[Any]]]) -> Any:
+        """The largest entry of the mean."""
+        ops, size = self.ops, self.ops.real(1e-30)
+        for mean in means:
+            size = functools.reduce(ops.maximum, [ops.magnitude(x) for four in mean for x in four], size)
+        for distance in (1, 2):
+            size = ops.maximum(size, ops.exchange(size, distance))
+        return size
+
+    def _words(self, table: list[list[Any]], mean: list[list[Any]], factor: Any) -> list[Any]:
+        """Two steps' words, as floats."""
+        ops, near, far = self.ops, [], []
+        pair = [[ops.scaled(x, factor) for x in four] for four in mean]
+        for cosine, sine, n, m in zip(*table, *pair, strict=True):
+            near.append(ops.minus(ops.scaled(cosine, n), ops.scaled(sine, m)))
+            far.append(ops.fused(cosine, m, ops.scaled(sine, n)))
+        return [ops.as_real(ops.pack_halves(*half[step : step + 2])) for step in (0, 2) for half in (near, far)]
 
     def two_steps(self, first: int) -> list[list[Any]]:
         """For each block of eight curves, this lane's two words of a step and of the next."""
         at = first // 2 * PART_NBYTES
-        return [self.ops.shared_words(self._parts, 4, self._at(block) + at) for block in range(self.blocks)]
+        return [self.ops.shared_words(self.mine, 4, self._at(block) + at) for block in range(self.blocks)]
 
     def _at(self, block: int) -> int:
         return CURVES + MEAN_NBYTES + _PARTS * PART_NBYTES * block

@@ -39,7 +39,12 @@ class QueryRows:
         self.first, self.stop = pages
         self._last = ops.larger(ops.subtract(self.stop, ops.integer(1)), ops.integer(0))
         self._before, self._turns, self.shared = ops.times(head, shape.pages), turns, shared
+        self._ahead: list[Any] = []
         self.query, self._slot = first_query(ops, shape, lane), ops.divide(ops.times(lane.warp, 2), shape.rows)
+
+    def load_ahead(self) -> None:
+        """Begins with the angles of the first pages."""
+        self._ahead = self._angles(self.first, TOGETHER)
 
     def over_pages(
         self,
@@ -66,7 +71,8 @@ class QueryRows:
                 finish([ops.add(base, ops.integer(self.pages * index)) for index in range(count)], turn, sums)
                 return [ops.subtract(ops.integer(1), turn), *ahead]
 
-            turn = ops.loop(start, stop, [turn, *self._angles(start, count)], rows, count * self.pages)[0]
+            ahead, self._ahead = self._ahead or self._angles(start, count), []
+            turn = ops.loop(start, stop, [turn, *ahead], rows, count * self.pages)[0]
 
     def _products(self, operands: Callable[[int], list[list[Any]]], buffer: Any, count: int) -> list[list[list[Any]]]:
         """Of each product's rows in shared memory, for each block of eight columns."""

@@ -15,6 +15,16 @@ PRODUCT_NBYTES = STEPS * STEP_NBYTES
 ROWS_NBYTES = TOGETHER * PRODUCT_NBYTES
 """and of all; there is room for two, and they come first."""
 
+GROUP_NBYTES = 32 * 4 * 32
+"""Of a group's operands of a map, pair after pair of words; before there are rows, four groups are in their place
+(``klt_block_operands``),"""
+
+WEIGHTS = 4 * GROUP_NBYTES
+"""with the groups' weights,"""
+
+MEAN_SIZE = WEIGHTS + 4 * 4
+"""and the largest entry of the mean."""
+
 TOPS = 2 * ROWS_NBYTES
 """The largest numbers of each row and warp, twice,"""
 

@@ -35,7 +35,7 @@ def launch(
         teams: programs that run as one block of threads, which bounds their registers (see ``team_ops``).
     """
     if interpret:
-        return _emulated(program, tuple(outputs), tuple(arguments), programs, warps, shared_floats)
+        return _emulated(program, tuple(outputs), tuple(arguments), programs, warps, shared_floats, teams)
     return _mosaic(program, tuple(outputs), tuple(arguments), programs, warps, shared_floats, teams)
 
 
@@ -86,13 +86,14 @@ def _emulated(
     programs: int,
     warps: int,
     shared_floats: int,
+    teams: int,
 ) -> tuple[Array, ...]:
     def run(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
         inputs = [np.array(array, order="C") for array in arrays]
         # What is never written is told from what is: not a number, or a large one.
         results = [np.frombuffer(b"\xff" * out.size * out.dtype.itemsize, out.dtype).copy() for out in outputs]
         results = [each.reshape(out.shape) for each, out in zip(results, outputs, strict=True)]
-        with emulated_ops.launch(programs, warps):
+        with emulated_ops.launch(programs, warps, teams, 4 * shared_floats):
             program(emulated_ops, *inputs, *results, shared_floats)
         return tuple(results)
 

@@ -20,6 +20,7 @@ class TeamOps:
     """
 
     def __init__(self, teams: int, warps: int, shared_nbytes: int) -> None:
+        self._teams = teams
         thread, self._threads = warp_ops.thread_index(), 32 * warps
         self._team = warp_ops.uniform(warp_ops.divide(thread, self._threads))
         self._thread = warp_ops.modulo(thread, self._threads)
@@ -40,6 +41,23 @@ class TeamOps:
     def shared_address(self, ref: Any) -> Any:
         """Where the program's part of an array of shared memory begins."""
         return warp_ops.add(warp_ops.shared_address(ref), warp_ops.times(self._team, self._shared_nbytes))
+
+    def teams(self) -> int:
+        """Programs of the block of threads."""
+        return self._teams
+
+    def team(self) -> Any:
+        """Which of them this one is."""
+        return self._team
+
+    def of_team(self, where: Any, team: Any) -> Any:
+        """The shared address that is to another team what ``where`` is to this one."""
+        further = warp_ops.times(warp_ops.subtract(team, self._team), self._shared_nbytes)
+        return warp_ops.shared_offset(where, further)
+
+    def block_barrier(self) -> None:
+        """Waits for all threads of all teams."""
+        warp_ops.barrier(warp_ops.integer(self._teams + 1), self._teams * self._threads)
 
     def barrier(self) -> None:
         """Waits for all threads of the program."""

@@ -60,6 +60,11 @@ def program_index() -> Register:
     return arith.index_cast(_i32(), gpu.block_id(gpu.Dimension.x))
 
 
+def teams() -> int:
+    """Programs of a block of threads: see ``team_ops``."""
+    return 1
+
+
 # Integers
 
 

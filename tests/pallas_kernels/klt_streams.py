@@ -43,8 +43,8 @@ def klt_layer(
     rope: Rope = ROPE,
     mean: Any = None,
 ) -> tuple[LayerCache, jax.Array, jax.Array]:
-    """A filled layer with rows of different lengths, a query for each, and their positions; ``mean`` of keys ``[D]``
-    instead of one drawn at random."""
+    """A filled layer with rows of different lengths, a query for each, and their positions; ``mean`` of keys, ``[D]``
+    or ``[K, D]``, instead of one drawn at random."""
     shape = CacheShape(num_layers=1, num_kv_heads=HEADS, head_dim=DIM)
     found = {
         (0, "key"): random_tables(key_widths, 1, keys=True, rope=rope),

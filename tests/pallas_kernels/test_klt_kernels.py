@@ -46,6 +46,16 @@ def test_emulated_steps_are_the_reference(group: int, splits: int):
     assert difference(emulated(step[1], step[0], step[2], splits=splits), reference(step[1], step[0], step[2])) < 1e-3
 
 
+@pytest.mark.parametrize(("group", "splits"), [(4, 3), (8, 6)])
+def test_programs_of_a_block_make_operands_together(group: int, splits: int):
+    """Of heads that have a multiple of three programs; a mean of another size for each."""
+    mean = np.random.default_rng(7).standard_normal((2, 128)) * [[1.0], [0.01]]
+    layer, query, positions = klt_layer(KEY_WIDTHS, VALUE_WIDTHS, group=group, length=700, mean=mean)
+    found = emulated(query, layer, positions, splits=splits)
+    assert difference(found, reference(query, layer, positions)) < 1e-3
+    np.testing.assert_allclose(found, emulated(query, layer, positions, splits=2), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("key_widths", "value_widths"),
     [(NOTHING, VALUE_WIDTHS), (KEY_WIDTHS, NOTHING), ([[8] * 8] * 2, [[8] * 8] * 2), ([[2] * 8] * 2, [[6] * 8] * 2)],
