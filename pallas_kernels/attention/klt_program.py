@@ -19,7 +19,7 @@ from kakeya_jax.pallas_kernels.attention.klt_queries import PageQueries, QueryWr
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
 from kakeya_jax.pallas_kernels.attention.klt_shape import GROUP, GROUPS, KltShape
 from kakeya_jax.pallas_kernels.attention.klt_tiles import KltTiles
-from kakeya_jax.pallas_kernels.attention.tile_loop import over_tiles, share_of
+from kakeya_jax.pallas_kernels.attention.tile_loop import Step, over_tiles, share_of
 from kakeya_jax.pallas_kernels.attention.tile_shares import add_values, empty_state, number_of, shares_of
 from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC_BITS, Lane, over_rows
 from kakeya_jax.pallas_kernels.attention.warp_states import write_state
@@ -67,11 +67,14 @@ def klt_program(
     tiles = KltTiles(ops, shape, lane, head, table_ref, (*of_pages, *codes))
 
     def step(tile: Any, slot: Any, state: list[Any]) -> list[Any]:
-        curves = tiles.curve_sums(tile, slot)
+        curves = tiles.curve_sums()
         logits = _logits(ops, shape, lane, tiles, slot, _key_sums(ops, shape, tiles, slot), curves)
         return _add_tile(ops, shape, lane, tiles, slot, state, logits)
 
-    state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, lambda: (step, empty_state(ops, shape)))
+    def begin() -> tuple[Step, list[Any]]:
+        return step, empty_state(ops, shape)
+
+    state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, begin, tiles.load_curves)
     ops.barrier()  # stages become states
     halves = []
     for group in range(GROUPS):

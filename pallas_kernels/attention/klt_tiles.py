@@ -35,6 +35,8 @@ class KltTiles:
         self.scale_picks = [ops.add(ops.times(half, 2), ops.integer(index)) for index in range(2)]
         inside = ops.modulo(lane.row, 4)
         self.mean_pick = ops.add(ops.times(inside, 0x1111), ops.integer(0x8880))
+        self._left_operands: list[list[list[Any]]] = []
+        self._right_operands: list[list[Any]] = []
 
     def start(self, tile: Any, slot: Any) -> None:
         """Starts the copies of a tile into a stage."""
@@ -131,27 +133,40 @@ class KltTiles:
         word = ops.shared_words(where, 1, self.shape.stage_means + GROUP * group + 8 * half)[0]
         return ops.converted(ops.permute_bytes(word, word, self.mean_pick))
 
-    def curve_sums(self, tile: Any, slot: Any) -> list[list[Any]]:
-        """For each product sums of curves of this lane's two rows and, faster, two columns. Two blocks of columns are
-        what float16 has of the same coefficients and the rest: added up."""
+    def load_curves(self, tile: Any, slot: Any) -> None:
+        """Starts the loads of a tile's curves, for each product left operands of every step, and of coefficients."""
         ops, shape, lane = self.ops, self.shape, self.lane.lane
-        coefficients = self._right_operands(slot)
         where = ops.offset(self._curves, ops.modulo(tile, shape.page // TILE), 2 * TILE * shape.curves)
-        steps = [min(2, shape.curves // EIGHT - first) for first in range(0, shape.curves // EIGHT, 2)]
-        lanes = {count: ops.offset(where, ops.times(lane, 8 * count)) for count in steps}
-        found = []
-        for product in range(PRODUCTS):
+        lanes = {count: ops.offset(where, ops.times(lane, 8 * count)) for count in self._steps}
+        self._left_operands = [
+            [
+                ops.load_words(lanes[count], 2 * count, 32 * shape.curves * product + 512 * step, once=False)
+                for step, count in enumerate(self._steps)
+            ]
+            for product in range(PRODUCTS)
+        ]
+        self._right_operands = self._coefficients_of(slot)
+
+    def curve_sums(self) -> list[list[Any]]:
+        """For each product sums of curves, which are loaded, of this lane's two rows and, faster, two columns. Two
+        blocks of columns are what float16 has of the same coefficients and the rest: added up."""
+        ops, found = self.ops, []
+        for steps in self._left_operands:
             sums = [ops.real(0.0)] * 4
-            for step, count in enumerate(steps):
-                at = 32 * shape.curves * product + 512 * step
-                left = ops.load_words(lanes[count], 2 * count, at, once=False)
+            for step, (count, left) in enumerate(zip(self._steps, steps, strict=True)):
                 multiply = ops.multiply_halves if count == 2 else ops.multiply_eight_halves
-                for right in coefficients:
+                for right in self._right_operands:
                     sums = multiply(sums, left, right[2 * step : 2 * step + count])
             found.append(sums)
         return found
 
-    def _right_operands(self, slot: Any) -> list[list[Any]]:
+    @property
+    def _steps(self) -> list[int]:
+        """Of products with curves, two times eight deep or once."""
+        eights = self.shape.curves // EIGHT
+        return [min(2, eights - first) for first in range(0, eights, 2)]
+
+    def _coefficients_of(self, slot: Any) -> list[list[Any]]:
         """Right operands of curves, a word for every eight, of each block of columns."""
         ops, shape = self.ops, self.shape
         where = ops.shared_offset(slot, ops.times(self.lane.lane, 4))
