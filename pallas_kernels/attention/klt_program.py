@@ -181,12 +181,18 @@ def _add_tile(
         high = ops.less(lane.column, ops.integer(2))
         weight = [ops.select(high, each, ops.real(0.0)) for each in weight]
     start, weighted = ops.integer(0), []
+    width = _width(ops, tiles.value_widths, 0)
+    ahead = tiles.first_words(slot, shape.stage_values, start, width)
     for group in range(GROUPS):
-        width = _width(ops, tiles.value_widths, group)
-        mine = shares.weighted[4 * group : 4 * group + 4]
+        mine, words = shares.weighted[4 * group : 4 * group + 4], ahead
+        after = ops.add(start, ops.times(width, 8 * GROUP))
+        following = _width(ops, tiles.value_widths, min(group + 1, GROUPS - 1))
+        if group + 1 < GROUPS:  # a load in a branch is waited for in it
+            ahead = tiles.first_words(slot, shape.stage_values, after, following)
 
-        def multiplied(bits: int, start: Any = start, mine: list[Any] = mine) -> list[Any]:
-            units = tiles.units(slot, shape.stage_values, start, bits)
+        def multiplied(bits: int, start: Any = start, mine: list[Any] = mine, words: list[Any] = words) -> list[Any]:
+            units = [words[: bits // 2], words[bits // 2 : bits]]
+            units = tiles.units(slot, shape.stage_values, start, bits) if bits > len(words) else units
             near, far = (tiles.decoded(unit, bits) for unit in units)
             return add_values(ops, shares, near, far, mine, tiles.held.magic)
 
@@ -198,5 +204,5 @@ def _add_tile(
             for n in range(2):
                 mine[2 * half + n] = ops.fused(mean, weight[n], mine[2 * half + n])
         weighted += mine
-        start = ops.add(start, ops.times(width, 8 * GROUP))
+        start, width = after, following
     return [*shares.top, *shares.total, *shares.shift, *weighted]

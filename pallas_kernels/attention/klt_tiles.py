@@ -87,6 +87,13 @@ class KltTiles:
             words += ops.shared_words(where, size, at + 4 * first)
         return [words[: width // 2], words[width // 2 :]]
 
+    def first_words(self, slot: Any, at: int, start: Any, width: Any) -> list[Any]:
+        """A lane's first four words of a group of any width, as ``units`` has them if it is two or four bits."""
+        ops = self.ops
+        mine = ops.product(ops.times(self.lane.lane, 4), width)
+        where = ops.shared_offset(slot, ops.add(start, mine))
+        return [word for first in (0, 8) for word in ops.shared_words(where, 2, at + first)]
+
     def decoded(self, unit: list[Any], width: int) -> list[Any]:
         """A unit's codes as bytes."""
         return decode_unit(self.ops, unit, codes_of(width), self.held.tables[codes_of(width)])
