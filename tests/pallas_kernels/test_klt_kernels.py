@@ -205,3 +205,22 @@ def test_gpu_steps_are_the_reference(group: int, dtype: Any):
     # Results of two bytes are rounded to a part in 256.
     assert difference(found, run("reference")) < (2e-3 if dtype == jnp.float32 else 4e-3)
     np.testing.assert_array_equal(found, run("mosaic_gpu"))
+
+
+@pytest.mark.gpu
+@needs_mosaic
+@pytest.mark.parametrize("group", [4, 8])
+@pytest.mark.parametrize("splits", [1, 2, 3, 6, 7])
+def test_gpu_steps_do_not_depend_on_how_many_programs_share_a_head(group: int, splits: int):
+    """Of a multiple of three, those of a block make operands together."""
+    layer, query, positions = klt_layer(KEY_WIDTHS, VALUE_WIDTHS, group=group, length=2500)
+
+    @jax.jit
+    def run(query: Any, key: Any, value: Any, positions: Any) -> Any:
+        return mosaic_gpu.attention_mosaic_gpu(
+            query, key, value, positions=positions, rope=ROPE, scale=SCALE, splits=splits
+        )
+
+    found = run(query, layer.key, layer.value, positions)
+    assert difference(found, reference(query, layer, positions)) < 2e-3
+    np.testing.assert_array_equal(found, run(query, layer.key, layer.value, positions))
