@@ -18,6 +18,10 @@ COLUMNS = 8
 SHARED_NBYTES = 224 * 1024
 """Shared memory that a multiprocessor has for the tiles of its programs."""
 
+_MOST_STAGES = 8
+"""Of a warp. Small tiles have more of them, and so take as much shared memory as large ones: with less of it, and few
+registers, four programs share a multiprocessor, and some wait for others that began later."""
+
 LARGEST = 127 * 256
 """Of the 16-bit numbers that queries and shares become: its two bytes are signed."""
 
@@ -103,7 +107,7 @@ class TileShape(abc.ABC):
     @property
     def stages(self) -> int:
         """Tiles that a warp has room for: two at least."""
-        return max(2, min(4, SHARED_NBYTES // 12 // self.stage_nbytes))
+        return max(2, min(_MOST_STAGES, SHARED_NBYTES // 12 // self.stage_nbytes))
 
     @property
     def warp_nbytes(self) -> int:
