@@ -34,7 +34,9 @@ print(data["command"])
 
 # %% [markdown]
 # A shape is sequences x key/value heads x queries for each head x tokens. One decode step of one layer, everything included. *Times*
-# is over the best of three dense attentions in the same run, and the size of dense K and V as bfloat16 stands beside it.
+# is over the best of three dense attentions on the same shape in this file, and the size of dense K and V as bfloat16 stands beside it.
+# Some kernels have become faster since: `docs/kernels.md` has the newest times, which were measured without dense attention beside them
+# (`steps-h100.json`).
 
 # %%
 for shape, held in data["shapes"].items():
