@@ -15,6 +15,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from kakeya_jax.close_names import did_you_mean
 from kakeya_jax.eval import statistics
 from kakeya_jax.eval.merge import REFERENCE_TOLERANCE
 from kakeya_jax.eval.results import EvalResult, Pair, Row
@@ -173,7 +174,7 @@ def to_table(report: Report) -> Group:
     table = Table(box=rich.box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     for name in ("first", "second"):
         table.add_column(name, overflow="fold", min_width=12)
-    for name in ("bits/value", "KL first", "KL second", "dKL [95 %]", "dNLL [95 %], nats", "dPPL %", "better"):
+    for name in ("bits/value", "KL first", "KL second", "dKL [95 %]", "dNLL [95 %]", "dPPL %", "better"):
         table.add_column(name, justify="right", no_wrap=name != "better")
     for pair in report.pairs:
         table.add_row(
@@ -188,8 +189,8 @@ def to_table(report: Report) -> Group:
             pair.better,
         )
     lines = [
-        "dKL, dNLL: means over tokens, paired over passages; 95 % bootstrap intervals over passages. better: whose KL "
-        "is lower, where the interval leaves out zero.",
+        "KL, dKL, dNLL: nats, means over tokens; differences paired over passages, with 95 % bootstrap intervals over "
+        "passages. better: whose KL is lower, where the interval leaves out zero.",
         *(f"note: {note}" for note in report.notes),
     ]
     return Group(table, *(Text(line, style="yellow" if line.startswith("note") else "dim") for line in lines))
@@ -221,7 +222,8 @@ def _row(result: EvalResult, recipe: str, which: str) -> Row:
     for row in result.rows:
         if recipe in (row.recipe, row.recipe_text):
             return row
-    raise ValueError(f"the {which} file has no row {recipe!r}; its rows: {_names(result)}")
+    meant = did_you_mean(recipe, (row.recipe for row in result.rows))
+    raise ValueError(f"the {which} file has no row {recipe!r};{meant} its rows: {_names(result)}")
 
 
 def _notes(first: EvalResult, second: EvalResult, pairs: tuple[Comparison, ...], *, all_rows: bool) -> list[str]:

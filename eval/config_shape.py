@@ -29,11 +29,13 @@ class ConfigShape:
     Attributes:
         shape: layers, key/value heads and head dimension.
         model_type: as in the file.
+        max_context: tokens the model is meant for; None where the file does not say.
         notes: what to know beside the numbers; one line each.
     """
 
     shape: CacheShape
     model_type: str
+    max_context: int | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -76,9 +78,10 @@ def config_shape(raw: Mapping[str, Any]) -> ConfigShape:
         return ConfigShape(
             shape=shape,
             model_type=model_type,
+            max_context=raw.get("max_position_embeddings"),
             notes=(f"bytes only: the decoder here does not run this model ({error})",),
         )
-    return ConfigShape(shape=CacheShape.of(config), model_type=model_type)
+    return ConfigShape(shape=CacheShape.of(config), model_type=model_type, max_context=config.max_position_embeddings)
 
 
 def _reject_other_caches(raw: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ def merge(results: Sequence[EvalResult]) -> EvalResult:
     names = [row.recipe for row in rows]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"recipe {', '.join(twice)} is in several results")
+        raise ValueError(f"recipe {', '.join(twice)} is in several results; give each measurement once")
     return _with_rows(results, rows)
 
 
@@ -114,15 +115,32 @@ def load_result(path: str | pathlib.Path) -> EvalResult:
     try:
         return result_from_dict(json.loads(pathlib.Path(path).read_text()))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is not a results file of this version: {error}") from None
+        reason = why_no_result(error)
+        raise ValueError(
+            f"{path} is not a results file of this version, as kakeya eval --json writes them: {reason}"
+        ) from None
+
+
+def why_no_result(error: Exception) -> str:
+    """What an error of ``json.loads`` or ``result_from_dict`` says of the file, in words of the file."""
+    if isinstance(error, KeyError):
+        return f"it has no {error.args[0]!r}"
+    if isinstance(error, UnicodeDecodeError | json.JSONDecodeError):
+        return f"it is no readable JSON ({error})"
+    if isinstance(error, TypeError):
+        unknown = re.search(r"unexpected keyword argument ('\w+')", str(error))
+        return f"it has an unknown {unknown[1]}" if unknown else "it has another structure"
+    return str(error)
 
 
 def result_from_dict(data: dict[str, Any]) -> EvalResult:
     """Reads what ``EvalResult.to_dict`` gave.
 
     Raises:
-        KeyError, TypeError, AttributeError: it is something else.
+        KeyError, TypeError, AttributeError, ValueError: it is something else.
     """
+    if not isinstance(data, dict):
+        raise ValueError(f"it holds a {type(data).__name__}, not an object")
     data = dict(data)
     rows = tuple(_row(row) for row in data.pop("rows"))
     data.pop("schema_version")

@@ -96,7 +96,7 @@ def evaluate(
         ]
         scores = _run_all(model, params, texts, candidates, run, progress)
     rows = _rows(candidates, scores, gates, _steps(texts, candidates), progress, encode_time=encode_time)
-    warned = [*_coding_warnings(candidates), window_warning(rows)]
+    warned = [*_coding_warnings(candidates), window_warning(rows), _context_warning(model.config, context)]
     if calibration is not None:
         warned += [*calibration.notes(), *(window_note(calibration, candidate.recipe) for candidate in candidates)]
     if count * run.scored < LEAST_SCORED and passages is None:
@@ -272,6 +272,13 @@ def _row(candidate: _Candidate, scores: TokenScores, gates: Gates, seconds: floa
         passage_delta_nll=tuple(map(float, delta_of_passage)),
         passage_kl=tuple(map(float, kl.mean(axis=1))),
     )
+
+
+def _context_warning(config: Any, context: int) -> str | None:
+    longest = config.max_position_embeddings
+    if context <= longest:
+        return None
+    return f"context {context:,} is longer than the {longest:,} tokens the model is meant for: the dense model errs too"
 
 
 def _coding_warnings(candidates: list[_Candidate]) -> list[str]:

@@ -35,7 +35,7 @@ WARN = "WARN"
 ALTERNATIVES = ("klt-2", "klt-4", "kivi-4", "int8")
 """What is tried where a recipe fails, fewest bits first; those of ``klt`` need a calibration of the model."""
 
-Progress = Callable[[int, int, str], None]
+Progress = Callable[[float, int, str], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ def run_preflight(request: Request, progress: Progress) -> Preflight:
     bundled = request.model == DEMO and request.stress is None and request.calibration is None
     inputs = load_inputs(dataclasses.replace(request, recipes=(*request.recipes, "klt-2")) if bundled else request)
     progress(0, 3, f"measuring {request.recipes[0]}")
-    result = measure(request, inputs, lambda done, total, what: progress(0, 3, what))
+    result = measure(request, inputs, lambda done, total, what: progress(done / total, 3, what))
     row = result.rows[0]
     progress(1, 3, "layers")
     cache = _empty_cache(inputs, recipe, request.context)
@@ -127,7 +127,7 @@ def run_preflight(request: Request, progress: Progress) -> Preflight:
     needed = limits.AT_RISK if families else limits.SOUND
     if any(check.status == FAIL for check in checks):
         progress(2, 3, "alternatives")
-        found = _measure_alternatives(request, inputs, lambda done, total, what: progress(2, 3, what))
+        found = _measure_alternatives(request, inputs, lambda done, total, what: progress(2 + done / total, 3, what))
     progress(3, 3, "done")
     return Preflight(
         checks=checks,

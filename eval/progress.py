@@ -20,8 +20,8 @@ LINE_SECONDS = 15.0
 
 
 @contextlib.contextmanager
-def show_progress(*, quiet: bool = False) -> Iterator[Callable[[int, int, str], None]]:
-    """Yields what ``evaluate`` calls with steps done, steps in all, and what comes next."""
+def show_progress(*, quiet: bool = False) -> Iterator[Callable[[float, int, str], None]]:
+    """Yields what ``evaluate`` calls with steps done, steps in all, and what comes next; parts of a step count too."""
     console = Console(stderr=True)
     if quiet:
         yield lambda done, total, what: None
@@ -41,17 +41,17 @@ def show_progress(*, quiet: bool = False) -> Iterator[Callable[[int, int, str], 
         yield _plain_lines()
 
 
-def _plain_lines() -> Callable[[int, int, str], None]:
+def _plain_lines() -> Callable[[float, int, str], None]:
     start = time.monotonic()
     last = -LINE_SECONDS
 
-    def report(done: int, total: int, what: str) -> None:
+    def report(done: float, total: int, what: str) -> None:
         nonlocal last
         elapsed = time.monotonic() - start
         if elapsed - last < LINE_SECONDS and done < total:
             return
         last = elapsed
         left = f", about {elapsed / done * (total - done):.0f} s left" if 0 < done < total else ""
-        print(f"[{done}/{total}] {elapsed:.0f} s{left}: {what}", file=sys.stderr, flush=True)
+        print(f"[{int(done)}/{total}] {elapsed:.0f} s{left}: {what}", file=sys.stderr, flush=True)
 
     return report

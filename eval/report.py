@@ -11,11 +11,14 @@ from typing import Any
 from kakeya_jax import __version__
 from kakeya_jax.eval.gates import REJECT
 from kakeya_jax.eval.results import EvalResult, Pair, Row, window_warning
-from kakeya_jax.eval.svg_plot import SHAPES, Point, has_place, shape_mark, svg_plot
+from kakeya_jax.eval.svg_plot import SHAPES, Point, has_place, shape_mark, svg_plots
 from kakeya_jax.eval.table import format_kl
 from kakeya_jax.whole_file import whole_file
 
 TEMPLATE = "report.html.j2"
+
+_OF_A_RECIPE = re.compile(r"recipe ('[^']*') (.+)")
+"""A warning that tells something of one recipe."""
 
 _STYLES = {"ACCEPT": "accept", "MARGINAL": "marginal", REJECT: "reject"}
 
@@ -105,8 +108,8 @@ def _section(number: int, run: EvalResult, peers: Mapping[str, Any] | None) -> d
         "facts": _facts(run),
         "note": run.note,
         "mixed": mixed,
-        "warnings": [text for text in run.warnings if text != mixed],
-        "plot": svg_plot([*points, *peer_points], description=f"KL against bits: {run.model} on {run.text}"),
+        "warnings": _together([text for text in run.warnings if text != mixed]),
+        "plot": svg_plots([*points, *peer_points], description=f"KL against bits: {run.model} on {run.text}"),
         "legend": _legend(run, windows, bool(peer_points)),
         "not_drawn": [each.label for each in points if not has_place(each)],
         "rows": [_cells(row) for row in run.rows],
@@ -173,7 +176,7 @@ def _swatch(shape: str, style: str) -> str:
 def _cells(row: Row) -> dict[str, str]:
     return {
         "recipe": row.recipe,
-        "spelled": "" if row.recipe_text == row.recipe else row.recipe_text,
+        "spelled": _spelled(row),
         "payload": _fixed(row.payload_bits, 3),
         "all_in": _fixed(row.all_in_bits, 3),
         "bytes_per_token": f"{row.bytes_per_token:,.0f}",
@@ -191,6 +194,26 @@ def _cells(row: Row) -> dict[str, str]:
     }
 
 
+def _together(warnings: Sequence[str]) -> list[str]:
+    """Warnings, those that say the same of several recipes as one."""
+    said: dict[str, list[str]] = {}
+    for text in warnings:
+        match = _OF_A_RECIPE.fullmatch(text)
+        said.setdefault(text if match is None else match[2], []).extend([] if match is None else [match[1]])
+    forms = {0: "{rest}", 1: "recipe {names} {rest}"}
+    return [
+        forms.get(len(names), "each of {names} {rest}").format(names=", ".join(names), rest=rest)
+        for rest, names in said.items()
+    ]
+
+
+def _spelled(row: Row) -> str:
+    """A named recipe in full; empty where that tells nothing: the recipe is spelled out, or its name is its codec."""
+    first = row.recipe.split(",")[0]
+    told = "=" in first or row.recipe_text in (row.recipe, f"both={row.recipe}")
+    return "" if told else row.recipe_text
+
+
 def _peer_cells(peer: Mapping[str, Any], run: EvalResult) -> dict[str, str]:
     ours = next((row for row in run.rows if row.recipe == peer.get("recipe")), None)
     return {
@@ -198,8 +221,8 @@ def _peer_cells(peer: Mapping[str, Any], run: EvalResult) -> dict[str, str]:
         "bits": f"{float(peer['bits']):.3f}",
         "kl": _kl(float(peer[run.model])),
         "recipe": str(peer.get("recipe", "")),
-        "our_bits": "" if ours is None else _fixed(ours.all_in_bits, 3),
-        "our_kl": "" if ours is None else _kl(ours.kl_mean),
+        "our_bits": "–" if ours is None else _fixed(ours.all_in_bits, 3),
+        "our_kl": "–" if ours is None else _kl(ours.kl_mean),
     }
 
 

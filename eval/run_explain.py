@@ -60,9 +60,11 @@ def run_explain(request: Request) -> Explanation:
     if request.model is not None:
         config = explain.load_config(request.model, offline=request.offline)
         tables = explain.load_tables(request.model, config, recipe, request.calibration)
-        return _explanation(request, recipe, request.model, CacheShape.of(config), tables, ())
+        notes = _context_notes(request.contexts, config.max_position_embeddings)
+        return _explanation(request, recipe, request.model, CacheShape.of(config), tables, notes)
     assert request.config_json is not None
     found = read_config_shape(request.config_json)
+    found = dataclasses.replace(found, notes=(*found.notes, *_context_notes(request.contexts, found.max_context)))
     if request.calibration is not None:
         loaded = load_calibration(request.calibration)
         loaded.check_shape(found.shape)
@@ -139,6 +141,14 @@ def to_table(explanation: Explanation) -> Group:
     if first.table_nbytes:
         lines.append(Text(f"calibrated tables, once for the model: {first.table_nbytes:,} bytes, not counted above"))
     return Group(table, *lines, *notes)
+
+
+def _context_notes(contexts: tuple[int, ...], longest: int | None) -> tuple[str, ...]:
+    over = [context for context in contexts if longest is not None and context > longest]
+    if not over:
+        return ()
+    many = f"{', '.join(f'{context:,}' for context in over)} tokens"
+    return (f"{many}: more than the {longest:,} the model is meant for (max_position_embeddings); bytes alone",)
 
 
 def _explanation(

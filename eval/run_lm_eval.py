@@ -64,6 +64,8 @@ def run_request(request: Request) -> dict[str, Any]:
 
     model, params = checkpoint.load(request.model, offline=request.offline)
     tokenizer = load_tokenizer(request.model, offline=request.offline)
+    if request.include is not None and not request.include.is_dir():
+        raise ValueError(f"--include {request.include} is no folder; name the one that holds your task files")
     manager = TaskManager(include_path=None if request.include is None else str(request.include))
     unknown = [task for task in request.tasks if task not in manager.all_tasks]
     if unknown:

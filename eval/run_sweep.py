@@ -103,7 +103,7 @@ def run_sweep(plan: Plan, out: str | os.PathLike[str], *, quiet: bool = False) -
                 held = key, load_inputs(_of_all(request, same))
 
             def within(done: int, total: int, step: str, number: int = number, what: str = what) -> None:
-                progress(number, len(open_cells), f"{what} ({done}/{total} {step})")
+                progress(number + done / total, len(open_cells), f"{what} ({done}/{total} {step})")
 
             result = measure(request, held[1], within)
             finished.add(each.identity, {**result.to_dict(), "command": each.command})

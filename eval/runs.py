@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 
 from kakeya_jax.eval.cells import cell_key
-from kakeya_jax.eval.merge import SAME, load_result, merge, result_from_dict
+from kakeya_jax.eval.merge import SAME, load_result, merge, result_from_dict, why_no_result
 from kakeya_jax.eval.results import EvalResult
 
 
@@ -70,7 +70,7 @@ def _load(path: pathlib.Path) -> list[EvalResult]:
                 raise ValueError("its key is not that of its request")
             results.append(result_from_dict(cell["result"]))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"line {number} of {path} is no cell of kakeya sweep: {error}") from None
+            raise ValueError(f"line {number} of {path} is no cell of kakeya sweep: {why_no_result(error)}") from None
     return results
 
 

@@ -12,14 +12,19 @@ from xml.sax.saxutils import escape
 
 from kakeya_jax.eval.table import format_kl
 
-WIDTH, HEIGHT = 760, 470
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 14, 46
+WIDE, NARROW = (760, 470), (364, 440)
+"""Sizes in pixels: for a page, and for a phone, where the first would be a third outside or too small to read."""
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 46
 _BITS = (0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 12, 16)
 _FLOOR = 1e-8
 """KL below this is rounding."""
 
 _CHARACTER, _LINE = 6.1, 13.0
 """Size of the labels' text, pixels of the picture."""
+
+_TICK = 20.0
+"""Least room between the numbers of two ticks."""
 
 SHAPES = ("circle", "square", "triangle", "wedge", "arrow")
 """Of the windows, in the order in which they occur; rows of others are diamonds."""
@@ -46,19 +51,28 @@ class Point:
     interval: tuple[float, float] | None = None
 
 
-def svg_plot(points: Sequence[Point], *, description: str) -> str:
+def svg_plots(points: Sequence[Point], *, description: str) -> str:
+    """The picture in both sizes, of which the page's CSS shows one; see ``svg_plot``."""
+    sizes = {"wide": WIDE, "narrow": NARROW}
+    plots = [svg_plot(points, description=description, size=size, kind=kind) for kind, size in sizes.items()]
+    return "\n".join(filter(None, plots))
+
+
+def svg_plot(points: Sequence[Point], *, description: str, size: tuple[int, int] = WIDE, kind: str = "wide") -> str:
     """The picture as an ``<svg>`` element; empty text if no point has both bits and a finite KL.
 
     Args:
         points: what to draw; those without a place are left out.
         description: what the picture shows, for those who cannot see it.
+        size: width and height.
+        kind: CSS class that goes with the size.
     """
     drawn = [each for each in points if has_place(each)]
     if not drawn:
         return ""
-    scale = _Scale.around(drawn)
+    scale = _Scale.around(drawn, size)
     parts = [
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" xmlns="http://www.w3.org/2000/svg">',
+        f'<svg class="plot {kind}" viewBox="0 0 {size[0]} {size[1]}" role="img" xmlns="http://www.w3.org/2000/svg">',
         f"<title>{escape(description)}</title>",
         *_grid(scale),
         *itertools.chain.from_iterable(_front(drawn, series, scale) for series in _series(drawn)),
@@ -106,36 +120,44 @@ class _Scale:
     high_bits: float
     low_kl: float
     high_kl: float
+    width: int
+    height: int
 
     @classmethod
-    def around(cls, points: Sequence[Point]) -> "_Scale":
+    def around(cls, points: Sequence[Point], size: tuple[int, int]) -> "_Scale":
         bits = [each.bits for each in points]
         heights = [max(end, _FLOOR) for each in points for end in (each.kl, *(each.interval or ()))]
-        return cls(min(bits) * 0.88, max(bits) * 1.35, min(heights) * 0.6, max(heights) * 1.7)
+        return cls(min(bits) * 0.88, max(bits) * 1.35, min(heights) * 0.6, max(heights) * 1.7, *size)
 
     def x(self, bits: float) -> float:
         share = math.log(bits / self.low_bits) / math.log(self.high_bits / self.low_bits)
-        return _LEFT + share * (WIDTH - _LEFT - _RIGHT)
+        return _LEFT + share * (self.width - _LEFT - _RIGHT)
 
     def y(self, kl: float) -> float:
         share = math.log(max(kl, _FLOOR) / self.low_kl) / math.log(self.high_kl / self.low_kl)
-        return HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM)
+        return self.height - _BOTTOM - share * (self.height - _TOP - _BOTTOM)
 
 
 def _grid(scale: _Scale) -> Iterable[str]:
-    bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
+    bottom, right = scale.height - _BOTTOM, scale.width - _RIGHT
+    last = -math.inf
     for bits in _BITS:
         if scale.low_bits <= bits <= scale.high_bits:
             x = scale.x(bits)
             yield f'<line class="grid" x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{bottom}"/>'
-            yield f'<text class="tick" x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{bits:g}</text>'
+            if x - last > _TICK:
+                last = x
+                yield f'<text class="tick" x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{bits:g}</text>'
     for power in range(math.ceil(math.log10(scale.low_kl)), math.floor(math.log10(scale.high_kl)) + 1):
         y = scale.y(10.0**power)
         yield f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}"/>'
         yield f'<text class="tick" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">1e{power}</text>'
     yield f'<rect class="frame" x="{_LEFT}" y="{_TOP}" width="{right - _LEFT}" height="{bottom - _TOP}"/>'
     middle = (_LEFT + right) / 2
-    yield f'<text class="axis" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">bits per coded value, all-in</text>'
+    yield (
+        f'<text class="axis" x="{middle}" y="{scale.height - 8}" text-anchor="middle">'
+        "bits per coded value, all-in</text>"
+    )
     yield (
         f'<text class="axis" transform="translate(14 {(_TOP + bottom) / 2}) rotate(-90)" text-anchor="middle">'
         "mean KL, nats</text>"
@@ -175,14 +197,20 @@ def _labels(points: Sequence[Point], scale: _Scale) -> Iterable[str]:
     taken = [
         (scale.x(each.bits) - 5, scale.y(each.kl) - 5, scale.x(each.bits) + 5, scale.y(each.kl) + 5) for each in points
     ]
+    longest = min(26, scale.width // 19)
     for each in sorted(points, key=lambda point: (id(point) not in best, point.kl)):
-        text = each.label if len(each.label) <= 26 else each.label[:25] + "…"
+        text = each.label if len(each.label) <= longest else each.label[: longest - 1] + "…"
         width = _CHARACTER * len(text)
         x, y = scale.x(each.bits), scale.y(each.kl)
         for dy, right in itertools.product((0, 11, -11), (True, False)):
             left = x + 8 if right else x - 8 - width
             box = (left, y + dy - _LINE / 2, left + width, y + dy + _LINE / 2)
-            inside = box[0] > _LEFT + 2 and box[2] < WIDTH - _RIGHT - 2 and box[1] > _TOP and box[3] < HEIGHT - _BOTTOM
+            inside = (
+                box[0] > _LEFT + 2
+                and box[2] < scale.width - _RIGHT - 2
+                and box[1] > _TOP
+                and box[3] < scale.height - _BOTTOM
+            )
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
                 yield f'<text class="label" x="{left:.1f}" y="{y + dy + 4:.1f}">{escape(text)}</text>'

@@ -24,7 +24,7 @@ def load_tokens(path: str | pathlib.Path) -> Int[np.ndarray, " n"]:
         else:
             tokens = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, lzma.LZMAError) as error:
-        raise ValueError(f"token file {path} is not a readable .npy or .npy.xz array: {error}") from None
+        raise ValueError(f"token file {path} is not a readable .npy or .npy.xz array: {_reason(path, error)}") from None
     if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
         raise ValueError(f"token file {path} must hold a one-dimensional array of integer token ids")
     return tokens.astype(np.int32)
@@ -84,6 +84,15 @@ def cut_passages(tokens: Int[np.ndarray, " n"], context: int, count: int) -> Int
         )
     starts = np.linspace(0, len(tokens) - context, count).round().astype(int) if count > 1 else np.zeros(1, int)
     return np.stack([tokens[start : start + context] for start in starts])
+
+
+def _reason(path: pathlib.Path, error: Exception) -> str:
+    """Why an array could not be read, without numpy's advice to unpickle a file that is none."""
+    if path.suffix != ".xz":
+        with open(path, "rb") as file:
+            if not file.read(6).startswith(b"\x93NUMPY"):
+                return "it does not begin as numpy.save begins; of plain text make --text FILE"
+    return "it holds Python objects, not numbers" if "pickle" in str(error) else str(error)
 
 
 def _existing(path: str | pathlib.Path, what: str) -> pathlib.Path:

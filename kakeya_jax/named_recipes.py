@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from kakeya_jax.close_names import did_you_mean
 from kakeya_jax.codecs.registry import codec_config
 from kakeya_jax.klt_recipes import klt_recipe, klt_recipes
 from kakeya_jax.ladder_recipes import ladder_recipes
@@ -28,7 +29,7 @@ def named_recipe(name: str) -> Recipe:
     """
     make = _RECIPES.get(name) or klt_recipe(name)
     if make is None:
-        raise ValueError(f"unknown recipe {name!r}; named recipes: {', '.join(_RECIPES)}")
+        raise ValueError(f"unknown recipe {name!r};{did_you_mean(name, _RECIPES)} named recipes: {', '.join(_RECIPES)}")
     return dataclasses.replace(make(), name=name)
 
 

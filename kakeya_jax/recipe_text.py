@@ -21,6 +21,7 @@ import pathlib
 import re
 from typing import Any, cast
 
+from kakeya_jax.close_names import did_you_mean
 from kakeya_jax.codec import CodecConfig
 from kakeya_jax.codecs.registry import codec_config, codec_names
 from kakeya_jax.named_recipes import is_recipe_name, named_recipe, recipe_names
@@ -58,6 +59,7 @@ def parse_recipe(text: str) -> Recipe:
             if index == 0 and is_recipe_name(name):
                 base = named_recipe(name)
             else:
+                _check_known(item)
                 rules.append(Rule(codec=_parse_codec(item)))
         elif name in settings:
             raise ValueError(f"recipe {text!r} gives {name} twice; give it once")
@@ -113,6 +115,16 @@ def format_codec(codec: CodecConfig) -> str:
         if value != field.default:
             options.append(f"{field.name}={str(value).lower() if isinstance(value, bool | None) else value}")
     return codec.name + (f"({','.join(options)})" if options else "")
+
+
+def _check_known(item: str) -> None:
+    """Refuses a bare word that is neither codec nor recipe: it may have been meant as either."""
+    if _CODEC.fullmatch(item) and "(" not in item and item not in codec_names():
+        meant = did_you_mean(item, (*recipe_names(), *codec_names()))
+        raise ValueError(
+            f"unknown recipe or codec {item!r};{meant} codecs: {', '.join(codec_names())}; "
+            "`kakeya recipes` lists the recipes"
+        )
 
 
 def _parse_rule(target: str, codec: str) -> Rule:

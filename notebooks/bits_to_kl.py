@@ -127,8 +127,9 @@ for name, run in runs.items():
             )
 
 # %% [markdown]
-# Two cautions. The exact window is not in the bits: at 4096 tokens it is a sizeable part of the bytes (`compression_ratio` counts
-# it). And intervals of neighbouring points overlap: `kakeya compare A.json B.json` gives paired differences over the same passages.
+# Three cautions. The exact window is not in the bits: at 4096 tokens it is a sizeable part of the bytes (`compression_ratio` counts
+# it). Intervals of neighbouring points overlap: `kakeya compare A.json B.json` gives paired differences over the same passages. And
+# bits are not time: no kernel reads the codes of `klt-trellis`, which are reconstructed before attention (`docs/klt.md`).
 
 # %%
 run = runs["house-qwen2-30m"]

@@ -1,5 +1,6 @@
 """The ablations by name."""
 
+from kakeya_jax.close_names import did_you_mean
 from kakeya_jax.eval.ablations import (
     besicovitch_levels,
     besicovitch_trilemma,
@@ -63,5 +64,5 @@ def find_ablation(name: str) -> Ablation:
         ValueError: there is none; the message lists those that exist.
     """
     if name not in ABLATIONS:
-        raise ValueError(f"unknown ablation {name!r}; ablations: {', '.join(ABLATIONS)}")
+        raise ValueError(f"unknown ablation {name!r};{did_you_mean(name, ABLATIONS)} ablations: {', '.join(ABLATIONS)}")
     return ABLATIONS[name]

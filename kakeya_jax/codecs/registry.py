@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from kakeya_jax.close_names import did_you_mean
 from kakeya_jax.codec import CodecConfig
 from kakeya_jax.codecs.besicovitch import BesicovitchConfig
 from kakeya_jax.codecs.fp8 import Fp8Config
@@ -47,7 +48,7 @@ def codec_class(name: str) -> type[CodecConfig]:
         ValueError: no method has that name; the message lists those that exist.
     """
     if name not in _CONFIGS:
-        raise ValueError(f"unknown codec {name!r}; known codecs: {', '.join(_CONFIGS)}")
+        raise ValueError(f"unknown codec {name!r};{did_you_mean(name, _CONFIGS)} known codecs: {', '.join(_CONFIGS)}")
     return _CONFIGS[name]
 
 

@@ -129,8 +129,12 @@ def test_changing_a_named_recipe_labels_it_with_the_whole_text():
     ("text", "message"),
     [
         ("", "empty recipe"),
-        ("turbo", "unknown codec 'turbo'; known codecs: identity"),
-        ("key=nope", "unknown codec 'nope'"),
+        ("nothing-like-it", "unknown recipe or codec 'nothing-like-it'; codecs: identity"),
+        ("ktl-2", "unknown recipe or codec 'ktl-2'; did you mean 'klt-2'? codecs: identity"),
+        ("turbo-3,recent=1", "unknown recipe or codec 'turbo-3'; did you mean 'turboquant-3'?"),
+        ("turbo", "unknown recipe or codec 'turbo'; did you mean 'turboquant'?"),
+        ("turboquent(bits=3)", "unknown codec 'turboquent'; did you mean 'turboquant'?"),
+        ("key=nope", "unknown codec 'nope'; known codecs: identity"),
         (
             "key=int4(width=3)",
             "codec 'int4' has no option width; its options: block_size, mix_heads, static_mean",

@@ -54,7 +54,7 @@ def test_eval_prints_nothing_but_json(model_folder, capsys):
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("int5", "unknown codec 'int5'; known codecs: identity"),
+        ("int5", "unknown recipe or codec 'int5'; did you mean 'int"),
         ("key=int8,value=", "is not a codec"),
         ("key=int4(size=3)", "codec 'int4' has no option size; its options: block_size"),
         ("key=int8,sinks=many", "sinks='many' in recipe must be a whole number"),

@@ -76,7 +76,9 @@ def test_other_windows_are_refused():
 
 
 def test_recipes_that_are_not_there():
-    with pytest.raises(ValueError, match="the first file has no row 'int5'; its rows: int4, kivi-2, only-a"):
+    with pytest.raises(
+        ValueError, match=r"the first file has no row 'int5'; did you mean 'int4'\? its rows: int4, kivi-2, only-a"
+    ):
         compare(FIRST, SECOND, recipe_a="int5", recipe_b="int4")
     with pytest.raises(ValueError, match="no recipe is in both files"):
         compare(FIRST, sample_result(sample_row("other", 0.1)))

@@ -138,6 +138,12 @@ def test_command(capsys, fails, tmp_path):
     assert "16.000" in shown
     assert run(["explain", "int4", "--config-json", str(CONFIGS / "qwen3-30b-a3b.json")]) == 0
     assert "the decoder here does not run this model" in " ".join(capsys.readouterr().out.split())
+    for more in ([], ["--context", "4096"]):
+        assert run(["explain", "int4", "--config-json", str(config), "--context", "262144", *more]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert "262,144 tokens: more than the 131,072 the model is meant for" in said
+    assert run(["explain", "int4", "--model", "demo", "--context", "8192"]) == 0
+    assert "more than the 4,096 the model is meant for" in " ".join(capsys.readouterr().out.split())
     said = fails("explain", "int4", "--config-json", CONFIGS / "deepseek-v3.json")
     assert "multi-head latent attention (kv_lora_rank=512) is not covered" in said
     assert "give either --model MODEL or --config-json FILE" in fails("explain", "int4")

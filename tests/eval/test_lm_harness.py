@@ -178,6 +178,8 @@ def test_tasks_from_local_files(tmp_path: pathlib.Path, folder, sentences, monke
     assert "kakeya_choice" in capsys.readouterr().out
     assert run(["lm-eval", str(folder), "--task", "nothing", "--recipe", "int4"]) == 2
     assert "unknown task nothing" in capsys.readouterr().err
+    assert run(["lm-eval", str(folder), "--task", "x", "--recipe", "int4", "--include", str(tmp_path / "none")]) == 2
+    assert "none is no folder; name the one that holds your task files" in capsys.readouterr().err
 
 
 def test_without_the_harness_the_extra_is_named(monkeypatch):

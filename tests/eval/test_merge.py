@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import jsonschema
 import pytest
@@ -66,6 +67,23 @@ def test_rows_measured_anew_say_where(tmp_path):
     assert [(each.kl_mean, each.environment) for each in same.rows] == [(0.004, None), (0.003, None)]
     with pytest.raises(ValueError, match="recipe c has no row to replace"):
         replace_rows(old, result(row("c")))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"model": "hou', "it is no readable JSON (Unterminated string"),
+        ("[1, 2]", "it holds a list, not an object"),
+        ('{"schema_version": 1}', "it has no 'rows'"),
+        ('{"schema_version": 1, "rows": [], "warnings": [], "speed": 3}', "it has an unknown 'speed'"),
+        ('{"rows": [3]}', "it has another structure"),
+    ],
+)
+def test_what_a_file_lacks_is_said_in_words_of_the_file(tmp_path, content: str, message: str):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
+        load_result(tmp_path / "x.json")
+    assert "as kakeya eval --json writes them" in str(raised.value)
 
 
 def test_other_files_are_refused(tmp_path):

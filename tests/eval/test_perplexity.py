@@ -14,6 +14,7 @@ from kakeya_jax.codecs.identity import Identity, IdentityCode, IdentityConfig
 from kakeya_jax.eval.gates import parse_gates
 from kakeya_jax.eval.perplexity import evaluate
 from kakeya_jax.eval.results import EvalResult
+from kakeya_jax.models.decoder import Decoder
 from kakeya_jax.pytree import pytree_dataclass
 from kakeya_jax.typing import Array
 
@@ -62,6 +63,13 @@ def test_what_is_scored_is_read_from_the_codes(broken_codec, tiny_model, tiny_to
     assert broken.kl_mean > 1e4 * identity.kl_mean
     assert broken.kl_mean > 100 * int8.kl_mean
     assert broken.verdict == "REJECT"
+
+
+def test_a_context_beyond_the_models_own_is_told(tiny_model, tiny_tokens):
+    model, params = tiny_model
+    short = Decoder(dataclasses.replace(model.config, max_position_embeddings=100))
+    result = measure((short, params), tiny_tokens, [INT8], **SHORT)
+    assert any(text.startswith("context 128 is longer than the 100 tokens") for text in result.warnings)
 
 
 def test_nothing_coded_gives_the_dense_model(tiny_model, tiny_tokens):
@@ -170,7 +178,7 @@ def test_progress_counts_up_to_the_end(tiny_model, tiny_tokens):
         ({"context": 128, "protocol": "snapshot", "warmup": 8}, "warmup=8 belongs to the stream protocol"),
         ({"context": 128, "chunk": 0}, "chunk=0 must be between 1 and"),
         ({"context": 128, "recipes": []}, "no recipes"),
-        ({"context": 128, "recipes": ["int5"]}, "unknown codec 'int5'"),
+        ({"context": 128, "recipes": ["int5"]}, "unknown recipe or codec 'int5'"),
         ({"context": 128, "recipes": ["int4(group_size=48)"]}, "group_size=48 must divide head_dim=32"),
         ({"context": 128, "recipes": ["key[7]=int8"]}, "recipe names layer 7"),
     ],

@@ -210,7 +210,7 @@ def test_bad_inputs(fails, model_folder, token_file):
         "doctor", "--model", model_folder, "--tokens", token_file, "--recipe", "int8", "--context", 128, "--quiet"
     )
     assert "int8 codes nothing at context=128; use a longer --context" in said
-    assert "unknown codec 'int5'" in fails("doctor", "--recipe", "int5")
+    assert "unknown recipe or codec 'int5'" in fails("doctor", "--recipe", "int5")
 
 
 @pytest.mark.slow

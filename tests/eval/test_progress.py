@@ -42,6 +42,18 @@ def test_plain_lines_say_how_long_the_rest_takes(clock: Clock, capsys: pytest.Ca
     ]
 
 
+def test_parts_of_a_step_count_for_the_time(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.show_progress() as report:
+        for seconds, done in ((0.0, 0), (20.0, 0.4), (45.0, 1.5)):
+            clock.now = 500.0 + seconds
+            report(done, 2, "cell")
+    assert capsys.readouterr().err.splitlines() == [
+        "[0/2] 0 s: cell",
+        "[0/2] 20 s, about 80 s left: cell",
+        "[1/2] 45 s, about 15 s left: cell",
+    ]
+
+
 def test_the_bar_of_a_terminal_says_how_long_the_rest_takes(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

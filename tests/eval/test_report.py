@@ -1,6 +1,7 @@
 """The HTML page: well-formed, nothing from outside, every row and every number that must be there."""
 
 import html.parser
+import itertools
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -11,9 +12,10 @@ from result_samples import sample_result, sample_row
 
 from kakeya_jax.eval.cells import Cells
 from kakeya_jax.eval.cli import run
+from kakeya_jax.eval.report import render
 from kakeya_jax.eval.results import window_warning
 from kakeya_jax.eval.runs import load_runs
-from kakeya_jax.eval.svg_plot import Point, pareto_front, svg_plot
+from kakeya_jax.eval.svg_plot import NARROW, Point, pareto_front, svg_plot, svg_plots
 
 PEERS = {
     "about": "Quoted from elsewhere.",
@@ -115,13 +117,13 @@ def test_every_row_is_there_with_its_window_and_verdict(page: Page):
     assert again[1][:3] == peers[1][:3]  # the same model
     rows = {row[0].split("both=")[0]: row for row in first[1:]}
     assert set(rows) == {row.recipe for row in RESULT.rows}
-    assert rows["int4"][1:3] == ["ACCEPT", "4.500"]
+    assert (rows["int4"][1], rows["int4"][3]) == ("4.500", "ACCEPT")
     assert rows["int4"][6] == "4 + 128–255"
     assert rows["tight"][6] == "0 + 1–128"
-    assert rows["<script>alert(1)</script>"][1] == "REJECT"
-    assert "not finite" in rows["broken"][3]
+    assert rows["<script>alert(1)</script>"][3] == "REJECT"
+    assert "not finite" in rows["broken"][2]
     assert [row[0].split("both=")[0] for row in second[1:]] == ["int8", "kivi-4"]
-    assert peers[1][:4] == ["TurboQuant <K 2>", "2.125", "0.02000", "int4"]
+    assert peers[1] == ["TurboQuant <K 2>", "2.125", "0.02000", "4.500", rows["int4"][2].split("[")[0], "int4"]
     assert len(peers) == 2
 
 
@@ -143,7 +145,46 @@ def test_warnings_gates_commands_and_environment(page: Page):
 def test_it_fits_phones_and_dark_rooms(text: str):
     assert '<meta name="viewport" content="width=device-width, initial-scale=1"/>' in text
     assert "prefers-color-scheme: dark" in text
-    assert text.count('<div class="scroll"') == text.count("<table") + text.count('<svg class="plot"')
+    assert text.count('<div class="scroll"') == text.count("<table")
+    assert text.count('<svg class="plot wide"') == text.count('<svg class="plot narrow"') > 0
+    assert "svg.wide { display: none; } svg.narrow { display: block;" in text
+
+
+def test_the_picture_of_a_phone_has_its_points_and_names_inside():
+    points = [
+        Point(label=f"a-recipe-with-a-long-name-{n}", bits=n, kl=10.0**-n, style="accept", series=0)
+        for n in range(1, 9)
+    ]
+    narrow = ET.fromstring(svg_plots(points, description="x").split("\n<svg")[1].join(["<svg", ""]))
+    assert narrow.attrib["viewBox"] == f"0 0 {NARROW[0]} {NARROW[1]}"
+    circles, labels = narrow.findall("{*}circle"), narrow.findall("{*}text[@class='label']")
+    assert len(circles) == 8
+    assert labels
+    assert all(0 < float(each.attrib["cx"]) < NARROW[0] for each in circles)
+    assert all(0 < float(each.attrib["x"]) < NARROW[0] - 6 * len(str(each.text)) for each in labels)
+    ticks = [float(each.attrib["x"]) for each in narrow.findall("{*}text[@class='tick'][@text-anchor='middle']")]
+    assert min(right - left for left, right in itertools.pairwise(ticks)) > 20
+    assert svg_plots([Point(label="n", bits=2, kl=float("nan"), style="accept", series=0)], description="x") == ""
+
+
+def test_what_is_said_of_several_recipes_is_said_once():
+    said = [f"recipe {name!r} codes nothing at this context: all" for name in ("int8", "kivi-4")]
+    result = sample_result(sample_row("int8", 1e-4), warnings=(*said, "recipe 'x' is odd", "only 90 tokens scored"))
+    text = "".join(Page(render([result], title="t")).data)
+    assert "each of 'int8', 'kivi-4' codes nothing at this context: all" in text
+    assert "recipe 'x' is odd" in text
+    assert "only 90 tokens scored" in text
+
+
+def test_a_recipe_is_spelled_out_where_its_name_does_not_tell():
+    rows = [
+        sample_row("int8", 1e-4),
+        sample_row("both=kakeya(bits=2,block_size=128)", 1e-3, recipe_text="both=kakeya(block_size=128,bits=2)"),
+        sample_row("kakeya-ratio", 1e-3, recipe_text="key=kakeya,value=int4"),
+    ]
+    (table,) = Page(render([sample_result(*rows)], title="t")).tables
+    names = ["int8", "both=kakeya(bits=2,block_size=128)", "kakeya-ratiokey=kakeya,value=int4"]
+    assert [row[0] for row in table[1:]] == names
 
 
 def test_the_line_joins_what_nothing_beats():

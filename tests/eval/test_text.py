@@ -26,6 +26,11 @@ def test_broken_token_files_are_refused(tmp_path: Path):
         (tmp_path / name).write_text("not an array")
         with pytest.raises(ValueError, match=r"not a readable \.npy"):
             text.load_tokens(tmp_path / name)
+    for name, reason in (("text.npy", "does not begin as numpy"), ("objects.npy", "holds Python objects")):
+        np.save(tmp_path / "objects.npy", np.array([{}, 1], object))
+        with pytest.raises(ValueError, match=reason) as raised:
+            text.load_tokens(tmp_path / name)
+        assert "allow_pickle" not in str(raised.value)  # numpy's advice would run what is in the file
     for name, array in (("floats", np.zeros(4)), ("matrix", np.zeros((2, 2), int))):
         np.save(tmp_path / name, array)
         with pytest.raises(ValueError, match="one-dimensional array of integer"):

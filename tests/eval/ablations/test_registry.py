@@ -26,7 +26,7 @@ def config() -> ModelConfig:
 
 def test_all_are_there_and_others_are_refused():
     assert tuple(ABLATIONS) == NAMES
-    with pytest.raises(ValueError, match="unknown ablation 'skeleton'; ablations: kakeya-skeleton, "):
+    with pytest.raises(ValueError, match=r"unknown ablation 'skeleton'; did you mean 'kakeya-skeleton'\? ablations: "):
         find_ablation("skeleton")
 
 
