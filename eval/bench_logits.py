@@ -19,7 +19,6 @@ from kakeya_jax.pallas_kernels.attention.coded_shape import Codes
 from kakeya_jax.pallas_kernels.attention.coded_streams import coded_stream
 from kakeya_jax.pallas_kernels.attention.mosaic_gpu import choose_splits
 from kakeya_jax.recipe import Recipe
-from kakeya_jax.rotation import rotate
 from kakeya_jax.typing import Array
 
 _TINY = 1e-6
@@ -90,11 +89,11 @@ def _time_coded(
     def call(query: Array, layer: LayerCache) -> Array:
         key = coded_stream(layer.key)
         assert isinstance(key.codes, Codes)
-        rotated = rotate(query.astype(jnp.float32), key.rotation).reshape(heads, spec.group, spec.head_dim)
         logits = coded_logits(
-            rotated,
+            query.reshape(heads, spec.group, spec.head_dim),
             key.words,
             key.scales[..., 0],
+            rotation=key.rotation,
             key=key.codes,
             key_unit=key.unit,
             scale=1.0,

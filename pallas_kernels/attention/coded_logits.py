@@ -25,6 +25,7 @@ def coded_logits(
     key_codes: UInt8[Array, "N T kw"],
     key_scales: Float[Array, "N T"],
     *,
+    rotation: Float[Array, "D D"] | None = None,
     key: Codes,
     key_unit: float,
     scale: float,
@@ -34,7 +35,8 @@ def coded_logits(
     """``scale`` times the products of each head's queries and keys, float32.
 
     Args:
-        query: in the coordinates of the keys' codes; at most 8 for a head.
+        query: at most 8 for a head; in the coordinates of the keys' codes, if there is no
+        rotation: float32, applied to column vectors, into those.
         key_codes: packed along channels (``code_words``), ``T`` a multiple of 64, and
         key_scales: float16, what their levels are multiplied by.
         key: how they are packed.
@@ -56,12 +58,22 @@ def coded_logits(
         splits=splits,
         states=splits,
         warps=_WARPS,
-        queries=QueryForm(scale=scale * key_unit),  # to the base e
+        queries=QueryForm(
+            dtype=query.dtype,
+            scale=scale * key_unit,  # to the base e
+            coordinates="channels" if rotation is None else "rotated",
+        ),
     )
     (out,) = launch(
         functools.partial(_program, shape=shape),
         [jax.ShapeDtypeStruct((heads, group, tokens), jnp.float32)],
-        [jnp.asarray(HeldWords(shape.codes).words), query.astype(jnp.float32), key_codes, key_scales],
+        [
+            jnp.asarray(HeldWords(shape.codes).words),
+            query,
+            query if rotation is None else rotation,
+            key_codes,
+            key_scales,
+        ],
         programs=heads * splits,
         warps=_WARPS,
         shared_floats=shape.shared_floats,
@@ -71,10 +83,10 @@ def coded_logits(
 
 
 def _program(ops: Any, *refs: Any, shape: CodedShape) -> None:
-    constant_ref, query_ref, key_ref, key_scale_ref, out_ref, shared_ref = refs
+    constant_ref, query_ref, rotation_ref, key_ref, key_scale_ref, out_ref, shared_ref = refs
     lane = Lane(ops, shape, ops.program_index())
     head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
-    queries = HeadQueries(ops, shape, shape.queries, lane, head, query_ref, query_ref, shared_ref)  # no rotation
+    queries = HeadQueries(ops, shape, shape.queries, lane, head, query_ref, rotation_ref, shared_ref)
     share = share_of(ops, shape, lane, split, ops.integer(shape.capacity // TILE))
     held = HeldWords(shape.codes).load(ops, lane, ops.address(constant_ref))
     refs = StreamRefs(key_ref, key_scale_ref, key_scale_ref)

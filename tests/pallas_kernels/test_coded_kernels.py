@@ -107,11 +107,11 @@ def test_many_small_weights_beside_a_large_one_are_not_lost():
     assert_attends(run(interpreted("mosaic_gpu", 1), streams, (4, 4)), streams, (4, 4), SCALE, 1e-3)
 
 
-def logits_of(streams: Streams, bits: int, splits: int, *, interpret: bool) -> Any:
+def logits_of(streams: Streams, bits: int, splits: int, *, interpret: bool, rotation: Any = None) -> Any:
     form: Any = formats((bits, bits))
     options = {"key": form["key"], "key_unit": form["key_unit"], "scale": SCALE}
     found = jax.jit(functools.partial(coded_logits, **options, splits=splits, interpret=interpret))
-    return found(streams.query, streams.key_codes, streams.key_scales)
+    return found(streams.query, streams.key_codes, streams.key_scales, rotation=rotation)
 
 
 def assert_logits(found: Any, streams: Streams, bits: int, tolerance: float) -> None:
@@ -125,6 +125,10 @@ def test_logits_alone_emulated(dim: int, group: int, bits: int):
     streams = random_streams(dim, group, (bits, bits), [256] * 3, tokens=256)
     for splits in (1, 3):
         assert_logits(logits_of(streams, bits, splits, interpret=True), streams, bits, 1e-3)
+    turn = np.linalg.qr(np.random.default_rng(1).standard_normal((dim, dim)))[0].astype(np.float32)
+    turned_back = streams._replace(query=streams.query @ turn)
+    found = logits_of(turned_back, bits, 2, interpret=True, rotation=jnp.asarray(turn))
+    assert_logits(found, streams, bits, 1e-3)
     with pytest.raises(NotImplementedError, match="logits of 9 queries"):
         logits_of(streams._replace(query=jnp.zeros((3, 9, dim))), bits, 1, interpret=True)
 
