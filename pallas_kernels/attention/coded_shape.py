@@ -18,9 +18,9 @@ COLUMNS = 8
 SHARED_NBYTES = 224 * 1024
 """Shared memory that a multiprocessor has for the tiles of its programs."""
 
-_MOST_STAGES = 8
-"""Of a warp. Small tiles have more of them, and so take as much shared memory as large ones: with less of it, and few
-registers, four programs share a multiprocessor, and some wait for others that began later."""
+_LEAST_NBYTES = SHARED_NBYTES // 4 + 16
+"""Of a program's shared memory: with less of it, and few registers, four programs share a multiprocessor, where work is
+divided among three."""
 
 LARGEST = 127 * 256
 """Of the 16-bit numbers that queries and shares become: its two bytes are signed."""
@@ -107,7 +107,7 @@ class TileShape(abc.ABC):
     @property
     def stages(self) -> int:
         """Tiles that a warp has room for: two at least."""
-        return max(2, min(_MOST_STAGES, SHARED_NBYTES // 12 // self.stage_nbytes))
+        return max(2, min(4, SHARED_NBYTES // 12 // self.stage_nbytes))
 
     @property
     def warp_nbytes(self) -> int:
@@ -117,7 +117,8 @@ class TileShape(abc.ABC):
     @property
     def shared_floats(self) -> int:
         """Shared memory of a program: that of its warps, later their states."""
-        return self.warps * max(self.warp_nbytes // 4, self.rows * (self.dim + 2))
+        most = self.warps * max(self.warp_nbytes // 4, self.rows * (self.dim + 2))
+        return max(most, _LEAST_NBYTES // 4)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

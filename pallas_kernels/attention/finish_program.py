@@ -102,13 +102,16 @@ def finish_program(
     ops.barrier()
     for first in range(0, states * rows, _THREADS):  # logits become weights
         index = ops.add(thread, ops.integer(first))
-        where = ops.shared_offset(shared, ops.times(ops.smaller(index, ops.integer(states * rows - 1)), 4))
+        where = ops.shared_offset(shared, ops.times(index, 4))
         row, mine = ops.modulo(index, rows), top[0]
         for n in range(1, rows):
             mine = ops.select(ops.less(row, ops.integer(n)), mine, top[n])
-        weight = ops.power_of_two(ops.minus(ops.shared_load(where, 1)[0], mine))
-        inside = ops.less(index, ops.integer(states * rows))
-        ops.only_if(inside, lambda where=where, weight=weight: ops.shared_store(where, [weight]))
+
+        def weigh(where: Any = where, mine: Any = mine) -> None:
+            logit = ops.shared_load(where, 1)[0]
+            ops.shared_store(where, [ops.power_of_two(ops.minus(logit, mine))])
+
+        ops.only_if(ops.less(index, ops.integer(states * rows)), weigh)
     ops.barrier()
 
     def add_up(start: int, stop: int, total: list[Any]) -> tuple[list[Any], list[Any]]:

@@ -261,15 +261,15 @@ def _softmax(
     ops: Any, shape: WindowShape, seen: _Seen, thread: Any, block: int, shared: Any, top_ref: Any, total_ref: Any
 ) -> None:
     """Each warp turns the logits of one query into weights."""
+    assert shape.tokens % 32 == 0, "rounds of 32 tokens have no room"
     query, lane = ops.uniform(ops.divide(thread, 32)), ops.modulo(thread, 32)
     mine = ops.shared_offset(shared, ops.times(query, 4))
     rounds = ops.divide(ops.add(seen.count, ops.integer(31)), 32)
-    last = ops.larger(ops.subtract(seen.count, ops.integer(1)), ops.integer(0))
 
     def place(index: Any) -> tuple[Any, Any]:
+        """There is room for whole rounds; what is behind the last token counts for nothing."""
         token = ops.add(ops.times(index, 32), lane)
-        where = ops.shared_offset(mine, ops.times(ops.smaller(token, last), 4 * _QUERIES))
-        return where, ops.less(token, seen.count)
+        return ops.shared_offset(mine, ops.times(token, 4 * _QUERIES)), ops.less(token, seen.count)
 
     def largest(index: Any, carried: list[Any]) -> list[Any]:
         where, real = place(index)
