@@ -114,7 +114,7 @@ def attention_mosaic_gpu(
 
 
 def _preferred_programs(*streams: Stream) -> int | None:
-    """Programs that leave exact tokens a place, for what this was measured to be faster: docs/kernels.md."""
+    """Programs that leave exact tokens a place, for what this was measured to be faster: docs/kernels-log.md."""
     return _BESIDE_EXACT if all(_faster_beside_exact(stream.codec) for stream in streams) else None
 
 
