@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
                 positions=layer.key.length[:, None] - 1,
                 rope=Rope(head_dim=spec.head_dim, theta=options.base),
                 scale=spec.head_dim**-0.5,
-            )
+            ).out
 
         query = ((spec.batch, 1, spec.num_kv_heads * spec.group, spec.head_dim), jnp.bfloat16)
         abstract = [

@@ -3,6 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable
+from typing import Any, Literal, overload
 
 import jax
 
@@ -10,20 +11,51 @@ from kakeya_jax.cache import ChunkWindow
 from kakeya_jax.pallas_kernels.attention.dense_copy import attention_dense_copy
 from kakeya_jax.pallas_kernels.attention.mosaic_gpu import attention_mosaic_gpu
 from kakeya_jax.pallas_kernels.attention.reference import attention_reference
+from kakeya_jax.pallas_kernels.attention.softmax_state import Attended
 from kakeya_jax.pallas_kernels.attention.triton import attention_triton
 from kakeya_jax.rope import Rope
 from kakeya_jax.stream import Stream
 from kakeya_jax.typing import Array, Float, Int
 
-_IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
+_IMPLEMENTATIONS: dict[str, Callable[..., Attended]] = {
     "mosaic_gpu": attention_mosaic_gpu,
     "triton": attention_triton,
     "reference": attention_reference,
 }
 """Backends from the fastest to the one that always works."""
 
-_BASELINES: dict[str, Callable[..., Array]] = {"dense_copy": attention_dense_copy}
+_BASELINES: dict[str, Callable[..., Attended]] = {"dense_copy": attention_dense_copy}
 """What others are compared with; by name only."""
+
+
+@overload
+def compressed_attention(
+    query: Float[Array, "B T H D"],
+    key_stream: Stream,
+    value_stream: Stream,
+    *,
+    positions: Int[Array, "B T"],
+    rope: Rope,
+    scale: float,
+    chunk: ChunkWindow | None = None,
+    implementation: str | None = None,
+    return_lse: Literal[False] = False,
+) -> Float[Array, "B T H D"]: ...
+
+
+@overload
+def compressed_attention(
+    query: Float[Array, "B T H D"],
+    key_stream: Stream,
+    value_stream: Stream,
+    *,
+    positions: Int[Array, "B T"],
+    rope: Rope,
+    scale: float,
+    chunk: ChunkWindow | None = None,
+    implementation: str | None = None,
+    return_lse: Literal[True],
+) -> Attended: ...
 
 
 def compressed_attention(
@@ -36,7 +68,8 @@ def compressed_attention(
     scale: float,
     chunk: ChunkWindow | None = None,
     implementation: str | None = None,
-) -> Float[Array, "B T H D"]:
+    return_lse: bool = False,
+) -> Float[Array, "B T H D"] | Attended:
     """Attention of rotated queries over exact sinks, coded pages and the exact window, by position.
 
     The query at position ``p`` sees token ``j <= p`` as the cache served it once ``p + 1`` tokens were held: coded if
@@ -54,26 +87,30 @@ def compressed_attention(
         implementation: ``"mosaic_gpu"``, ``"triton"`` or ``"reference"``; ``None`` for the fastest that supports the
             arguments. A decode step on a GPU that only the reference supports says so once, in the log.
             ``"dense_copy"`` decodes everything and attends densely: storage saved, nothing else, for comparisons.
+        return_lse: return ``Attended(out, lse)``, with the logarithm of the softmax's denominator, float32
+            ``[B, T, H]``, by which attention over other tokens can be merged.
 
     Raises:
         ValueError: unknown implementation.
         NotImplementedError: the implementation asked for does not support these arguments; the message says why.
     """
     known = _IMPLEMENTATIONS | _BASELINES
+    options: dict[str, Any] = {"positions": positions, "rope": rope, "scale": scale, "chunk": chunk}
     if implementation is not None and implementation not in known:
         raise ValueError(f"unknown implementation {implementation!r}; known: {', '.join(known)}")
     names = list(_IMPLEMENTATIONS) if implementation is None else [implementation]
     reasons = []
     for name in names[:-1]:
         try:
-            return _IMPLEMENTATIONS[name](
-                query, key_stream, value_stream, positions=positions, rope=rope, scale=scale, chunk=chunk
-            )
+            found = _IMPLEMENTATIONS[name](query, key_stream, value_stream, **options)
         except NotImplementedError as error:
             reasons.append(str(error))
+        else:
+            return found if return_lse else found.out
     if reasons and query.shape[1] == 1 and jax.default_backend() == "gpu":
         _say_once("; ".join(reasons))
-    return known[names[-1]](query, key_stream, value_stream, positions=positions, rope=rope, scale=scale, chunk=chunk)
+    found = known[names[-1]](query, key_stream, value_stream, **options)
+    return found if return_lse else found.out
 
 
 @functools.cache

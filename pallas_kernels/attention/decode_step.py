@@ -15,7 +15,7 @@ from kakeya_jax.pallas_kernels.attention.float_program import float_program
 from kakeya_jax.pallas_kernels.attention.float_shape import FloatCodes, FloatShape
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
 from kakeya_jax.pallas_kernels.attention.query_form import Coordinates, QueryForm
-from kakeya_jax.pallas_kernels.attention.softmax_state import LN2
+from kakeya_jax.pallas_kernels.attention.softmax_state import LN2, Attended
 from kakeya_jax.pallas_kernels.attention.step_parts import attend_parts
 from kakeya_jax.pallas_kernels.attention.window_program import WARPS, exact_programs
 from kakeya_jax.stream import Geometry
@@ -70,7 +70,7 @@ def decode_step(
     scale: float,
     splits: int,
     interpret: bool = False,
-) -> Float[Array, "N G D"]:
+) -> Attended:
     """Attention of the newest token's queries, ``N = B K`` key/value heads with ``G <= 8`` queries each.
 
     Args:

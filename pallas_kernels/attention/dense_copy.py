@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from kakeya_jax.cache import ChunkWindow
 from kakeya_jax.pallas_kernels.attention.exact_tokens import group_heads, rotate_if_stored_before, ungroup_heads
+from kakeya_jax.pallas_kernels.attention.softmax_state import Attended
 from kakeya_jax.rope import Rope
 from kakeya_jax.stream import Stream, read
 from kakeya_jax.typing import Array, Float, Int
@@ -19,7 +20,7 @@ def attention_dense_copy(
     rope: Rope,
     scale: float,
     chunk: ChunkWindow | None = None,
-) -> Float[Array, "B T H D"]:
+) -> Attended:
     """See ``compressed_attention``; one query for each row. Holds a float32 copy of all keys and values of the layer.
 
     Raises:
@@ -34,6 +35,7 @@ def attention_dense_copy(
     key = rotate_if_stored_before(key, key_stream, jnp.broadcast_to(token, (len(query), token.size)), rope)
     logits = jnp.einsum("bktgd,bksd->bktgs", queries, key) * scale
     visible = token <= positions[:, None, :, None, None]
-    weights = jax.nn.softmax(jnp.where(visible, logits, -jnp.inf), axis=-1)
-    out = jnp.einsum("bktgs,bksd->bktgd", weights, value)
-    return ungroup_heads(out).astype(query.dtype)
+    logits = jnp.where(visible, logits, -jnp.inf)
+    out = jnp.einsum("bktgs,bksd->bktgd", jax.nn.softmax(logits, axis=-1), value)
+    lse = ungroup_heads(jax.nn.logsumexp(logits, axis=-1, keepdims=True))[..., 0]
+    return Attended(ungroup_heads(out).astype(query.dtype), lse)

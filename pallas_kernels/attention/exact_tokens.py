@@ -1,10 +1,11 @@
 """Attention to the tokens that a cache keeps exact: sinks and the recent window."""
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from kakeya_jax.cache import ChunkWindow
 from kakeya_jax.pallas_kernels.attention import softmax_state
-from kakeya_jax.pallas_kernels.attention.softmax_state import SoftmaxState
+from kakeya_jax.pallas_kernels.attention.softmax_state import Attended, SoftmaxState
 from kakeya_jax.rope import Rope, apply_rope
 from kakeya_jax.stream import ExactWindow, Stream
 from kakeya_jax.typing import Array, Bool, Float, Int
@@ -60,6 +61,12 @@ def ungroup_heads(out: Float[Array, "B K T G D"]) -> Float[Array, "B T H D"]:
     """The inverse of ``group_heads``."""
     batch, num_kv_heads, length, group, dim = out.shape
     return out.transpose(0, 2, 1, 3, 4).reshape(batch, length, num_kv_heads * group, dim)
+
+
+def attended(state: SoftmaxState, dtype: DTypeLike) -> Attended:
+    """What a state of queries ``[B, K, T, G]`` comes to, by head; ``out`` of a type."""
+    lse = ungroup_heads(softmax_state.log_sum(state)[..., None])[..., 0]
+    return Attended(ungroup_heads(softmax_state.output(state)).astype(dtype), lse)
 
 
 def _windows(key_stream: Stream, value_stream: Stream, chunk: ChunkWindow | None) -> tuple[ExactWindow, ExactWindow]:

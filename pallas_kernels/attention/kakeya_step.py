@@ -15,7 +15,7 @@ from kakeya_jax.pallas_kernels.attention.kakeya_halves import half_unit, level_w
 from kakeya_jax.pallas_kernels.attention.kakeya_program import kakeya_program
 from kakeya_jax.pallas_kernels.attention.kakeya_shape import CENTERS, DIM, KakeyaShape
 from kakeya_jax.pallas_kernels.attention.kakeya_turns import by_step, tile_angles, token_angles
-from kakeya_jax.pallas_kernels.attention.softmax_state import LN2
+from kakeya_jax.pallas_kernels.attention.softmax_state import LN2, Attended
 from kakeya_jax.pallas_kernels.attention.step_parts import attend_parts
 from kakeya_jax.pallas_kernels.attention.window_program import WARPS, exact_programs
 from kakeya_jax.rope import Rope
@@ -40,7 +40,7 @@ def kakeya_step(
     scale: float,
     splits: int,
     interpret: bool = False,
-) -> Float[Array, "N G D"]:
+) -> Attended:
     """Attention of the newest token's queries, ``N = B K`` key/value heads with ``G <= 8`` queries each.
 
     Args:

@@ -15,7 +15,7 @@ from kakeya_jax.pallas_kernels.attention.klt_program import klt_program
 from kakeya_jax.pallas_kernels.attention.klt_queries import scratch
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import channel_units, query_tables
 from kakeya_jax.pallas_kernels.attention.klt_shape import CONSTANTS, DIM, GROUP, HEAD_WORDS, KltShape
-from kakeya_jax.pallas_kernels.attention.softmax_state import LN2
+from kakeya_jax.pallas_kernels.attention.softmax_state import LN2, Attended
 from kakeya_jax.pallas_kernels.attention.step_parts import attend_parts
 from kakeya_jax.pallas_kernels.attention.window_program import WARPS, exact_programs
 from kakeya_jax.rope import Rope
@@ -39,7 +39,7 @@ def klt_step(
     scale: float,
     splits: int,
     interpret: bool = False,
-) -> Float[Array, "N G D"]:
+) -> Attended:
     """Attention of the newest token's queries, ``N = B K`` key/value heads with ``G <= 8`` queries each.
 
     Args:

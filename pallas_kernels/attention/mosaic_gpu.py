@@ -17,6 +17,7 @@ from kakeya_jax.pallas_kernels.attention.coded_streams import Limits, capacity, 
 from kakeya_jax.pallas_kernels.attention.decode_step import decode_step
 from kakeya_jax.pallas_kernels.attention.kakeya_step import PROGRAMS, kakeya_step, unsupported_kakeya
 from kakeya_jax.pallas_kernels.attention.klt_step import klt_step, unsupported_klt
+from kakeya_jax.pallas_kernels.attention.softmax_state import Attended
 from kakeya_jax.rope import Rope
 from kakeya_jax.stream import Stream
 from kakeya_jax.typing import Array, Float, Int
@@ -52,7 +53,7 @@ def attention_mosaic_gpu(
     chunk: ChunkWindow | None = None,
     splits: int | None = None,
     interpret: bool = False,
-) -> Float[Array, "B T H D"]:
+) -> Attended:
     """See ``compressed_attention``; one query for each row, of ``turboquant`` (2, 3 or 4 bits), ``int8``, ``int4``,
     ``kivi`` or ``klt``; ``besicovitch`` in values; keys of ``kakeya`` beside values of ``turboquant``; or ``fp8`` and
     ``identity``, beside each other.
@@ -110,7 +111,8 @@ def attention_mosaic_gpu(
         )
         for first in range(0, grouped.shape[1], COLUMNS)
     ]
-    return jnp.concatenate(parts, axis=1).reshape(query.shape)
+    out, lse = (jnp.concatenate(each, axis=1) for each in zip(*parts, strict=True))
+    return Attended(out.reshape(query.shape), lse.reshape(query.shape[:-1]))
 
 
 def _preferred_programs(*streams: Stream) -> int | None:

@@ -9,11 +9,11 @@ from kakeya_jax.cache import ChunkWindow
 from kakeya_jax.pallas_kernels.attention import softmax_state
 from kakeya_jax.pallas_kernels.attention.exact_tokens import (
     attend_exact,
+    attended,
     group_heads,
     rotate_if_stored_before,
-    ungroup_heads,
 )
-from kakeya_jax.pallas_kernels.attention.softmax_state import SoftmaxState
+from kakeya_jax.pallas_kernels.attention.softmax_state import Attended, SoftmaxState
 from kakeya_jax.rope import Rope
 from kakeya_jax.stream import Stream
 from kakeya_jax.typing import Array, Float, Int
@@ -31,7 +31,7 @@ def attention_reference(
     rope: Rope,
     scale: float,
     chunk: ChunkWindow | None = None,
-) -> Float[Array, "B T H D"]:
+) -> Attended:
     """See ``compressed_attention``; sums and softmax in float32."""
     queries = group_heads(query, key_stream.tail.shape[1])
     state = attend_exact(queries, key_stream, value_stream, chunk, positions=positions, rope=rope, scale=scale)
@@ -53,4 +53,4 @@ def attention_reference(
 
         steps = -(-jnp.max(closed) // tile)
         state = jax.lax.fori_loop(0, jnp.minimum(steps, math.ceil(geometry.num_pages / tile)), body, state)
-    return ungroup_heads(softmax_state.output(state)).astype(query.dtype)
+    return attended(state, query.dtype)

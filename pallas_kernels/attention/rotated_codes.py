@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from kakeya_jax.cache import ChunkWindow
 from kakeya_jax.pallas_kernels.attention import softmax_state
 from kakeya_jax.pallas_kernels.attention.coded_streams import coded_stream
-from kakeya_jax.pallas_kernels.attention.exact_tokens import attend_exact, group_heads, ungroup_heads
-from kakeya_jax.pallas_kernels.attention.softmax_state import SoftmaxState
+from kakeya_jax.pallas_kernels.attention.exact_tokens import attend_exact, attended, group_heads
+from kakeya_jax.pallas_kernels.attention.softmax_state import Attended, SoftmaxState
 from kakeya_jax.rope import Rope
 from kakeya_jax.rotation import rotate, unrotate
 from kakeya_jax.stream import Stream
@@ -25,7 +25,7 @@ def attend_rotated_codes(
     scale: float,
     chunk: ChunkWindow | None,
     kernel: Callable[..., SoftmaxState],
-) -> Float[Array, "B 1 H D"]:
+) -> Attended:
     """See ``compressed_attention``.
 
     The rotations of keys and values are taken to the query and to the result. Sinks and window are attended to in XLA.
@@ -46,7 +46,7 @@ def attend_rotated_codes(
     exact = attend_exact(queries, key_stream, value_stream, chunk, positions=positions, rope=rope, scale=scale)
     geometry = key_stream.geometry
     if not geometry.num_pages:
-        return ungroup_heads(softmax_state.output(exact)).astype(query.dtype)
+        return attended(exact, query.dtype)
     batch, num_kv_heads, _, group, dim = queries.shape
     heads = batch * num_kv_heads
     closed = geometry.closed_pages(positions[:, 0] + 1) * geometry.page
@@ -71,4 +71,4 @@ def attend_rotated_codes(
         coded.total.reshape(lead),
         unrotate(coded.weighted, value.rotation).reshape(*lead, dim),
     )
-    return ungroup_heads(softmax_state.output(softmax_state.combine(exact, coded))).astype(query.dtype)
+    return attended(softmax_state.combine(exact, coded), query.dtype)

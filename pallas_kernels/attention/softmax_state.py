@@ -18,6 +18,19 @@ LOWEST = -1e30
 """Finite stand-in for minus infinity: a query that sees no token gets zeros instead of NaN."""
 
 
+class Attended(NamedTuple):
+    """What attention found.
+
+    Attributes:
+        out: ``[..., D]``, values summed with the softmax's weights.
+        lse: float32 ``[...]``, the natural logarithm of the sum of ``exp(logit)`` over all tokens that a query sees;
+            minus infinity if it sees none. With it, results over different tokens can be put together.
+    """
+
+    out: Array
+    lse: Array
+
+
 class SoftmaxState(NamedTuple):
     """For each query, over the tokens seen so far.
 
@@ -92,6 +105,17 @@ def combine(first: SoftmaxState, second: SoftmaxState) -> SoftmaxState:
         first.total * one + second.total * other,
         first.weighted * one[..., None] + second.weighted * other[..., None],
     )
+
+
+def log_sum(state: SoftmaxState) -> Float[Array, "..."]:
+    """The natural logarithm of the sum of ``exp(logit)``; minus infinity for a query that saw nothing."""
+    return state.top + jnp.log(state.total)
+
+
+def log_sum_of_powers(top: Float[Array, "N S G"], total: Float[Array, "N S G"]) -> Float[Array, "N G"]:
+    """The same of states over different tokens, whose logits are to the base 2."""
+    largest = jnp.max(top, axis=1)
+    return LN2 * (largest + jnp.log2(jnp.sum(total * jnp.exp2(top - largest[:, None]), axis=1)))
 
 
 def output(state: SoftmaxState) -> Float[Array, "... D"]:

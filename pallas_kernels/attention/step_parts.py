@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from kakeya_jax.pallas_kernels.attention.coded_shape import SHARED_NBYTES, TileShape
 from kakeya_jax.pallas_kernels.attention.finish_program import FinishShape, finish_program
 from kakeya_jax.pallas_kernels.attention.launch import launch
+from kakeya_jax.pallas_kernels.attention.softmax_state import Attended, log_sum_of_powers
 from kakeya_jax.pallas_kernels.attention.window_program import WindowShape, exact_tokens, window_program
 from kakeya_jax.stream import Geometry
 from kakeya_jax.typing import Array, Float, Int
@@ -32,8 +33,8 @@ def attend_parts(
     interpret: bool,
     most_teams: int = 1,
     scratch: Sequence[jax.ShapeDtypeStruct] = (),
-) -> Float[Array, "N G D"]:
-    """Attention of a step's queries.
+) -> Attended:
+    """Attention of a step's queries: ``[N, G, D]``, and ``[N, G]``.
 
     Args:
         program: of coded tokens: takes ``ops``, ``coded``, its number, a function that tells a head's coded tokens, the
@@ -86,7 +87,7 @@ def attend_parts(
         return filled + [query] * (count - len(filled))
 
     shared_floats = max(coded.shared_floats, window.shared_floats, finish.shared_floats)
-    *_, out = launch(
+    *_, top, total, _, out = launch(
         functools.partial(
             _run, program=program, coded=coded, window=window, finish=finish, heads=heads, scratch=len(scratch)
         ),
@@ -102,7 +103,7 @@ def attend_parts(
         interpret=interpret,
         teams=most_teams if 4 * most_teams * shared_floats <= SHARED_NBYTES else 1,
     )
-    return out
+    return Attended(out, log_sum_of_powers(top, total)[:, :group])
 
 
 def _run(

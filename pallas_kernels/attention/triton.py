@@ -7,6 +7,7 @@ import jax
 from kakeya_jax.cache import ChunkWindow
 from kakeya_jax.pallas_kernels.attention.coded_streams import Limits, capacity, num_heads, unsupported
 from kakeya_jax.pallas_kernels.attention.rotated_codes import attend_rotated_codes
+from kakeya_jax.pallas_kernels.attention.softmax_state import Attended
 from kakeya_jax.pallas_kernels.attention.triton_rotated import Tiling, attend_rotated
 from kakeya_jax.rope import Rope
 from kakeya_jax.stream import Stream
@@ -30,7 +31,7 @@ def attention_triton(
     chunk: ChunkWindow | None = None,
     tiling: Tiling | None = None,
     interpret: bool = False,
-) -> Float[Array, "B T H D"]:
+) -> Attended:
     """See ``compressed_attention``; one query for each row, keys and values of ``turboquant`` with 2 or 4 bits.
 
     Args:

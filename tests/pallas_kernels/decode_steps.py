@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kakeya_jax.cache import CacheShape, CompressedCache, LayerCache
-from kakeya_jax.pallas_kernels.attention import mosaic_gpu
+from kakeya_jax.pallas_kernels.attention import Attended, mosaic_gpu
 from kakeya_jax.recipe import Recipe
 from kakeya_jax.rope import Rope
 from kakeya_jax.stream import read
@@ -76,6 +76,11 @@ def assert_refused(recipe: str, reason: str) -> None:
 
 
 def step(layer: LayerCache, query: jax.Array, positions: jax.Array, **options: Any) -> jax.Array:
+    return attend(layer, query, positions, **options).out
+
+
+def attend(layer: LayerCache, query: jax.Array, positions: jax.Array, **options: Any) -> Attended:
+    """The same, with the logarithm of what weights were divided by."""
     rope = Rope(head_dim=query.shape[-1])
     return mosaic_gpu.attention_mosaic_gpu(
         query, layer.key, layer.value, positions=positions, rope=rope, scale=SCALE, **options

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kakeya_jax.cache import CacheShape, CompressedCache, chunk_positions
-from kakeya_jax.pallas_kernels.attention import compressed_attention
+from kakeya_jax.pallas_kernels.attention import compressed_attention, softmax_state
 from kakeya_jax.recipe import Recipe
 from kakeya_jax.rope import Rope, apply_rope
 from kakeya_jax.stream import read
@@ -35,19 +35,22 @@ def decode_step(recipe: str, group: int, num_kv_heads: int = 2, batch: int = 3):
     return layer, query, lengths
 
 
-def by_hand(layer, query, lengths, scale: float) -> np.ndarray:
+def by_hand(layer, query, lengths, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """What is attended to, and the logarithm of what its weights were divided by."""
     key, value = read(layer.key), np.asarray(read(layer.value))
     if layer.key.rope == "pre":
         key = apply_rope(key, jnp.arange(key.shape[2])[None, None], ROPE)
     batch, num_kv_heads = key.shape[:2]
     heads = np.asarray(query).reshape(batch, num_kv_heads, -1, HEAD_DIM)
-    out = np.zeros_like(heads)
+    out, lse = np.zeros_like(heads), np.zeros(heads.shape[:3])
     for row in range(batch):
         n = int(lengths[row])
         logits = np.einsum("kgd,ksd->kgs", heads[row], np.asarray(key[row, :, :n]), dtype=np.float64) * scale
         weights = np.exp(logits - logits.max(-1, keepdims=True))
-        out[row] = np.einsum("kgs,ksd->kgd", weights / weights.sum(-1, keepdims=True), value[row, :, :n])
-    return out.reshape(batch, 1, -1, HEAD_DIM)
+        total = weights.sum(-1, keepdims=True)
+        out[row] = np.einsum("kgs,ksd->kgd", weights / total, value[row, :, :n])
+        lse[row] = (np.log(total) + logits.max(-1, keepdims=True))[..., 0]
+    return out.reshape(batch, 1, -1, HEAD_DIM), lse.reshape(batch, 1, -1)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -57,7 +60,27 @@ def test_reference_attends_to_what_the_cache_holds(recipe: str, group: int):
     out = jax.jit(compressed_attention, static_argnames=("rope", "scale"))(
         query, layer.key, layer.value, positions=lengths[:, None] - 1, rope=ROPE, scale=0.3
     )
-    np.testing.assert_allclose(out, by_hand(layer, query, lengths, 0.3), atol=3e-6)
+    np.testing.assert_allclose(out, by_hand(layer, query, lengths, 0.3)[0], atol=3e-6)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "dense_copy"])
+def test_the_logarithm_of_the_denominator(implementation: str):
+    layer, query, lengths = decode_step(RECIPES[0], 4)
+    attend = jax.jit(compressed_attention, static_argnames=("rope", "scale", "implementation", "return_lse"))
+    out, lse = attend(
+        query, layer.key, layer.value,
+        positions=lengths[:, None] - 1, rope=ROPE, scale=0.3, implementation=implementation, return_lse=True,
+    )  # fmt: skip
+    expected = by_hand(layer, query, lengths, 0.3)
+    np.testing.assert_allclose(out, expected[0], atol=3e-6)
+    np.testing.assert_allclose(lse, expected[1], atol=3e-6)
+
+
+def test_attention_to_nothing_has_no_denominator():
+    nothing = softmax_state.empty((2,), 8)
+    assert np.all(np.asarray(softmax_state.log_sum(nothing)) == -np.inf)
+    top, total = jnp.full((1, 3, 2), softmax_state.LOWEST), jnp.zeros((1, 3, 2))
+    assert np.all(np.asarray(softmax_state.log_sum_of_powers(top, total)) == -np.inf)
 
 
 def test_unknown_implementation_is_an_error():
@@ -100,4 +123,4 @@ def test_gpu_attends_as_the_cpu_does(recipe: str):
     out = jax.jit(compressed_attention, static_argnames=("rope", "scale"))(
         query, layer.key, layer.value, positions=lengths[:, None] - 1, rope=ROPE, scale=0.3
     )
-    np.testing.assert_allclose(out, by_hand(layer, query, lengths, 0.3), atol=1e-5)
+    np.testing.assert_allclose(out, by_hand(layer, query, lengths, 0.3)[0], atol=1e-5)

@@ -29,7 +29,7 @@ def emulated(query: Any, layer: Any, positions: Any, *, splits: int = 2, rope: R
     def step(query: Any, key: Any, value: Any, positions: Any) -> Any:
         return mosaic_gpu.attention_mosaic_gpu(
             query, key, value, positions=positions, rope=rope, scale=SCALE, interpret=True, splits=splits
-        )
+        ).out
 
     return jax.jit(step)(query, layer.key, layer.value, positions)
 
@@ -117,7 +117,7 @@ def test_gpu_steps_are_attention_to_decoded_tokens(recipe: str, group: int, dtyp
     def step(query: Any, key: Any, value: Any, positions: Any) -> Any:
         return mosaic_gpu.attention_mosaic_gpu(
             query, key, value, positions=positions, rope=ROPE, scale=SCALE, splits=splits
-        )
+        ).out
 
     run = jax.jit(step)
     found = run(query, layer.key, layer.value, positions).astype(jnp.float32)

@@ -30,7 +30,7 @@ def emulated(query: Any, layer: Any, positions: Any, *, splits: int = 2, rope: R
     def step(query: Any, key: Any, value: Any, positions: Any) -> Any:
         return mosaic_gpu.attention_mosaic_gpu(
             query, key, value, positions=positions, rope=rope, scale=SCALE, interpret=True, splits=splits
-        )
+        ).out
 
     return jax.jit(step)(query, layer.key, layer.value, positions)
 
@@ -219,7 +219,7 @@ def test_gpu_steps_do_not_depend_on_how_many_programs_share_a_head(group: int, s
     def run(query: Any, key: Any, value: Any, positions: Any) -> Any:
         return mosaic_gpu.attention_mosaic_gpu(
             query, key, value, positions=positions, rope=ROPE, scale=SCALE, splits=splits
-        )
+        ).out
 
     found = run(query, layer.key, layer.value, positions)
     assert difference(found, reference(query, layer, positions)) < 2e-3

@@ -9,6 +9,7 @@ import pytest
 from script_modules import SCRIPTS, load_script
 
 from kakeya_jax.eval import bench_attention
+from kakeya_jax.pallas_kernels.attention import Attended
 
 pytestmark = pytest.mark.skipif(not SCRIPTS.is_dir(), reason="needs a checkout")
 
@@ -56,12 +57,12 @@ def test_a_row_is_added_for_each_number_of_programs(
     monkeypatch.setattr(bench_attention, "copies", lambda nbytes: 1)
     asked: list[int | None] = []
 
-    def attention(query: jax.Array, *streams: object, splits: int | None, **options: object) -> jax.Array:
+    def attention(query: jax.Array, *streams: object, splits: int | None, **options: object) -> Attended:
         del streams, options
         asked.append(splits)
         if splits == 3:
             raise NotImplementedError("no Mosaic GPU kernel for this: three")
-        return query
+        return Attended(query, query[..., 0])
 
     monkeypatch.setattr(script, "attention_mosaic_gpu", attention)
     out = tmp_path / "rows.jsonl"
