@@ -15,6 +15,9 @@ import re
 
 REJECT = "REJECT"
 
+NOTHING_CODED = "NOTHING CODED"
+"""Instead of a verdict, where a context fits into the exact window: such a row tests nothing."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gate:

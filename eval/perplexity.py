@@ -21,7 +21,7 @@ from kakeya_jax.calibration.tables import window_note
 from kakeya_jax.eval import protocols, statistics
 from kakeya_jax.eval.encode_time import encode_seconds
 from kakeya_jax.eval.environment import environment
-from kakeya_jax.eval.gates import NAMED_GATES, Gates
+from kakeya_jax.eval.gates import NAMED_GATES, NOTHING_CODED, Gates
 from kakeya_jax.eval.protocols import Protocol
 from kakeya_jax.eval.results import EvalResult, Row, window_warning
 from kakeya_jax.eval.score import TokenScores
@@ -155,6 +155,11 @@ class _Candidate:
         report = accounting.cache_report(model.config, parsed, max_length=run.context, tables=tables)
         return cls(label=label, recipe=parsed, cache=cache, report=report, run=passage, entropy_coded=entropy_coded)
 
+    @property
+    def codes(self) -> bool:
+        """Whether a context does not fit into the exact window."""
+        return any(stream.geometry.num_pages for layer in self.cache.layers for stream in (layer.key, layer.value))
+
     def score(self, *arguments: Any) -> TokenScores:
         """Runs one passage; the first call compiles. Both are timed apart."""
         if self.compiled is None:
@@ -265,7 +270,7 @@ def _row(candidate: _Candidate, scores: TokenScores, gates: Gates, seconds: floa
         kl_ci95=statistics.bootstrap_interval(kl.mean(axis=1)),
         kl_p99=float(np.quantile(kl, 0.99)),
         top1_agreement=top1,
-        verdict=gates.verdict(delta, top1),
+        verdict=gates.verdict(delta, top1) if candidate.codes else NOTHING_CODED,
         encode_seconds=seconds,
         run_seconds=candidate.run_seconds,
         compile_seconds=candidate.compile_seconds,
@@ -286,5 +291,5 @@ def _coding_warnings(candidates: list[_Candidate]) -> list[str]:
     return [
         f"recipe {each.label!r} codes nothing at this context: all tokens stay in its exact window"
         for each in candidates
-        if not any(stream.geometry.num_pages for layer in each.cache.layers for stream in (layer.key, layer.value))
+        if not each.codes
     ]

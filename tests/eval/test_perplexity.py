@@ -75,6 +75,7 @@ def test_a_context_beyond_the_models_own_is_told(tiny_model, tiny_tokens):
 def test_nothing_coded_gives_the_dense_model(tiny_model, tiny_tokens):
     result = measure(tiny_model, tiny_tokens, ["int4,recent=128"], **SHORT)
     assert result.rows[0].kl_mean < 1e-10
+    assert result.rows[0].verdict == "NOTHING CODED"
     assert "codes nothing at this context" in result.warnings[0]
 
 
