@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kakeya_jax import bitpack, code_words
@@ -11,6 +11,7 @@ from kakeya_jax.byte_levels import byte_levels, rounded
 from kakeya_jax.lloyd_max import gaussian_levels
 
 
+@settings(max_examples=25, deadline=None)  # each pair of bits and count compiles
 @given(st.sampled_from([1, 2, 3, 4, 5, 6, 8]), st.sampled_from([5, 16, 24, 48]), st.integers(0, 2**32 - 1))
 def test_packing_is_undone_and_takes_as_many_bytes_as_any(bits: int, count: int, seed: int) -> None:
     codes = np.random.default_rng(seed).integers(0, 1 << bits, (3, count))

@@ -77,7 +77,7 @@ def test_a_sound_codec_is_measured() -> None:
     assert 0 < report.key_error < 1e-5
 
 
-@pytest.mark.parametrize("codec", ["int4", "lattice"])
+@pytest.mark.parametrize("codec", ["int4", pytest.param("lattice", marks=pytest.mark.slow)])
 def test_codecs_of_the_library_keep_their_promises(codec: str) -> None:
     report = check_codec(codec_config(codec))
     assert 0 < report.payload_bits < report.all_in_bits < 16

@@ -95,7 +95,7 @@ def test_every_codec_gives_the_same_codes_however_it_is_fed(name: str, text):
         assert_same_bits(bulk, layer)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     sinks=st.sampled_from([0, 5]),
     recent=st.sampled_from([1, 7]),
