@@ -95,22 +95,26 @@ def compressed_attention(
         NotImplementedError: the implementation asked for does not support these arguments; the message says why.
     """
     known = _IMPLEMENTATIONS | _BASELINES
-    options: dict[str, Any] = {"positions": positions, "rope": rope, "scale": scale, "chunk": chunk}
     if implementation is not None and implementation not in known:
         raise ValueError(f"unknown implementation {implementation!r}; known: {', '.join(known)}")
-    names = list(_IMPLEMENTATIONS) if implementation is None else [implementation]
+    options: dict[str, Any] = {"positions": positions, "rope": rope, "scale": scale, "chunk": chunk}
+    attend = _fastest if implementation is None else known[implementation]
+    found = attend(query, key_stream, value_stream, **options)
+    return found if return_lse else found.out
+
+
+def _fastest(query: Array, *streams: Stream, **options: Any) -> Attended:
+    """By the first implementation that supports the arguments."""
+    *kernels, last = _IMPLEMENTATIONS.values()
     reasons = []
-    for name in names[:-1]:
+    for kernel in kernels:
         try:
-            found = _IMPLEMENTATIONS[name](query, key_stream, value_stream, **options)
+            return kernel(query, *streams, **options)
         except NotImplementedError as error:
             reasons.append(str(error))
-        else:
-            return found if return_lse else found.out
-    if reasons and query.shape[1] == 1 and jax.default_backend() == "gpu":
+    if query.shape[1] == 1 and jax.default_backend() == "gpu":
         _say_once("; ".join(reasons))
-    found = known[names[-1]](query, key_stream, value_stream, **options)
-    return found if return_lse else found.out
+    return last(query, *streams, **options)
 
 
 @functools.cache

@@ -103,7 +103,7 @@ class BesicovitchTiles(Tiles):
         else:
             place = ops.right(words[word], shift) if shift else words[word]
         mask = ((1 << shape.width) - 1) << _ENTRY
-        entry = ops.shared_offset(table, ops.masked_beside(place, ops.integer(mask), copy))
+        entry = ops.shared_offset(table, ops.masked(place, ops.integer(mask), copy))
         return ops.shared_words(entry, 1, shape.table_at)[0]
 
     def means_of(self, slot: Any, block: int, coordinate: Any) -> list[Any]:

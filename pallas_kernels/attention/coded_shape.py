@@ -117,8 +117,8 @@ class TileShape(abc.ABC):
     @property
     def shared_floats(self) -> int:
         """Shared memory of a program: that of its warps, later their states."""
-        most = self.warps * max(self.warp_nbytes // 4, self.rows * (self.dim + 2))
-        return max(most, _LEAST_NBYTES // 4)
+        used = self.warps * max(self.warp_nbytes // 4, self.rows * (self.dim + 2))
+        return max(used, _LEAST_NBYTES // 4)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

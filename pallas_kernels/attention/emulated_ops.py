@@ -134,10 +134,6 @@ def either(first: Register, second: Register) -> Register:
     return first | second
 
 
-def masked_beside(value: Register, mask: Register, other: Register) -> Register:
-    return value & mask | other
-
-
 def differing(first: Register, second: Register) -> Register:
     return first ^ second
 

@@ -118,11 +118,6 @@ def either(first: Register, second: Register) -> Register:
     return arith.ori(first, second)
 
 
-def masked_beside(value: Register, mask: Register, other: Register) -> Register:
-    """``value & mask | other``, in one instruction."""
-    return _asm("lop3.b32 $0, $1, $2, $3, 0xEA;", value, mask, other, results=_i32())
-
-
 def differing(first: Register, second: Register) -> Register:
     """Bitwise exclusive or."""
     return arith.xori(first, second)
