@@ -14,12 +14,11 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS
-from kakeya_jax.pallas_kernels.attention.float_shape import PART, FloatShape
+from kakeya_jax.pallas_kernels.attention.float_products import add_values, key_logits, key_terms, load_queries
+from kakeya_jax.pallas_kernels.attention.float_shape import FloatShape
 from kakeya_jax.pallas_kernels.attention.float_tiles import FloatRefs, FloatTiles
-from kakeya_jax.pallas_kernels.attention.float_weights import FloatWeights, float_weights
+from kakeya_jax.pallas_kernels.attention.float_weights import float_weights
 from kakeya_jax.pallas_kernels.attention.head_queries import HeadQueries
-from kakeya_jax.pallas_kernels.attention.query_form import ROWS
 from kakeya_jax.pallas_kernels.attention.tile_logits import load_factors
 from kakeya_jax.pallas_kernels.attention.tile_loop import Step, over_tiles, share_of
 from kakeya_jax.pallas_kernels.attention.tile_shares import empty_state
@@ -73,96 +72,25 @@ def float_program(
         del tile
         scales = tiles.scales(slot, 0)
         logits = [
-            _logits(ops, shape, tiles, slot, product, query, factors, scales[product] if scales else [])
+            key_logits(
+                ops,
+                shape,
+                key_terms(ops, shape, tiles, slot, product),
+                query,
+                factors,
+                scales[product] if scales else [],
+            )
             for product in range(shape.products)
         ]
         weights = float_weights(ops, shape, lane, state, logits, tiles.scales(slot, 1))
-        return [*weights.top, *weights.total, *_add_values(ops, shape, tiles, slot, weights)]
+        return [*weights.top, *weights.total, *add_values(ops, shape, tiles, slot, weights)]
 
     def begin() -> tuple[Step, list[Any]]:
         shared = queries.share()
-        query, factors = _load_queries(ops, shape, lane, shared), load_factors(ops, shape, lane, shared)
+        query, factors = load_queries(ops, shape, lane, shared), load_factors(ops, shape, lane, shared)
         return functools.partial(step, query, factors), empty_state(ops, shape)
 
     state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, begin)
     ops.barrier()  # stages become states
     place = ops.add(ops.times(head, shape.states), split)
     write_state(ops, shape, lane, place, state, None, top_ref, total_ref, weighted_ref, shared_ref)
-
-
-def _load_queries(ops: Any, shape: FloatShape, lane: Lane, queries: Any) -> list[list[Any]]:
-    """A head's queries as right operands: for each block of 8 rows pairs of this lane's channels."""
-    row, run = 2 * shape.dim, 32 // shape.key.nbytes  # bytes of a query, and of those of them that a lane has together
-    where = ops.shared_offset(queries, ops.add(ops.times(lane.row, row), ops.times(lane.column, run)))
-    return [
-        [
-            word
-            for part in range(0, row, 4 * run)
-            for first in range(0, run, 16)
-            for word in ops.shared_words(where, 4, ROWS + COLUMNS * row * block + part + first)
-        ]
-        for block in range(shape.blocks)
-    ]
-
-
-def _logits(
-    ops: Any,
-    shape: FloatShape,
-    tiles: FloatTiles,
-    slot: Any,
-    product: int,
-    query: list[list[Any]],
-    factors: list[Any],
-    scales: list[Any],
-) -> list[Any]:
-    """To the base 2, of two tokens and two queries: rows ``g`` and ``g + 8``, columns ``2 t`` and ``2 t + 1``."""
-    multiply = _multiply(ops, shape.key.nbytes)
-    sums, place = [[ops.real(0.0)] * 4 for _ in query], 0
-    for part in range(shape.key_row // PART):
-        near, far = tiles.key_words(slot, product, part)
-        if shape.key.nbytes == 1:
-            near, far = ([pair for word in words for pair in ops.halves_of_e4m3(word)] for words in (near, far))
-        for index in range(0, len(near), 2):
-            left = (near[index], far[index], near[index + 1], far[index + 1])
-            sums = [multiply(total, left, right[place : place + 2]) for total, right in zip(sums, query, strict=True)]
-            place += 2
-    found = []
-    for index in range(4):
-        high = sums[0][index]
-        low = ops.exchange(high, 2) if shape.paired else sums[1][index]
-        factor = factors[index % 2]
-        found.append(ops.scaled(ops.plus(high, low), ops.scaled(scales[index // 2], factor) if scales else factor))
-    return found
-
-
-def _add_values(ops: Any, shape: FloatShape, tiles: FloatTiles, slot: Any, weights: FloatWeights) -> list[Any]:
-    """Values so far, and those of a tile times its weights: four sums for each 16 channels."""
-    multiply, found = _multiply(ops, shape.value.nbytes), []
-    for pair in range(shape.value_row // 32):
-        for rows in _channels(ops, shape, tiles.value_words(slot, pair)):
-            sums = [ops.real(0.0)] * 4
-            for product, rights in enumerate(weights.columns):
-                left = [word for eight in rows[2 * product : 2 * product + 2] for word in eight]
-                for right in rights:
-                    sums = multiply(sums, left, right)
-            for index, each in enumerate(sums):
-                found.append(ops.fused(each, weights.units[index % 2], weights.weighted[len(found)]))
-    return found
-
-
-def _channels(ops: Any, shape: FloatShape, words: list[list[Any]]) -> list[list[list[Any]]]:
-    """For each block of 16 channels and each eight tokens, pairs of tokens of the block's channels ``g`` and ``g + 8``.
-
-    Args:
-        ops: ``warp_ops``, or ``emulated_ops``.
-        shape: sizes.
-        words: see ``FloatTiles.value_words``.
-    """
-    if shape.value.nbytes == 2:
-        return [[list(eight) for eight in zip(*words, strict=True)]]
-    by_channel = ops.integer(0x3120)  # of two channels of two tokens
-    return [[ops.halves_of_e4m3(ops.permute_bytes(word, word, by_channel)) for word in chunk] for chunk in words]
-
-
-def _multiply(ops: Any, nbytes: int) -> Callable[..., list[Any]]:
-    return ops.multiply_halves if nbytes == 1 else ops.multiply_brain_halves

@@ -20,17 +20,19 @@ class FloatCodes:
     """How the vectors of a stream are stored: one behind the other, channel after channel.
 
     Attributes:
-        nbytes: of a number: 1 for e4m3, 2 for bfloat16.
+        nbytes: of a number: 1 for e4m3, 2 for bfloat16 or float16.
         scaled: whether each vector has a float16 scale.
+        half: whether numbers of two bytes are float16.
     """
 
     nbytes: int
     scaled: bool
+    half: bool = False
 
     @property
     def multiplied(self) -> Any:
         """What products take: e4m3 as float16, which is exact."""
-        return jnp.dtype(jnp.float16 if self.nbytes == 1 else jnp.bfloat16)
+        return jnp.dtype(jnp.float16 if self.half or self.nbytes == 1 else jnp.bfloat16)
 
     def channel_order(self, dim: int) -> list[int]:
         """Which channel is where among the sums of values.

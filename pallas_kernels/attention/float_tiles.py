@@ -13,30 +13,16 @@ class FloatRefs(NamedTuple):
     scales: Any
 
 
-class FloatTiles:
-    """Tiles of one head.
+class FloatStages:
+    """Tiles of one head in shared memory.
 
     A stage holds what lanes will read of keys, one lane's words beside another's; values, token after token, the chunks
     of each in an order of its own, so that those of eight tokens are in different banks; and the scales of both.
     """
 
-    def __init__(self, ops: Any, shape: FloatShape, lane: Lane, head: Any, refs: tuple[FloatRefs, FloatRefs]) -> None:
+    def __init__(self, ops: Any, shape: FloatShape, lane: Lane) -> None:
         self.ops, self.shape, self.lane = ops, shape, lane
-        key, value = (
-            ops.offset(ops.address(ref.numbers), head, shape.capacity * row)
-            for ref, row in zip(refs, (shape.key_row, shape.value_row), strict=True)
-        )
         self._wide = ops.times(lane.lane, CHUNK)
-        mine = ops.add(ops.times(lane.row, shape.key_row), ops.times(lane.column, CHUNK))
-        self._key, self._value = ops.offset(key, mine), ops.offset(value, self._wide)
-        self._scales = [
-            ops.offset(ops.offset(ops.address(ref.scales), head, 2 * shape.capacity), self._wide)
-            if codes.scaled
-            else None
-            for ref, codes in zip(refs, (shape.key, shape.value), strict=True)
-        ]
-        chunks = shape.value_row // CHUNK
-        self._copied = self._place(ops.divide(lane.lane, chunks), ops.modulo(lane.lane, chunks))
         few = shape.tile == 16
         token = ops.modulo(lane.lane, 16) if few else lane.lane
         self._read = self._place(token, ops.divide(lane.lane, 16) if few else ops.integer(0))
@@ -46,28 +32,6 @@ class FloatTiles:
         ops, row = self.ops, self.shape.value_row
         turn = ops.modulo(token, 8) if row >= 128 else ops.modulo(ops.divide(token, 2), 4)
         return ops.add(ops.times(token, row), ops.times(ops.differing(chunk, turn), CHUNK))
-
-    def start(self, tile: Any, slot: Any) -> None:
-        """Starts the copies of a tile into a stage."""
-        ops, shape = self.ops, self.shape
-        target, where = ops.shared_offset(slot, self._wide), ops.offset(self._key, tile, shape.tile * shape.key_row)
-        parts = shape.key_row // PART
-        for index in range(shape.tile // 8 * parts):
-            eight, part = divmod(index, parts)
-            ops.copy(target, where, CHUNK, 512 * index, 8 * eight * shape.key_row + PART * part)
-        where = ops.offset(self._value, tile, shape.tile * shape.value_row)
-        together = 512 // shape.value_row  # tokens
-        for first in range(0, shape.tile, together):
-            turn = first % 8 if shape.value_row >= 128 else 0
-            target = ops.shared_offset(slot, ops.differing(self._copied, ops.integer(CHUNK * turn)))
-            at = first * shape.value_row
-            ops.copy(target, where, CHUNK, shape.stage_values + at, at)
-        target = ops.shared_offset(slot, self._wide)
-        for scales, to in zip(self._scales, shape.stage_scales, strict=True):
-            if scales is not None:
-                where = ops.offset(scales, tile, 2 * shape.tile)
-                few = ops.less(self.lane.lane, ops.integer(2 * shape.tile // CHUNK))
-                ops.only_if(few, lambda where=where, to=to: ops.copy(target, where, CHUNK, to))
 
     def key_words(self, slot: Any, product: int, part: int) -> list[list[Any]]:
         """Of a product's two rows four words each: neighbouring channels."""
@@ -94,7 +58,7 @@ class FloatTiles:
     def scales(self, slot: Any, stream: int) -> list[list[Any]]:
         """Of keys (0) or values (1), for each product those of its two rows; none if there are none."""
         ops, shape = self.ops, self.shape
-        if self._scales[stream] is None:
+        if not (shape.key, shape.value)[stream].scaled:
             return []
         where = ops.shared_offset(slot, ops.times(self.lane.row, 2))
         at = shape.stage_scales[stream]
@@ -102,3 +66,46 @@ class FloatTiles:
             [ops.half_of(ops.shared_short(where, at + 2 * (16 * product + 8 * half)), upper=False) for half in range(2)]
             for product in range(shape.products)
         ]
+
+
+class FloatTiles(FloatStages):
+    """Tiles of one head, page after page."""
+
+    def __init__(self, ops: Any, shape: FloatShape, lane: Lane, head: Any, refs: tuple[FloatRefs, FloatRefs]) -> None:
+        super().__init__(ops, shape, lane)
+        key, value = (
+            ops.offset(ops.address(ref.numbers), head, shape.capacity * row)
+            for ref, row in zip(refs, (shape.key_row, shape.value_row), strict=True)
+        )
+        mine = ops.add(ops.times(lane.row, shape.key_row), ops.times(lane.column, CHUNK))
+        self._key, self._value = ops.offset(key, mine), ops.offset(value, self._wide)
+        self._scales = [
+            ops.offset(ops.offset(ops.address(ref.scales), head, 2 * shape.capacity), self._wide)
+            if codes.scaled
+            else None
+            for ref, codes in zip(refs, (shape.key, shape.value), strict=True)
+        ]
+        chunks = shape.value_row // CHUNK
+        self._copied = self._place(ops.divide(lane.lane, chunks), ops.modulo(lane.lane, chunks))
+
+    def start(self, tile: Any, slot: Any) -> None:
+        """Starts the copies of a tile into a stage."""
+        ops, shape = self.ops, self.shape
+        target, where = ops.shared_offset(slot, self._wide), ops.offset(self._key, tile, shape.tile * shape.key_row)
+        parts = shape.key_row // PART
+        for index in range(shape.tile // 8 * parts):
+            eight, part = divmod(index, parts)
+            ops.copy(target, where, CHUNK, 512 * index, 8 * eight * shape.key_row + PART * part)
+        where = ops.offset(self._value, tile, shape.tile * shape.value_row)
+        together = 512 // shape.value_row  # tokens
+        for first in range(0, shape.tile, together):
+            turn = first % 8 if shape.value_row >= 128 else 0
+            target = ops.shared_offset(slot, ops.differing(self._copied, ops.integer(CHUNK * turn)))
+            at = first * shape.value_row
+            ops.copy(target, where, CHUNK, shape.stage_values + at, at)
+        target = ops.shared_offset(slot, self._wide)
+        for scales, to in zip(self._scales, shape.stage_scales, strict=True):
+            if scales is not None:
+                where = ops.offset(scales, tile, 2 * shape.tile)
+                few = ops.less(self.lane.lane, ops.integer(2 * shape.tile // CHUNK))
+                ops.only_if(few, lambda where=where, to=to: ops.copy(target, where, CHUNK, to))

@@ -1,5 +1,6 @@
 """The launch of a decode step: coded tokens, exact ones, and the head's states added up."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -9,10 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import SHARED_NBYTES, TileShape
+from kakeya_jax.pallas_kernels.attention.exact_program import exact_program
+from kakeya_jax.pallas_kernels.attention.exact_shape import DTYPES, ExactShape
 from kakeya_jax.pallas_kernels.attention.finish_program import FinishShape, finish_program
+from kakeya_jax.pallas_kernels.attention.float_shape import FloatCodes
 from kakeya_jax.pallas_kernels.attention.launch import launch
+from kakeya_jax.pallas_kernels.attention.query_form import QueryForm
 from kakeya_jax.pallas_kernels.attention.softmax_state import Attended, log_sum_of_powers
-from kakeya_jax.pallas_kernels.attention.window_program import WindowShape, exact_tokens, window_program
+from kakeya_jax.pallas_kernels.attention.window_program import WARPS, WindowShape, exact_tokens, window_program
 from kakeya_jax.stream import Geometry
 from kakeya_jax.typing import Array, Float, Int
 
@@ -56,18 +61,14 @@ def attend_parts(
     """
     heads, group, dim = query.shape
     num_kv_heads = heads // len(positions)
-    window = WindowShape(
-        dim=dim,
-        group=group,
-        rows=coded.rows,
+    window = _window(
+        coded,
+        query,
+        [exact[1].dtype, exact[3].dtype],
+        heads=heads,
         num_kv_heads=num_kv_heads,
         geometry=geometry,
-        query_dtype=query.dtype,
-        dtype=exact[1].dtype,
-        value_dtype=exact[3].dtype,
         scale=scale,
-        states=coded.states,
-        tokens=exact_tokens(heads),
         turns=len(exact) > 4,
     )
     finish = FinishShape(
@@ -106,12 +107,45 @@ def attend_parts(
     return Attended(out, log_sum_of_powers(top, total)[:, :group])
 
 
+def _window(
+    coded: TileShape,
+    query: Array,
+    dtypes: list[Any],
+    *,
+    heads: int,
+    num_kv_heads: int,
+    geometry: Geometry,
+    scale: float,
+    turns: bool,
+) -> WindowShape | ExactShape:
+    """What the program of exact tokens is made for, keys and values of these types."""
+    _, group, dim = query.shape
+    sizes: dict[str, Any] = {"dim": dim, "group": group, "num_kv_heads": num_kv_heads, "geometry": geometry}
+    sizes |= {"states": coded.states, "turns": turns}
+    key, value = (jnp.dtype(each) for each in dtypes)
+    if key not in DTYPES or value not in DTYPES:
+        types = {"query_dtype": query.dtype, "dtype": key, "value_dtype": value}
+        return WindowShape(rows=coded.rows, scale=scale, tokens=exact_tokens(heads), **types, **sizes)
+    codes = [FloatCodes(nbytes=2, scaled=False, half=each == jnp.float16) for each in (key, value)]
+    codes[0] = dataclasses.replace(codes[0], half=codes[0].half and not turns)
+    return ExactShape(
+        key=codes[0],
+        value=codes[1],
+        capacity=0,
+        queries=QueryForm(dtype=query.dtype, scale=scale, parts=codes[0].multiplied),
+        splits=coded.states - coded.splits,
+        warps=WARPS,
+        key_dtype=key,
+        **sizes,
+    )
+
+
 def _run(
     ops: Any,
     *refs: Any,
     program: Callable[..., None],
     coded: TileShape,
-    window: WindowShape,
+    window: WindowShape | ExactShape,
     finish: FinishShape,
     heads: int,
     scratch: int,
@@ -144,7 +178,8 @@ def _run(
     def attend_exact() -> None:
         tokens = (sink_key, tail_key, sink_value, tail_value, frequency)
         arrays: list[Any] = [query, positions, *tokens, *states, shared]
-        window_program(ops, window, head, ops.modulo(beyond, window.splits), *arrays)
+        run: Any = exact_program if isinstance(window, ExactShape) else window_program
+        run(ops, window, head, ops.modulo(beyond, window.splits), *arrays)
 
     def add_up() -> None:
         ops.barrier()  # everyone knows that this is the last program

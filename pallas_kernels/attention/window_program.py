@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from kakeya_jax.pallas_kernels.attention.exact_turns import turned
 from kakeya_jax.pallas_kernels.attention.exact_values import load_exact
+from kakeya_jax.pallas_kernels.attention.seen_tokens import SeenTokens
 from kakeya_jax.pallas_kernels.attention.softmax_state import LOWEST
 from kakeya_jax.stream import Geometry
 
@@ -143,46 +144,26 @@ def window_program(
             ops.barrier()
 
 
-class _Seen:
-    """A program's part of the exact tokens that the query sees, sinks first: ``count`` of them from ``start`` on."""
+class _Seen(SeenTokens):
+    """A program's part of the exact tokens that the query sees: ``count`` of them from ``start`` on."""
 
     def __init__(self, ops: Any, shape: WindowShape, head: Any, split: Any, position_ref: Any) -> None:
-        self.ops, self.shape, self.head = ops, shape, head
-        geometry = shape.geometry
-        where = ops.offset(ops.address(position_ref), ops.times(ops.divide(head, shape.num_kv_heads), 4))
-        length = ops.add(ops.load_words(where, 1, once=False)[0], ops.integer(1))
-        self.sinks = ops.smaller(length, ops.integer(geometry.sink_capacity))
-        behind = ops.subtract(length, ops.integer(geometry.sinks + geometry.recent))
-        coded = ops.times(ops.divide(ops.larger(behind, ops.integer(0)), geometry.page), geometry.page)
-        self.coded = ops.smaller(coded, ops.integer(geometry.num_pages * geometry.page))
-        held = ops.larger(ops.subtract(length, ops.integer(geometry.sinks)), ops.integer(0))
-        self.first = ops.modulo(self.coded, geometry.tail_capacity)
+        super().__init__(ops, shape.geometry, shape.num_kv_heads, head, position_ref)
+        self.shape, self.head = shape, head
         self.start = ops.times(split, shape.tokens)
-        left = ops.subtract(ops.add(self.sinks, ops.subtract(held, self.coded)), self.start)
+        left = ops.subtract(self.count, self.start)
         self.count = ops.larger(ops.smaller(left, ops.integer(shape.tokens)), ops.integer(0))
         first = shape.states - shape.splits
         self.state = ops.add(ops.times(head, shape.states), ops.add(split, ops.integer(first)))
 
     def row(self, index: Any, sink_ref: Any, tail_ref: Any, dtype: Any) -> Any:
-        """Where the vector of the ``index``-th token is; of some token, if there is none."""
-        ops, shape, owner = self.ops, self.shape, self.head
-        index = ops.add(self.start, index)
-        nbytes = shape.dim * dtype.itemsize
-        slot = ops.add(self.first, ops.subtract(index, self.sinks))
-        capacity = shape.geometry.tail_capacity
-        slot = ops.modulo(slot, capacity)  # of an index among the sinks: any
-        in_tail = ops.offset(ops.offset(ops.address(tail_ref), owner, capacity * nbytes), ops.times(slot, nbytes))
-        if not shape.geometry.sink_capacity:
-            return in_tail
-        in_sinks = ops.offset(ops.address(sink_ref), owner, shape.geometry.sink_capacity * nbytes)
-        in_sinks = ops.offset(in_sinks, ops.times(index, nbytes))
-        return ops.select_address(ops.less(index, self.sinks), in_sinks, in_tail)
+        """Where the vector of the program's ``index``-th token is; of some token, if there is none."""
+        index = self.ops.add(self.start, index)
+        return self.rows(index, [(sink_ref, tail_ref)], [self.shape.dim * dtype.itemsize])[0]
 
     def position(self, index: Any) -> Any:
-        """Of the ``index``-th token: coded ones are between sinks and the others."""
-        ops = self.ops
-        index = ops.add(self.start, index)
-        return ops.select(ops.less(index, self.sinks), index, ops.add(index, self.coded))
+        """Of the program's ``index``-th token."""
+        return super().position(self.ops.add(self.start, index))
 
 
 def _fetch(ops: Any, shape: WindowShape, seen: _Seen, thread: Any, sink_ref: Any, tail_ref: Any, dtype: Any) -> None:
