@@ -23,9 +23,9 @@ _AHEAD = 8
 """Tokens of values that a thread has under way at once."""
 _LINE = 128
 """Bytes that memory gives at once."""
-_FEW_TOKENS, _MANY_TOKENS, _MANY_HEADS = 64, 96, 64
-"""Most that one program attends to: its steps wait for memory one after the other; and if there are many heads, which
-keep a GPU busy anyway: fewer programs begin and end."""
+_TOKENS = {1: 64, 64: 160, 128: 288}
+"""Most that one program attends to, from so many heads on: its steps wait for memory one after the other; but many
+heads keep a GPU busy anyway, and fewer programs begin and end."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class WindowShape:
 
 def exact_tokens(heads: int) -> int:
     """Most exact tokens that one program attends to, if there are so many heads in all rows."""
-    return _FEW_TOKENS if heads < _MANY_HEADS else _MANY_TOKENS
+    return next(tokens for least, tokens in reversed(_TOKENS.items()) if heads >= least)
 
 
 def exact_programs(geometry: Geometry, heads: int) -> int:

@@ -66,7 +66,7 @@ def test_shared_by_any_number_of_programs(recipe: str, monkeypatch: pytest.Monke
     layer, query, positions = filled(recipe, 128, 4, BRAIN)
     found = []
     for tokens in (16, 64, 400):
-        monkeypatch.setattr(window_program, "_FEW_TOKENS", tokens)
+        monkeypatch.setattr(window_program, "_TOKENS", {1: tokens})
         found.append(step(layer, query, positions, interpret=True))
     assert_attends(found[0], attended(layer, query, positions), 1e-3)
     for other in found[1:]:
