@@ -29,6 +29,8 @@ def attention_dense_copy(
     del chunk
     if query.shape[1] != 1:
         raise NotImplementedError(f"dense_copy takes decode steps of one token, not {query.shape[1]}")
+    # A layer is decoded once its query is there: XLA decodes all layers first otherwise, and holds all copies at once.
+    query, key_stream, value_stream = jax.lax.optimization_barrier((query, key_stream, value_stream))
     queries = group_heads(query, key_stream.tail.shape[1])
     key, value = read(key_stream), read(value_stream)
     token = jnp.arange(key.shape[2], dtype=jnp.int32)
