@@ -18,8 +18,9 @@ from kakeya_jax.pallas_kernels.attention.coded_shape import PRODUCTS, TILE
 from kakeya_jax.pallas_kernels.attention.klt_queries import PageQueries, QueryWriter
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
 from kakeya_jax.pallas_kernels.attention.klt_shape import GROUP, GROUPS, KltShape
-from kakeya_jax.pallas_kernels.attention.klt_tiles import KltTiles
-from kakeya_jax.pallas_kernels.attention.tile_loop import Step, over_tiles, share_of
+from kakeya_jax.pallas_kernels.attention.klt_tiles import KltTiles, Slots
+from kakeya_jax.pallas_kernels.attention.klt_turns import over_turns
+from kakeya_jax.pallas_kernels.attention.tile_loop import share_of
 from kakeya_jax.pallas_kernels.attention.tile_shares import add_values, empty_state, number_of, shares_of
 from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC_BITS, Lane, over_rows
 from kakeya_jax.pallas_kernels.attention.warp_states import write_state
@@ -66,15 +67,15 @@ def klt_program(
     of_pages = (queries.numbers, queries.extras, queries.coefficients, tables.curves)
     tiles = KltTiles(ops, shape, lane, head, table_ref, (*of_pages, *codes))
 
-    def step(tile: Any, slot: Any, state: list[Any]) -> list[Any]:
+    def keys(slots: Slots) -> tuple[list[list[Any]], list[list[list[Any]]]]:
         curves = tiles.curve_sums()
-        logits = _logits(ops, shape, lane, tiles, slot, _key_sums(ops, shape, tiles, slot), curves)
-        return _add_tile(ops, shape, lane, tiles, slot, state, logits)
+        return curves, _key_sums(ops, shape, tiles, slots)
 
-    def begin() -> tuple[Step, list[Any]]:
-        return step, empty_state(ops, shape)
+    def values(slots: Slots, state: list[Any], found: tuple[list[list[Any]], list[list[list[Any]]]]) -> list[Any]:
+        logits = _logits(ops, shape, lane, tiles, slots, *found)
+        return _add_tile(ops, shape, lane, tiles, slots, state, logits)
 
-    state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, begin, tiles.load_curves)
+    state = over_turns(ops, shape, lane, shared_ref, share, tiles, keys, values, empty_state(ops, shape))
     ops.barrier()  # stages become states
     halves = []
     for group in range(GROUPS):
@@ -96,13 +97,13 @@ def _width(ops: Any, widths: Any, group: int) -> Any:
     return ops.both(ops.right(widths, 4 * group), ops.integer(15))
 
 
-def _key_sums(ops: Any, shape: KltShape, tiles: KltTiles, slot: Any) -> list[list[list[Any]]]:
+def _key_sums(ops: Any, shape: KltShape, tiles: KltTiles, slots: Slots) -> list[list[list[Any]]]:
     """For each product of 16 tokens and each block of query rows, sums over all channels, as bits of floats.
 
     A loop for each width over the groups that have it: their sums stay where they are, where a choice for every group
     would move them about.
     """
-    starts = [[ops.add(ops.integer(MAGIC_BITS), word) for word in pair] for pair in tiles.starts(slot)]
+    starts = [[ops.add(ops.integer(MAGIC_BITS), word) for word in pair] for pair in tiles.starts(slots)]
     sums = [word for _ in range(PRODUCTS) for pair in starts for word in (*pair, *pair)]
     first = ops.integer(0)
     for width in shape.key_widths:
@@ -110,9 +111,9 @@ def _key_sums(ops: Any, shape: KltShape, tiles: KltTiles, slot: Any) -> list[lis
 
         def multiplied(index: Any, sums: list[Any], width: int = width) -> list[Any]:
             group, start = tiles.place(index)
-            units = [tiles.decoded(unit, width) for unit in tiles.units(slot, 0, start, width)]
+            units = [tiles.decoded(unit, width) for unit in tiles.units(slots.keys, start, width)]
             found = []
-            queries = [tiles.query(slot, block, group) for block in range(shape.blocks)]
+            queries = [tiles.query(slots, block, group) for block in range(shape.blocks)]
             for product in range(PRODUCTS):
                 unit, quad = units[product // 2], 2 * (product % 2)
                 for block, query in enumerate(queries):
@@ -133,12 +134,12 @@ def _logits(
     shape: KltShape,
     lane: Lane,
     tiles: KltTiles,
-    slot: Any,
-    sums: list[list[list[Any]]],
+    slots: Slots,
     curves: list[list[Any]],
+    sums: list[list[list[Any]]],
 ) -> list[list[Any]]:
     """Logits to the base 2, for each product of rows ``g`` and ``g + 8`` and columns ``2 t`` and ``2 t + 1``."""
-    scales, (factors, curve_units, added) = tiles.scales(slot, 0), tiles.factors(slot)
+    scales, (factors, curve_units, added) = tiles.scales(slots, 0), tiles.factors(slots)
     found = []
     for product in range(PRODUCTS):
         logits = []
@@ -161,7 +162,7 @@ def _add_tile(
     shape: KltShape,
     lane: Lane,
     tiles: KltTiles,
-    slot: Any,
+    slots: Slots,
     state: list[Any],
     logits: list[list[Any]],
 ) -> list[Any]:
@@ -169,7 +170,7 @@ def _add_tile(
     scales: list[list[Any]] = []
 
     def largest_scale() -> Any:
-        scales.extend(tiles.scales(slot, 1))
+        scales.extend(tiles.scales(slots, 1))
         return functools.reduce(ops.maximum, (scale for pair in scales for scale in pair))
 
     shares = shares_of(ops, shape, lane, state, logits, largest_scale, lambda product: scales[product])
@@ -182,25 +183,25 @@ def _add_tile(
         weight = [ops.select(high, each, ops.real(0.0)) for each in weight]
     start, weighted = ops.integer(0), []
     width = _width(ops, tiles.value_widths, 0)
-    ahead = tiles.first_words(slot, shape.stage_values, start, width)
+    ahead = tiles.first_words(slots.values, start, width)
     for group in range(GROUPS):
         mine, words = shares.weighted[4 * group : 4 * group + 4], ahead
         after = ops.add(start, ops.times(width, 8 * GROUP))
         following = _width(ops, tiles.value_widths, min(group + 1, GROUPS - 1))
         if group + 1 < GROUPS:  # a load in a branch is waited for in it
-            ahead = tiles.first_words(slot, shape.stage_values, after, following)
+            ahead = tiles.first_words(slots.values, after, following)
 
         def multiplied(bits: int, start: Any = start, mine: list[Any] = mine, words: list[Any] = words) -> list[Any]:
             units = [words[: bits // 2], words[bits // 2 : bits]]
-            units = tiles.units(slot, shape.stage_values, start, bits) if bits > len(words) else units
+            units = tiles.units(slots.values, start, bits) if bits > len(words) else units
             near, far = (tiles.decoded(unit, bits) for unit in units)
             return add_values(ops, shares, near, far, mine, tiles.held.magic)
 
         for bits in shape.value_widths:
             mine = ops.choose(ops.equal(width, bits), functools.partial(multiplied, bits), mine)
-        factor = tiles.mean_factor(slot, group)
+        factor = tiles.mean_factor(slots, group)
         for half in range(2):
-            mean = ops.scaled(tiles.mean(slot, group, half), factor)
+            mean = ops.scaled(tiles.mean(slots, group, half), factor)
             for n in range(2):
                 mine[2 * half + n] = ops.fused(mean, weight[n], mine[2 * half + n])
         weighted += mine

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from kakeya_jax.klt_layout import FAST_WIDTHS, quantizer_bytes
-from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, TILE, Codes, TileShape
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, SHARED_NBYTES, TILE, Codes, TileShape
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
 from kakeya_jax.pallas_kernels.attention.klt_query_shared import shared_nbytes
 
@@ -90,39 +90,59 @@ class KltShape(TileShape):
         return 4 * (COLUMNS * self.blocks + 3 * COLUMNS + GROUPS)
 
     @property
-    def stage_values(self) -> int:
-        """Where in a stage values are; keys come first."""
-        return self.key_tile
-
-    @property
-    def stage_scales(self) -> int:
-        """Where scales are, of keys and then of values."""
-        return self.stage_values + self.value_tile
+    def part_nbytes(self) -> int:
+        """Of a tile's codes of keys, or of values: what a place for either has room for."""
+        return max(self.key_tile, self.value_tile)
 
     @property
     def stage_means(self) -> int:
-        """Where the page mean of values is."""
-        return self.stage_scales + 2 * TILE
-
-    @property
-    def stage_coefficients(self) -> int:
-        """Where the coefficients of the page's curves are."""
-        return self.stage_means + DIM
-
-    @property
-    def stage_queries(self) -> int:
-        """Where the page's queries are."""
-        return self.stage_coefficients + self.coefficient_nbytes
+        """Where in a stage the page mean of values is; scales come first, of keys and then of values."""
+        return 2 * TILE
 
     @property
     def stage_extras(self) -> int:
-        """Where their sums and factors are."""
-        return self.stage_queries + self.query_nbytes
+        """Where the sums and factors of the page's queries are."""
+        return self.stage_means + DIM
 
     @property
     def stage_nbytes(self) -> int:
-        """Of one tile of one warp."""
+        """Of what a tile has besides codes and queries."""
         return self.stage_extras + self.extra_nbytes
+
+    @property
+    def page_nbytes(self) -> int:
+        """Of the coefficients of a page's curves, and then its queries."""
+        return self.coefficient_nbytes + self.query_nbytes
+
+    @property
+    def stages(self) -> int:
+        """Tiles that are under way in a warp, two at least: as many as three programs have room for."""
+        return next((count for count in (4, 3) if self._nbytes_of(count) <= SHARED_NBYTES // 12), 2)
+
+    @property
+    def parts(self) -> int:
+        """Places for codes that a warp has."""
+        return 2 * self.stages - 1
+
+    @property
+    def warp_pages(self) -> int:
+        """Where in a warp's memory pages are, after stages."""
+        return self.stages * self.stage_nbytes
+
+    @property
+    def warp_parts(self) -> int:
+        """Where codes are."""
+        return self.warp_pages + (self.stages - 1) * self.page_nbytes
+
+    @property
+    def warp_nbytes(self) -> int:
+        """Shared memory of a warp."""
+        return self._nbytes_of(self.stages)
+
+    def _nbytes_of(self, stages: int) -> int:
+        """Of a warp with so many stages: see ``klt_turns``."""
+        parts = (2 * stages - 1) * self.part_nbytes
+        return stages * self.stage_nbytes + (stages - 1) * self.page_nbytes + parts
 
     @property
     def shared_floats(self) -> int:

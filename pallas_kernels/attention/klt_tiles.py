@@ -1,6 +1,6 @@
 """Tiles of a transform-coded page on their way through shared memory to the registers of a warp (``klt_words``)."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from kakeya_jax.pallas_kernels.attention.code_bytes import decode_unit
 from kakeya_jax.pallas_kernels.attention.coded_shape import PRODUCTS, TILE
@@ -12,8 +12,24 @@ _CHUNK = 512
 """Bytes that a warp copies at once."""
 
 
+class Slots(NamedTuple):
+    """Where parts of a tile are, in a warp's shared memory; addresses.
+
+    Attributes:
+        keys: their codes.
+        values: theirs.
+        stage: what the tile has besides: scales, and, of its page, the mean of values and ``klt_queries``' extras.
+        page: coefficients of the page's curves, and its queries.
+    """
+
+    keys: Any
+    values: Any
+    stage: Any
+    page: Any
+
+
 class KltTiles:
-    """Tiles of one head; each warp has room for ``shape.stages`` of them.
+    """Tiles of one head.
 
     Attributes:
         value_widths: of the head's groups of values, four bits each.
@@ -38,37 +54,54 @@ class KltTiles:
         self._left_operands: list[list[list[Any]]] = []
         self._right_operands: list[list[Any]] = []
 
-    def start(self, tile: Any, slot: Any) -> None:
-        """Starts the copies of a tile into a stage."""
+    def start_keys(self, tile: Any, slots: Slots) -> None:
+        """Starts the copies of a tile's keys, and of what it has besides."""
         ops, shape = self.ops, self.shape
-        tiles = shape.page // TILE
-        page, inside = ops.divide(tile, tiles), ops.modulo(tile, tiles)
+        page, inside = self._place_of(tile)
         of_row = ops.add(ops.times(self.row, shape.pages), page)
         of_head = ops.add(ops.times(of_row, shape.num_kv_heads), self.kv_head)
-        by_head = ops.add(ops.times(self.head, shape.pages), page)
 
         key = ops.offset(self._key, of_row, shape.key_nbytes)
         key = ops.offset(key, ops.add(self.key_start, ops.product(inside, self.key_tile)))
-        self._copy(slot, key, 0, shape.key_tile, self.key_tile)
-        value = ops.offset(self._value, of_row, shape.value_nbytes)
-        value = ops.offset(value, ops.add(self.value_start, ops.product(inside, self.value_tile)))
-        self._copy(slot, value, shape.stage_values, shape.value_tile, self.value_tile)
+        self._copy(slots.keys, key, 0, shape.key_tile, self.key_tile)
         for index, scales in enumerate((self._key_scale, self._value_scale)):
             where = ops.offset(ops.offset(scales, of_head, shape.page), ops.times(inside, TILE))
-            self._copy(slot, where, shape.stage_scales + TILE * index, TILE)
-        self._copy(slot, ops.offset(self._mean, of_head, DIM), shape.stage_means, DIM)
-        for where, to, nbytes in (
-            (self._coefficients, shape.stage_coefficients, shape.coefficient_nbytes),
-            (self._queries, shape.stage_queries, shape.query_nbytes),
-            (self._extras, shape.stage_extras, shape.extra_nbytes),
-        ):
-            self._copy(slot, ops.offset(where, by_head, nbytes), to, nbytes)
+            self._copy(slots.stage, where, TILE * index, TILE)
+        self._copy(slots.stage, ops.offset(self._mean, of_head, DIM), shape.stage_means, DIM)
+        extras = ops.offset(self._extras, self._by_head(page), shape.extra_nbytes)
+        self._copy(slots.stage, extras, shape.stage_extras, shape.extra_nbytes)
 
-    def _copy(self, slot: Any, source: Any, to: int, most: int, nbytes: Any = None) -> None:
+    def start_page(self, tile: Any, slots: Slots) -> None:
+        """Starts the copies of the queries of a tile's page."""
+        ops, shape = self.ops, self.shape
+        page = self._by_head(self._place_of(tile)[0])
+        coefficients = ops.offset(self._coefficients, page, shape.coefficient_nbytes)
+        self._copy(slots.page, coefficients, 0, shape.coefficient_nbytes)
+        queries = ops.offset(self._queries, page, shape.query_nbytes)
+        self._copy(slots.page, queries, shape.coefficient_nbytes, shape.query_nbytes)
+
+    def start_values(self, tile: Any, slots: Slots) -> None:
+        """Starts the copies of a tile's values."""
+        ops, shape = self.ops, self.shape
+        page, inside = self._place_of(tile)
+        of_row = ops.add(ops.times(self.row, shape.pages), page)
+        value = ops.offset(self._value, of_row, shape.value_nbytes)
+        value = ops.offset(value, ops.add(self.value_start, ops.product(inside, self.value_tile)))
+        self._copy(slots.values, value, 0, shape.value_tile, self.value_tile)
+
+    def _place_of(self, tile: Any) -> tuple[Any, Any]:
+        """The page of a tile, and which of its tiles it is."""
+        tiles = self.shape.page // TILE
+        return self.ops.divide(tile, tiles), self.ops.modulo(tile, tiles)
+
+    def _by_head(self, page: Any) -> Any:
+        return self.ops.add(self.ops.times(self.head, self.shape.pages), page)
+
+    def _copy(self, place: Any, source: Any, to: int, most: int, nbytes: Any = None) -> None:
         """``nbytes`` bytes, a multiple of 16 and at most ``most``; ``most`` if None."""
         ops = self.ops
         mine = ops.times(self.lane.lane, 16)
-        source, target = ops.offset(source, mine), ops.shared_offset(slot, mine)
+        source, target = ops.offset(source, mine), ops.shared_offset(place, mine)
         for first in range(0, most, _CHUNK):
             if nbytes is None and first + _CHUNK <= most:
                 ops.copy(target, source, 16, to + first, first)
@@ -77,22 +110,22 @@ class KltTiles:
             inside = ops.less(ops.add(mine, ops.integer(first)), stop)
             ops.only_if(inside, lambda first=first: ops.copy(target, source, 16, to + first, first))
 
-    def units(self, slot: Any, at: int, start: Any, width: int) -> list[list[Any]]:
-        """A lane's two units of a group of this width, ``start`` bytes from ``at``."""
+    def units(self, codes: Any, start: Any, width: int) -> list[list[Any]]:
+        """A lane's two units of a group of this width, ``start`` bytes from where codes begin."""
         ops = self.ops
-        where = ops.shared_offset(slot, ops.add(start, ops.times(self.lane.lane, 4 * width)))
+        where = ops.shared_offset(codes, ops.add(start, ops.times(self.lane.lane, 4 * width)))
         size = 2 if width % 4 else 4
         words: list[Any] = []
         for first in range(0, width, size):
-            words += ops.shared_words(where, size, at + 4 * first)
+            words += ops.shared_words(where, size, 4 * first)
         return [words[: width // 2], words[width // 2 :]]
 
-    def first_words(self, slot: Any, at: int, start: Any, width: Any) -> list[Any]:
+    def first_words(self, codes: Any, start: Any, width: Any) -> list[Any]:
         """A lane's first four words of a group of any width, as ``units`` has them if it is two or four bits."""
         ops = self.ops
         mine = ops.product(ops.times(self.lane.lane, 4), width)
-        where = ops.shared_offset(slot, ops.add(start, mine))
-        return [word for first in (0, 8) for word in ops.shared_words(where, 2, at + first)]
+        where = ops.shared_offset(codes, ops.add(start, mine))
+        return [word for first in (0, 8) for word in ops.shared_words(where, 2, first)]
 
     def decoded(self, unit: list[Any], width: int) -> list[Any]:
         """A unit's codes as bytes."""
@@ -110,37 +143,37 @@ class KltTiles:
         place = ops.both(ops.permute_bytes(*self._places, group), ops.integer(255))
         return group, ops.times(place, 8 * GROUP)
 
-    def query(self, slot: Any, block: int, group: Any) -> Any:
+    def query(self, slots: Slots, block: int, group: Any) -> Any:
         """Of a group of channels and a block of eight columns."""
         ops = self.ops
-        where = ops.shared_offset(slot, ops.add(ops.times(self.lane.lane, 4), ops.times(group, 128)))
-        return ops.shared_words(where, 1, self.shape.stage_queries + 1024 * block)[0]
+        where = ops.shared_offset(slots.page, ops.add(ops.times(self.lane.lane, 4), ops.times(group, 128)))
+        return ops.shared_words(where, 1, self.shape.coefficient_nbytes + 1024 * block)[0]
 
-    def starts(self, slot: Any) -> list[list[Any]]:
+    def starts(self, slots: Slots) -> list[list[Any]]:
         """For each block, what the sums of this lane's two columns start from."""
         ops, shape = self.ops, self.shape
-        where = ops.shared_offset(slot, ops.times(self.lane.column, 8))
+        where = ops.shared_offset(slots.stage, ops.times(self.lane.column, 8))
         return [ops.shared_words(where, 2, shape.stage_extras + 32 * block) for block in range(shape.blocks)]
 
-    def factors(self, slot: Any) -> list[list[Any]]:
+    def factors(self, slots: Slots) -> list[list[Any]]:
         """Of this lane's two queries: of their sums, of curves, and what is added."""
         ops, shape = self.ops, self.shape
-        where = ops.shared_offset(slot, ops.times(self._query_column(), 8))
+        where = ops.shared_offset(slots.stage, ops.times(self._query_column(), 8))
         return [ops.shared_load(where, 2, shape.stage_extras + 32 * (shape.blocks + part)) for part in (0, 2, 3)]
 
-    def mean_factor(self, slot: Any, group: int) -> Any:
+    def mean_factor(self, slots: Slots, group: int) -> Any:
         """Of the page mean of a group's values."""
         at = self.shape.stage_extras + 32 * self.shape.blocks + 32
-        return self.ops.shared_load(slot, 1, at + 4 * group)[0]
+        return self.ops.shared_load(slots.stage, 1, at + 4 * group)[0]
 
-    def mean(self, slot: Any, group: int, half: int) -> Any:
+    def mean(self, slots: Slots, group: int, half: int) -> Any:
         """The page mean of channel ``row + 8 half`` of a group, an integer as a float."""
         ops = self.ops
-        where = ops.shared_offset(slot, ops.times(ops.divide(self.lane.row, 4), 4))
+        where = ops.shared_offset(slots.stage, ops.times(ops.divide(self.lane.row, 4), 4))
         word = ops.shared_words(where, 1, self.shape.stage_means + GROUP * group + 8 * half)[0]
         return ops.converted(ops.permute_bytes(word, word, self.mean_pick))
 
-    def load_curves(self, tile: Any, slot: Any) -> None:
+    def load_curves(self, tile: Any, slots: Slots) -> None:
         """Starts the loads of a tile's curves, for each product left operands of every step, and of coefficients."""
         ops, shape, lane = self.ops, self.shape, self.lane.lane
         where = ops.offset(self._curves, ops.modulo(tile, shape.page // TILE), 2 * TILE * shape.curves)
@@ -152,7 +185,7 @@ class KltTiles:
             ]
             for product in range(PRODUCTS)
         ]
-        self._right_operands = self._coefficients_of(slot)
+        self._right_operands = self._coefficients_of(slots)
 
     def curve_sums(self) -> list[list[Any]]:
         """For each product sums of curves, which are loaded, of this lane's two rows and, faster, two columns. Two
@@ -173,24 +206,21 @@ class KltTiles:
         eights = self.shape.curves // EIGHT
         return [min(2, eights - first) for first in range(0, eights, 2)]
 
-    def _coefficients_of(self, slot: Any) -> list[list[Any]]:
+    def _coefficients_of(self, slots: Slots) -> list[list[Any]]:
         """Right operands of curves, a word for every eight, of each block of columns."""
         ops, shape = self.ops, self.shape
-        where = ops.shared_offset(slot, ops.times(self.lane.lane, 4))
+        where = ops.shared_offset(slots.page, ops.times(self.lane.lane, 4))
         eights = shape.curves // EIGHT
         return [
-            [
-                ops.shared_words(where, 1, shape.stage_coefficients + 128 * (eights * block + index))[0]
-                for index in range(eights)
-            ]
+            [ops.shared_words(where, 1, 128 * (eights * block + index))[0] for index in range(eights)]
             for block in range(shape.blocks)
         ]
 
-    def scales(self, slot: Any, stream: int) -> list[list[Any]]:
+    def scales(self, slots: Slots, stream: int) -> list[list[Any]]:
         """Of keys or values, for each product the scales of this lane's two rows: ``2 ** ((code - 128) / 16)``."""
         ops = self.ops
-        where = ops.shared_offset(slot, ops.times(ops.divide(self.lane.row, 2), 16))
-        words = ops.shared_words(where, 4, self.shape.stage_scales + TILE * stream)
+        where = ops.shared_offset(slots.stage, ops.times(ops.divide(self.lane.row, 2), 16))
+        words = ops.shared_words(where, 4, TILE * stream)
         found = []
         for product in range(PRODUCTS):
             codes = [

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from klt_streams import ROPE, klt_layer
+from late_copies import LateCopies
 from mosaic import lowered, needs_mosaic
 
 from kakeya_jax.pallas_kernels.attention import compressed_attention, mosaic_gpu
@@ -44,6 +45,16 @@ def reference(query: Any, layer: Any, positions: Any, *, rope: Rope = ROPE) -> A
 def test_emulated_steps_are_the_reference(group: int, splits: int):
     step = klt_layer(KEY_WIDTHS, VALUE_WIDTHS, group=group)
     assert difference(emulated(step[1], step[0], step[2], splits=splits), reference(step[1], step[0], step[2])) < 1e-3
+
+
+@pytest.mark.parametrize("widths", [KEY_WIDTHS, [[2] * 8] * 2, [[2] + [0] * 7] * 2], ids=["two", "three", "four"])
+def test_programs_wait_for_their_copies(widths: Any, monkeypatch: pytest.MonkeyPatch):
+    """Of tiles of these sizes, so many are under way in a warp, which has four tiles and more."""
+    layer, query, positions = klt_layer(widths, widths, group=4, length=1100)
+    expected = np.asarray(emulated(query, layer, positions, splits=1))
+    late = LateCopies(monkeypatch)
+    np.testing.assert_array_equal(emulated(query, layer, positions, splits=1), expected)
+    assert late.waits > 8
 
 
 @pytest.mark.parametrize(("group", "splits"), [(4, 3), (8, 6)])
