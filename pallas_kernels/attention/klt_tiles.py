@@ -45,8 +45,9 @@ class KltTiles:
         self.key_start, self.key_tile, self._order, self.value_start = ops.load_words(where, 4, once=False)
         self.value_tile, self.value_widths, *self._places = ops.load_words(where, 4, 16, once=False)
         self._counts = ops.load_words(where, 1, 32, once=False)[0]
-        self._queries, self._extras, self._coefficients, self._curves, *codes = map(ops.address, refs)
-        self._key, self._key_scale, self._value, self._value_scale, self._mean = codes
+        self._queries, extras, self._coefficients, self._curves, *codes = map(ops.address, refs)
+        self._key, key_scale, self._value, value_scale, mean = codes
+        self._beside = self._lane_of_stage(key_scale, value_scale, mean, extras)
         half = ops.modulo(lane.row, 2)
         self.scale_picks = [ops.add(ops.times(half, 2), ops.integer(index)) for index in range(2)]
         inside = ops.modulo(lane.row, 4)
@@ -59,17 +60,14 @@ class KltTiles:
         ops, shape = self.ops, self.shape
         page, inside = self._place_of(tile)
         of_row = ops.add(ops.times(self.row, shape.pages), page)
-        of_head = ops.add(ops.times(of_row, shape.num_kv_heads), self.kv_head)
-
         key = ops.offset(self._key, of_row, shape.key_nbytes)
         key = ops.offset(key, ops.add(self.key_start, ops.product(inside, self.key_tile)))
         self._copy(slots.keys, key, 0, shape.key_tile, self.key_tile)
-        for index, scales in enumerate((self._key_scale, self._value_scale)):
-            where = ops.offset(ops.offset(scales, of_head, shape.page), ops.times(inside, TILE))
-            self._copy(slots.stage, where, TILE * index, TILE)
-        self._copy(slots.stage, ops.offset(self._mean, of_head, DIM), shape.stage_means, DIM)
-        extras = ops.offset(self._extras, self._by_head(page), shape.extra_nbytes)
-        self._copy(slots.stage, extras, shape.stage_extras, shape.extra_nbytes)
+        where, of_page, of_tile = self._beside
+        where = ops.offset(where, ops.add(ops.product(page, of_page), ops.product(inside, of_tile)))
+        lane = self.lane.lane
+        target = ops.shared_offset(slots.stage, ops.times(lane, 16))
+        ops.only_if(ops.less(lane, ops.integer(shape.stage_nbytes // 16)), lambda: ops.copy(target, where, 16))
 
     def start_page(self, tile: Any, slots: Slots) -> None:
         """Starts the copies of the queries of a tile's page."""
@@ -88,6 +86,31 @@ class KltTiles:
         value = ops.offset(self._value, of_row, shape.value_nbytes)
         value = ops.offset(value, ops.add(self.value_start, ops.product(inside, self.value_tile)))
         self._copy(slots.values, value, 0, shape.value_tile, self.value_tile)
+
+    def _lane_of_stage(self, key_scale: Any, value_scale: Any, mean: Any, extras: Any) -> tuple[Any, Any, Any]:
+        """Where this lane's 16 bytes of what a tile has besides are, if it is the first of the first page, and how far
+        they are from those of the next page, and of the next tile in it: one copy is all."""
+        ops, shape, lane = self.ops, self.shape, self.lane.lane
+        scales, means = 2 * TILE // 16, shape.stage_extras // 16  # lanes before those of means, and of extras
+        is_scale, is_mean = (ops.less(lane, ops.integer(count)) for count in (scales, means))
+        where = ops.select_address(ops.less(lane, ops.integer(TILE // 16)), key_scale, value_scale)
+        where = ops.select_address(is_mean, ops.select_address(is_scale, where, mean), extras)
+
+        def by_part(scale: Any, mean: Any, extra: Any) -> Any:
+            return ops.select(is_scale, scale, ops.select(is_mean, mean, extra))
+
+        nbytes = by_part(*map(ops.integer, (shape.page, DIM, shape.extra_nbytes)))
+        of_head = ops.add(ops.times(self.row, shape.pages * shape.num_kv_heads), self.kv_head)
+        first = by_part(of_head, of_head, ops.times(self.head, shape.pages))
+        inside = by_part(
+            ops.modulo(lane, TILE // 16),
+            ops.subtract(lane, ops.integer(scales)),
+            ops.subtract(lane, ops.integer(means)),
+        )
+        where = ops.offset(ops.offset_product(where, first, nbytes), ops.times(inside, 16))
+        of_tile = by_part(ops.integer(TILE), ops.integer(0), ops.integer(0))
+        heads = ops.integer(shape.num_kv_heads)
+        return where, ops.product(nbytes, by_part(heads, heads, ops.integer(1))), of_tile
 
     def _place_of(self, tile: Any) -> tuple[Any, Any]:
         """The page of a tile, and which of its tiles it is."""
