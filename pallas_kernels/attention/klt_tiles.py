@@ -6,7 +6,7 @@ from kakeya_jax.pallas_kernels.attention.code_bytes import decode_unit
 from kakeya_jax.pallas_kernels.attention.coded_shape import PRODUCTS, TILE
 from kakeya_jax.pallas_kernels.attention.klt_curves import EIGHT
 from kakeya_jax.pallas_kernels.attention.klt_shape import CONSTANTS, DIM, GROUP, HEAD_WORDS, KltShape, codes_of
-from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
+from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, Lane
 
 _CHUNK = 512
 """Bytes that a warp copies at once."""
@@ -49,7 +49,8 @@ class KltTiles:
         self._key, key_scale, self._value, value_scale, mean = codes
         self._beside = self._lane_of_stage(key_scale, value_scale, mean, extras)
         half = ops.modulo(lane.row, 2)
-        self.scale_picks = [ops.add(ops.times(half, 2), ops.integer(index)) for index in range(2)]
+        # A byte in the lowest place of MAGIC makes it that float plus the byte: no conversion is needed.
+        self.scale_picks = [ops.add(ops.times(half, 2), ops.integer(0x7640 + index)) for index in range(2)]
         inside = ops.modulo(lane.row, 4)
         self.mean_pick = ops.add(ops.times(inside, 0x1111), ops.integer(0x8880))
         self._left_operands: list[list[list[Any]]] = []
@@ -246,12 +247,12 @@ class KltTiles:
         words = ops.shared_words(where, 4, TILE * stream)
         found = []
         for product in range(PRODUCTS):
-            codes = [
-                ops.both(ops.permute_bytes(words[product], words[product], pick), ops.integer(255))
-                for pick in self.scale_picks
-            ]
+            codes = [ops.permute_bytes(words[product], self.held.magic[0], pick) for pick in self.scale_picks]
             found.append(
-                [ops.power_of_two(ops.fused(ops.converted(code), ops.real(1 / 16), ops.real(-8.0))) for code in codes]
+                [
+                    ops.power_of_two(ops.fused(ops.as_real(code), ops.real(1 / 16), ops.real(-8.0 - MAGIC / 16)))
+                    for code in codes
+                ]
             )
         return found
 
