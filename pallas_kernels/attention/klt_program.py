@@ -7,7 +7,7 @@ Rows, columns, products and shares are those of ``coded_program``. What differs:
   curves (``klt_curves``), one more product, of float16;
 * codes of 16 channels have a width, equal for all lanes. Products of keys, one group deep, run in a loop for each
   width; for values the decoder is chosen group by group, a branch of the whole warp. Groups without codes take nothing;
-* values add up in units of their channels; the page's mean is added once a tile, times the tile's weights.
+* values add up in units of their channels; a page's mean is added after its last tile, times the weights of all.
 """
 
 import functools
@@ -71,11 +71,16 @@ def klt_program(
         curves = tiles.curve_sums()
         return curves, _key_sums(ops, shape, tiles, slots)
 
-    def values(slots: Slots, state: list[Any], found: tuple[list[list[Any]], list[list[list[Any]]]]) -> list[Any]:
+    def values(
+        tile: Any, slots: Slots, state: list[Any], found: tuple[list[list[Any]], list[list[list[Any]]]]
+    ) -> list[Any]:
         logits = _logits(ops, shape, lane, tiles, slots, *found)
-        return _add_tile(ops, shape, lane, tiles, slots, state, logits)
+        state = _add_tile(ops, shape, lane, tiles, slots, state, logits)
+        last = ops.one_of(tiles.ends_page(tile), ops.equal(ops.subtract(share[1], tile), 1))
+        return ops.choose(last, lambda: _with_mean(ops, shape, lane, tiles, slots, state), state)
 
-    state = over_turns(ops, shape, lane, shared_ref, share, tiles, keys, values, empty_state(ops, shape))
+    state = [*empty_state(ops, shape), *[ops.real(0.0)] * 2]
+    state = over_turns(ops, shape, lane, shared_ref, share, tiles, keys, values, state)[:-2]
     ops.barrier()  # stages become states
     halves = []
     for group in range(GROUPS):
@@ -166,7 +171,8 @@ def _add_tile(
     state: list[Any],
     logits: list[list[Any]],
 ) -> list[Any]:
-    """The state with the tokens of a tile; as in ``coded_program``, and with the page's mean."""
+    """The state with the tokens of a tile, as in ``coded_program``. It ends with the weights of the page's tokens so
+    far, for two queries, whose mean is to be added."""
     scales: list[list[Any]] = []
 
     def largest_scale() -> Any:
@@ -174,18 +180,13 @@ def _add_tile(
         return functools.reduce(ops.maximum, (scale for pair in scales for scale in pair))
 
     shares = shares_of(ops, shape, lane, state, logits, largest_scale, lambda product: scales[product])
-    weight = [
-        ops.scaled(over_rows(ops, new, ops.plus), each)
-        for new, each in zip(shares.tile_total, shares.decay, strict=True)
-    ]
-    if shape.paired:  # columns of low bytes are added to those of high ones
-        high = ops.less(lane.column, ops.integer(2))
-        weight = [ops.select(high, each, ops.real(0.0)) for each in weight]
+    before, weights = shares.weighted[:-2], shares.weighted[-2:]
+    weights = list(map(ops.fused, shares.tile_total, shares.decay, weights))
     start, weighted = ops.integer(0), []
     width = _width(ops, tiles.value_widths, 0)
     ahead = tiles.first_words(slots.values, start, width)
     for group in range(GROUPS):
-        mine, words = shares.weighted[4 * group : 4 * group + 4], ahead
+        mine, words = before[4 * group : 4 * group + 4], ahead
         after = ops.add(start, ops.times(width, 8 * GROUP))
         following = _width(ops, tiles.value_widths, min(group + 1, GROUPS - 1))
         if group + 1 < GROUPS:  # a load in a branch is waited for in it
@@ -199,11 +200,23 @@ def _add_tile(
 
         for bits in shape.value_widths:
             mine = ops.choose(ops.equal(width, bits), functools.partial(multiplied, bits), mine)
+        weighted += mine
+        start, width = after, following
+    return [*shares.top, *shares.total, *shares.shift, *weighted, *weights]
+
+
+def _with_mean(ops: Any, shape: KltShape, lane: Lane, tiles: KltTiles, slots: Slots, state: list[Any]) -> list[Any]:
+    """The state with the page's mean, times the weights that it ends with."""
+    values = slice(len(state) - 2 - 4 * GROUPS, -2)
+    weights, weighted = [over_rows(ops, each, ops.plus) for each in state[-2:]], state[values]
+    if shape.paired:  # columns of low bytes are added to those of high ones
+        high = ops.less(lane.column, ops.integer(2))
+        weights = [ops.select(high, each, ops.real(0.0)) for each in weights]
+    for group in range(GROUPS):
         factor = tiles.mean_factor(slots, group)
         for half in range(2):
             mean = ops.scaled(tiles.mean(slots, group, half), factor)
             for n in range(2):
-                mine[2 * half + n] = ops.fused(mean, weight[n], mine[2 * half + n])
-        weighted += mine
-        start, width = after, following
-    return [*shares.top, *shares.total, *shares.shift, *weighted]
+                index = 4 * group + 2 * half + n
+                weighted[index] = ops.fused(mean, weights[n], weighted[index])
+    return [*state[: values.start], *weighted, ops.real(0.0), ops.real(0.0)]

@@ -88,6 +88,10 @@ class KltTiles:
         value = ops.offset(value, ops.add(self.value_start, ops.product(inside, self.value_tile)))
         self._copy(slots.values, value, 0, shape.value_tile, self.value_tile)
 
+    def ends_page(self, tile: Any) -> Any:
+        """Whether a tile is the last one of its page."""
+        return self.ops.equal(self._place_of(tile)[1], self.shape.page // TILE - 1)
+
     def _lane_of_stage(self, key_scale: Any, value_scale: Any, mean: Any, extras: Any) -> tuple[Any, Any, Any]:
         """Where this lane's 16 bytes of what a tile has besides are, if it is the first of the first page, and how far
         they are from those of the next page, and of the next tile in it: one copy is all."""

@@ -21,10 +21,10 @@ def over_turns(
     share: tuple[Any, Any],
     tiles: KltTiles,
     keys: Callable[[Slots], Any],
-    values: Callable[[Slots, list[Any], Any], list[Any]],
+    values: Callable[[Any, Slots, list[Any], Any], list[Any]],
     state: list[Any],
 ) -> list[Any]:
-    """The state after ``state = values(slots, state, keys(slots))`` for every tile of a warp's share.
+    """The state after ``state = values(tile, slots, state, keys(slots))`` for every tile of a warp's share.
 
     Args:
         ops: ``warp_ops``, or ``emulated_ops``.
@@ -67,7 +67,7 @@ def over_turns(
         ops.wait_for_copies(pending)
         begin(tiles.start_page, later, free)
         begin(tiles.start_values, later, free)
-        state = values(slots, state, found)
+        state = values(tile, slots, state, found)
         return [of_values, parts.after(of_values), stage, stages.after(stage), pages.after(page), *state]
 
     places = [parts.place(-1), parts.place(0), stages.place(-1), stages.place(0), pages.place(0)]
