@@ -8,7 +8,7 @@ barrier. This is how kernels are tested without a GPU; it says nothing about spe
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -532,6 +532,15 @@ def choose(
     return (
         [np.where(condition, yes, no) for yes, no in zip(found, when_false, strict=True)] if found else list(when_false)
     )
+
+
+def choose_by(
+    value: Register, cases: Mapping[int, Callable[[], list[Register]]], otherwise: Sequence[Register]
+) -> list[Register]:
+    found = list(otherwise)
+    for number, case in cases.items():
+        found = choose(equal(value, number), case, found)
+    return found
 
 
 def only_if(condition: Register, body: Callable[[], None]) -> None:

@@ -198,8 +198,8 @@ def _add_tile(
             near, far = (tiles.decoded(unit, bits) for unit in units)
             return add_values(ops, shares, near, far, mine, tiles.held.magic)
 
-        for bits in shape.value_widths:
-            mine = ops.choose(ops.equal(width, bits), functools.partial(multiplied, bits), mine)
+        cases = {bits: functools.partial(multiplied, bits) for bits in shape.value_widths}
+        mine = ops.choose_by(width, cases, mine)
         weighted += mine
         start, width = after, following
     return [*shares.top, *shares.total, *shares.shift, *weighted, *weights]

@@ -7,7 +7,7 @@ as in the fragments of ``mma.sync``, so that codes go from a load straight into 
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jax.experimental.mosaic.gpu import utils
@@ -611,6 +611,24 @@ def choose(
         scf.YieldOp(when_true())
     with ir.InsertionPoint(op.else_block):
         scf.YieldOp(list(when_false))
+    return list(op.results)
+
+
+def choose_by(
+    value: Register, cases: Mapping[int, Callable[[], list[Register]]], otherwise: Sequence[Register]
+) -> list[Register]:
+    """``cases[value]()``, or ``otherwise`` if there is none; the integer is equal for all lanes of a warp.
+
+    Registers stay where they are, where one ``choose`` after the other would move them.
+    """
+    if not cases:
+        return list(otherwise)
+    (number, case), *rest = cases.items()
+    op: Any = scf.IfOp(equal(value, number), [each.type for each in otherwise], has_else=True)
+    with ir.InsertionPoint(op.then_block):
+        scf.YieldOp(case())
+    with ir.InsertionPoint(op.else_block):
+        scf.YieldOp(choose_by(value, dict(rest), otherwise))
     return list(op.results)
 
 
