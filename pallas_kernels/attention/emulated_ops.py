@@ -469,7 +469,8 @@ def wait_for_copies(pending: int) -> None:
     """Copies are done when they start."""
 
 
-def shared_words(where: Pointer, count: int, at: int = 0) -> list[Register]:
+def shared_words(where: Pointer, count: int, at: int = 0, *, anew: bool = False) -> list[Register]:
+    del anew
     return load_words(where, count, at)
 
 

@@ -22,7 +22,7 @@ from kakeya_jax.pallas_kernels.attention.klt_tiles import KltTiles, Slots
 from kakeya_jax.pallas_kernels.attention.klt_turns import over_turns
 from kakeya_jax.pallas_kernels.attention.tile_loop import share_of
 from kakeya_jax.pallas_kernels.attention.tile_shares import add_values, empty_state, number_of, shares_of
-from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC_BITS, Lane, over_rows
+from kakeya_jax.pallas_kernels.attention.warp_lane import Lane, over_rows
 from kakeya_jax.pallas_kernels.attention.warp_states import write_state
 
 
@@ -108,8 +108,7 @@ def _key_sums(ops: Any, shape: KltShape, tiles: KltTiles, slots: Slots) -> list[
     A loop for each width over the groups that have it: their sums stay where they are, where a choice for every group
     would move them about.
     """
-    starts = [[ops.add(ops.integer(MAGIC_BITS), word) for word in pair] for pair in tiles.starts(slots)]
-    sums = [word for _ in range(PRODUCTS) for pair in starts for word in (*pair, *pair)]
+    sums = [word for _ in range(PRODUCTS) for block in range(shape.blocks) for word in tiles.starts(slots, block)]
     first = ops.integer(0)
     for width in shape.key_widths:
         after = ops.add(first, tiles.count_of(width))

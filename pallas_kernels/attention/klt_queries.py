@@ -24,7 +24,7 @@ from kakeya_jax.pallas_kernels.attention.klt_query_rows import QueryRows, first_
 from kakeya_jax.pallas_kernels.attention.klt_query_shared import SIZES, TOPS, TOPS_NBYTES
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
 from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, GROUP, GROUPS, UNIT_WORDS, KltShape
-from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, Lane, signed_bytes
+from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, MAGIC_BITS, Lane, signed_bytes
 
 _NUMBER_LARGEST = LARGEST * (1 - 2.0**-20)
 """What the largest number of a query becomes, approximately: the reciprocal of it may be a little too large."""
@@ -39,7 +39,8 @@ class PageQueries(NamedTuple):
     Attributes:
         numbers: int8 ``[N, pages, blocks, 8, 8, 16]``: bytes of queries in the coordinates of a page's codes: for each
             block and group of channels the columns of products one after the other, which is the order of lanes.
-        extras: int32 ``[N, pages, 8 blocks + 32]``: what sums start from; bits of the queries' factors; bits of those
+        extras: int32 ``[N, pages, 16 blocks + 32]``: what sums of products start from, numbers plus ``MAGIC_BITS``,
+            those of two columns twice, which are four sums of a lane; bits of the queries' factors; bits of those
             of the page mean of values, one for each group of channels; bits of the units of curves, and of what is
             added to logits, or of half of it if columns are paired, which are added up.
         tops: float32 ``[N, pages, rows]``: the largest number of each query before it is rounded.
@@ -250,9 +251,12 @@ class QueryWriter:
 
         def of_row() -> None:
             where = self._extra(notes.page, notes.query)
-            starts = ops.offset(where, ops.integer(-4 * COLUMNS * shape.blocks))
-            ops.store_words(starts, [high])
-            ops.store_words(starts, [ops.subtract(start, ops.left(high, 8))], 4 * self.shape.rows)
+            starts = ops.offset(self.queries.extras, notes.page, shape.extra_nbytes)
+            pair = ops.add(ops.times(ops.divide(notes.query, 2), 16), ops.times(ops.modulo(notes.query, 2), 4))
+            starts = ops.offset(starts, pair)
+            for at, part in ((0, high), (8 * shape.rows, ops.subtract(start, ops.left(high, 8)))):
+                for row in range(2):
+                    ops.store_words(starts, [ops.add(part, ops.integer(MAGIC_BITS))], at + 8 * row)
             ops.store_reals(where, [factor])
             ops.store_reals(where, [curve_unit], 4 * (COLUMNS + GROUPS))
             ops.store_reals(where, [added], 4 * (2 * COLUMNS + GROUPS))
@@ -282,7 +286,7 @@ class QueryWriter:
         """Where the factors of queries are, from ``index`` on."""
         ops, shape = self.ops, self.shape
         where = ops.offset(self.queries.extras, page, shape.extra_nbytes)
-        return ops.offset(where, ops.add(ops.times(index, 4), ops.integer(4 * COLUMNS * shape.blocks)))
+        return ops.offset(where, ops.add(ops.times(index, 4), ops.integer(shape.start_nbytes)))
 
     def _keep_sizes(self, sizes: list[Any], mean: Any) -> None:
         """All lanes write the same, and so do warps that have the same queries."""

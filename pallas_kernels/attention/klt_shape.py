@@ -85,9 +85,14 @@ class KltShape(TileShape):
         return 1024 * self.blocks
 
     @property
+    def start_nbytes(self) -> int:
+        """Of what sums of products with a page's queries start from: four for every two columns."""
+        return 8 * COLUMNS * self.blocks
+
+    @property
     def extra_nbytes(self) -> int:
         """Of what ``klt_queries.PageQueries`` has besides numbers."""
-        return 4 * (COLUMNS * self.blocks + 3 * COLUMNS + GROUPS)
+        return self.start_nbytes + 4 * (3 * COLUMNS + GROUPS)
 
     @property
     def part_nbytes(self) -> int:

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from kakeya_jax.pallas_kernels.attention.code_bytes import decode_unit
-from kakeya_jax.pallas_kernels.attention.coded_shape import PRODUCTS, TILE
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, PRODUCTS, TILE
 from kakeya_jax.pallas_kernels.attention.klt_curves import EIGHT
 from kakeya_jax.pallas_kernels.attention.klt_shape import CONSTANTS, DIM, GROUP, HEAD_WORDS, KltShape, codes_of
 from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, Lane
@@ -177,21 +177,24 @@ class KltTiles:
         where = ops.shared_offset(slots.page, ops.add(ops.times(self.lane.lane, 4), ops.times(group, 128)))
         return ops.shared_words(where, 1, self.shape.coefficient_nbytes + 1024 * block)[0]
 
-    def starts(self, slots: Slots) -> list[list[Any]]:
-        """For each block, what the sums of this lane's two columns start from."""
+    def starts(self, slots: Slots, block: int) -> list[Any]:
+        """What sums of a product with a block of eight columns start from, of this lane's two rows and two columns.
+
+        Loaded for each product: one load is less than four moves."""
         ops, shape = self.ops, self.shape
-        where = ops.shared_offset(slots.stage, ops.times(self.lane.column, 8))
-        return [ops.shared_words(where, 2, shape.stage_extras + 32 * block) for block in range(shape.blocks)]
+        where = ops.shared_offset(slots.stage, ops.times(self.lane.column, 16))
+        return ops.shared_words(where, 4, shape.stage_extras + 8 * COLUMNS * block, anew=True)
 
     def factors(self, slots: Slots) -> list[list[Any]]:
         """Of this lane's two queries: of their sums, of curves, and what is added."""
         ops, shape = self.ops, self.shape
         where = ops.shared_offset(slots.stage, ops.times(self._query_column(), 8))
-        return [ops.shared_load(where, 2, shape.stage_extras + 32 * (shape.blocks + part)) for part in (0, 2, 3)]
+        first = shape.stage_extras + shape.start_nbytes
+        return [ops.shared_load(where, 2, first + 4 * COLUMNS * part) for part in (0, 2, 3)]
 
     def mean_factor(self, slots: Slots, group: int) -> Any:
         """Of the page mean of a group's values."""
-        at = self.shape.stage_extras + 32 * self.shape.blocks + 32
+        at = self.shape.stage_extras + self.shape.start_nbytes + 4 * COLUMNS
         return self.ops.shared_load(slots.stage, 1, at + 4 * group)[0]
 
     def mean(self, slots: Slots, group: int, half: int) -> Any:

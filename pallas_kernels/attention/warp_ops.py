@@ -519,9 +519,10 @@ def wait_for_copies(pending: int) -> None:
     _asm(f"cp.async.wait_group {pending}; bar.warp.sync -1;", results=None, collective=True)
 
 
-def shared_words(where: Register, count: int, at: int = 0) -> list[Register]:
-    """1, 2 or 4 consecutive words of shared memory; not moved across a barrier."""
-    return _load("shared", where, count, at, fresh=True)
+def shared_words(where: Register, count: int, at: int = 0, *, anew: bool = False) -> list[Register]:
+    """1, 2 or 4 consecutive words of shared memory; not moved across a barrier. If ``anew``, they are loaded even where
+    registers have them: one load, where the assembler would move each word."""
+    return _load("volatile.shared" if anew else "shared", where, count, at, fresh=True)
 
 
 def shared_short(where: Register, at: int = 0) -> Register:
