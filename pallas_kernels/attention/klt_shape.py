@@ -21,10 +21,11 @@ GROUPS = DIM // GROUP
 UNIT_WORDS = 4 * GROUPS
 """Of a head in the table of units."""
 
-HEAD_WORDS = 12
-"""Of a head in the table of layouts. Of keys: where a page's codes of this head begin, bytes of a tile of them, and the
-groups, widest first, four bits each; likewise of values, but the widths of all groups. Then of keys: for each group the
-widths before it, eight bits each, in two words, and how many groups have a width, four bits each. Three say nothing."""
+HEAD_WORDS = 8
+"""Of a head in the table of layouts. Of keys: where a page's codes of this head begin, bytes of a tile of them, and how
+many groups have a width, four bits each from twice the width on; likewise of values, but the widths of all groups, four
+bits each. Then of keys, for each group, widest first: four times the widths before it in a tile, and its number; eight
+bits each, in two words."""
 
 
 def codes_of(width: int) -> Codes:

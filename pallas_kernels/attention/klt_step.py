@@ -131,12 +131,13 @@ def layout_table(key: Layout, value: Layout, page: int) -> np.ndarray:
         table[:, first + 1] = TILE * row_bytes
     keys, values = np.asarray(key.widths), np.asarray(value.widths)
     nibbles, quads = 4 * np.arange(keys.shape[1]), 8 * np.arange(4)
-    table[:, 2] = np.sum(np.argsort(-keys, axis=1, kind="stable") << nibbles, axis=1)
+    table[:, 2] = sum(np.sum(keys == width, axis=1) << 2 * width for width in (2, 4, 6, 8))
     table[:, 5] = np.sum(values << nibbles, axis=1)
-    before = np.cumsum(keys, axis=1) - keys
+    order = np.argsort(-keys, axis=1, kind="stable")
+    before = np.take_along_axis(np.cumsum(keys, axis=1) - keys, order, axis=1)
     for half in range(2):
-        table[:, 6 + half] = np.sum(before[:, 4 * half : 4 * half + 4] << quads, axis=1)
-    table[:, 8] = sum(np.sum(keys == width, axis=1) << 2 * width for width in (2, 4, 6, 8))
+        places = (4 * before + order)[:, 4 * half : 4 * half + 4]
+        table[:, 6 + half] = np.sum(places << quads, axis=1)
     return table.astype(np.uint32).view(np.int32)
 
 

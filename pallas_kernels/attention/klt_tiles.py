@@ -42,9 +42,8 @@ class KltTiles:
         self.held = CONSTANTS.load(ops, lane, table)
         first = ops.integer(4 * len(CONSTANTS.words))
         where = ops.offset(table, ops.add(ops.times(self.kv_head, 4 * HEAD_WORDS), first))
-        self.key_start, self.key_tile, self._order, self.value_start = ops.load_words(where, 4, once=False)
+        self.key_start, self.key_tile, self._counts, self.value_start = ops.load_words(where, 4, once=False)
         self.value_tile, self.value_widths, *self._places = ops.load_words(where, 4, 16, once=False)
-        self._counts = ops.load_words(where, 1, 32, once=False)[0]
         self._queries, extras, self._coefficients, self._curves, *codes = map(ops.address, refs)
         self._key, key_scale, self._value, value_scale, mean = codes
         self._beside = self._lane_of_stage(key_scale, value_scale, mean, extras)
@@ -167,9 +166,8 @@ class KltTiles:
     def place(self, index: Any) -> tuple[Any, Any]:
         """The group of keys that comes so far in the order of widths, and where its codes begin in a tile."""
         ops = self.ops
-        group = ops.both(ops.shifted_right(self._order, ops.times(index, 4)), ops.integer(15))
-        place = ops.both(ops.permute_bytes(*self._places, group), ops.integer(255))
-        return group, ops.times(place, 8 * GROUP)
+        both = ops.permute_bytes(*self._places, index)
+        return ops.both(both, ops.integer(7)), ops.times(ops.both(both, ops.integer(0xF8)), 2 * GROUP)
 
     def query(self, slots: Slots, block: int, group: Any) -> Any:
         """Of a group of channels and a block of eight columns."""
