@@ -478,6 +478,10 @@ def shared_short(where: Pointer, at: int = 0) -> Register:
     return _read(where, at, np.uint16).astype(np.uint32)
 
 
+def shared_byte(where: Pointer, at: int = 0) -> Register:
+    return _read(where, at, np.int8).astype(np.int32).view(np.uint32)
+
+
 def shared_transposes(where: Pointer, at: int = 0) -> list[Register]:
     assert not np.any((where.at[_launch.get().active] + at) % 16), "a load that is not aligned"
     rows = np.stack([_read(where, at + 2 * column, np.uint16) for column in range(8)], axis=-1)

@@ -50,8 +50,6 @@ class KltTiles:
         half = ops.modulo(lane.row, 2)
         # A byte in the lowest place of MAGIC makes it that float plus the byte: no conversion is needed.
         self.scale_picks = [ops.add(ops.times(half, 2), ops.integer(0x7640 + index)) for index in range(2)]
-        inside = ops.modulo(lane.row, 4)
-        self.mean_pick = ops.add(ops.times(inside, 0x1111), ops.integer(0x8880))
         self._left_operands: list[list[list[Any]]] = []
         self._right_operands: list[list[Any]] = []
 
@@ -198,9 +196,8 @@ class KltTiles:
     def mean(self, slots: Slots, group: int, half: int) -> Any:
         """The page mean of channel ``row + 8 half`` of a group, an integer as a float."""
         ops = self.ops
-        where = ops.shared_offset(slots.stage, ops.times(ops.divide(self.lane.row, 4), 4))
-        word = ops.shared_words(where, 1, self.shape.stage_means + GROUP * group + 8 * half)[0]
-        return ops.converted(ops.permute_bytes(word, word, self.mean_pick))
+        where = ops.shared_offset(slots.stage, self.lane.row)
+        return ops.converted(ops.shared_byte(where, self.shape.stage_means + GROUP * group + 8 * half))
 
     def load_curves(self, tile: Any, slots: Slots) -> None:
         """Starts the loads of a tile's curves, for each product left operands of every step, and of coefficients."""

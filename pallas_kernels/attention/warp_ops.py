@@ -533,6 +533,14 @@ def shared_short(where: Register, at: int = 0) -> Register:
     )
 
 
+def shared_byte(where: Register, at: int = 0) -> Register:
+    """8 bits of shared memory as a signed integer."""
+    text = f"ld.shared.s8 $0, [$1+{at}];"
+    return utils.inline_ptx(  # pyright: ignore[reportAttributeAccessIssue]
+        text, where, result_types=_i32(), has_side_effects=True
+    )
+
+
 def shared_transposes(where: Register, at: int = 0) -> list[Register]:
     """The transposes of four 8 x 8 matrices of halves in shared memory; not moved across a barrier.
 
