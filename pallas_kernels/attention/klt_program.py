@@ -183,18 +183,19 @@ def _add_tile(
     weights = list(map(ops.fused, shares.tile_total, shares.decay, weights))
     start, weighted = ops.integer(0), []
     width = _width(ops, tiles.value_widths, 0)
-    ahead = tiles.first_words(slots.values, start, width)
+    place = tiles.group_at(slots.values, start, width)
+    ahead = ops.shared_words(place, 2)
     for group in range(GROUPS):
-        mine, words = before[4 * group : 4 * group + 4], ahead
+        mine, words, where = before[4 * group : 4 * group + 4], ahead, place
         after = ops.add(start, ops.times(width, 8 * GROUP))
         following = _width(ops, tiles.value_widths, min(group + 1, GROUPS - 1))
         if group + 1 < GROUPS:  # a load in a branch is waited for in it
-            ahead = tiles.first_words(slots.values, after, following)
+            place = tiles.group_at(slots.values, after, following)
+            ahead = ops.shared_words(place, 2)
 
-        def multiplied(bits: int, start: Any = start, mine: list[Any] = mine, words: list[Any] = words) -> list[Any]:
-            units = [words[: bits // 2], words[bits // 2 : bits]]
-            units = tiles.units(slots.values, start, bits) if bits > len(words) else units
-            near, far = (tiles.decoded(unit, bits) for unit in units)
+        def multiplied(bits: int, where: Any = where, mine: list[Any] = mine, words: list[Any] = words) -> list[Any]:
+            words = words + [word for first in range(2, bits, 2) for word in ops.shared_words(where, 2, 4 * first)]
+            near, far = (tiles.decoded(unit, bits) for unit in (words[: bits // 2], words[bits // 2 :]))
             return add_values(ops, shares, near, far, mine, tiles.held.magic)
 
         cases = {bits: functools.partial(multiplied, bits) for bits in shape.value_widths}

@@ -145,12 +145,10 @@ class KltTiles:
             words += ops.shared_words(where, size, 4 * first)
         return [words[: width // 2], words[width // 2 :]]
 
-    def first_words(self, codes: Any, start: Any, width: Any) -> list[Any]:
-        """A lane's first four words of a group of any width, as ``units`` has them if it is two or four bits."""
+    def group_at(self, codes: Any, start: Any, width: Any) -> Any:
+        """Where a lane's words of a group begin, of any width."""
         ops = self.ops
-        mine = ops.product(ops.times(self.lane.lane, 4), width)
-        where = ops.shared_offset(codes, ops.add(start, mine))
-        return [word for first in (0, 8) for word in ops.shared_words(where, 2, first)]
+        return ops.shared_offset(codes, ops.add(start, ops.product(ops.times(self.lane.lane, 4), width)))
 
     def decoded(self, unit: list[Any], width: int) -> list[Any]:
         """A unit's codes as bytes."""
