@@ -17,7 +17,7 @@ from kakeya_jax.pallas_kernels.attention.arg_specs import ArgSpec
 from kakeya_jax.pallas_kernels.attention.coded_logits import coded_logits
 from kakeya_jax.pallas_kernels.attention.coded_shape import Codes
 from kakeya_jax.pallas_kernels.attention.coded_streams import coded_stream
-from kakeya_jax.pallas_kernels.attention.mosaic_gpu import choose_splits
+from kakeya_jax.pallas_kernels.attention.program_counts import choose_splits
 from kakeya_jax.recipe import Recipe
 from kakeya_jax.typing import Array
 

@@ -14,10 +14,11 @@ from kakeya_jax.pallas_kernels.attention.coded_shape import TILE, CodedShape, Co
 from kakeya_jax.pallas_kernels.attention.float_program import float_program
 from kakeya_jax.pallas_kernels.attention.float_shape import FloatCodes, FloatShape
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
+from kakeya_jax.pallas_kernels.attention.program_counts import exact_programs
 from kakeya_jax.pallas_kernels.attention.query_form import Coordinates, QueryForm
 from kakeya_jax.pallas_kernels.attention.softmax_state import LN2, Attended
 from kakeya_jax.pallas_kernels.attention.step_parts import attend_parts
-from kakeya_jax.pallas_kernels.attention.window_program import WARPS, exact_programs
+from kakeya_jax.pallas_kernels.attention.window_program import WARPS
 from kakeya_jax.stream import Geometry
 from kakeya_jax.typing import Array, Float, Int, Shaped
 
@@ -101,7 +102,7 @@ def decode_step(
         capacity=geometry.num_pages * geometry.page,
         group=group,
         splits=splits,
-        states=splits + exact_programs(geometry, heads),
+        states=splits + exact_programs(geometry, heads, splits),
     )
     return attend_parts(
         program,

@@ -15,9 +15,10 @@ from kakeya_jax.pallas_kernels.attention.kakeya_halves import half_unit, level_w
 from kakeya_jax.pallas_kernels.attention.kakeya_program import kakeya_program
 from kakeya_jax.pallas_kernels.attention.kakeya_shape import CENTERS, DIM, KakeyaShape
 from kakeya_jax.pallas_kernels.attention.kakeya_turns import by_step, tile_angles, token_angles
+from kakeya_jax.pallas_kernels.attention.program_counts import exact_programs
 from kakeya_jax.pallas_kernels.attention.softmax_state import LN2, Attended
 from kakeya_jax.pallas_kernels.attention.step_parts import attend_parts
-from kakeya_jax.pallas_kernels.attention.window_program import WARPS, exact_programs
+from kakeya_jax.pallas_kernels.attention.window_program import WARPS
 from kakeya_jax.rope import Rope
 from kakeya_jax.stream import Stream
 from kakeya_jax.typing import Array, Float, Int
@@ -64,7 +65,7 @@ def kakeya_step(
         capacity=tokens,
         group=group,
         splits=splits,
-        states=splits + exact_programs(geometry, heads),
+        states=splits + exact_programs(geometry, heads, splits, programs=PROGRAMS),
         warps=WARPS,
         length=codec.rank,
         block=key_stream.block_size,

@@ -29,8 +29,8 @@ from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, MAGIC_BITS, Lan
 _NUMBER_LARGEST = LARGEST * (1 - 2.0**-20)
 """What the largest number of a query becomes, approximately: the reciprocal of it may be a little too large."""
 
-_EXTRAS = 4
-"""Products whose extras are found at once."""
+_EXTRAS, _EXTRAS_OF_MANY = 6, 4
+"""Products whose extras are found at once; with more than four queries, whose registers are fewer."""
 
 
 class PageQueries(NamedTuple):
@@ -196,14 +196,15 @@ class QueryWriter:
     def _write_extras(self) -> None:
         """What belongs to a page's queries besides; of several products at once, which wait for each other nowhere."""
         ops, pages = self.ops, self.at.pages
+        count = _EXTRAS if self.shape.paired else _EXTRAS_OF_MANY
 
         def rows(base: Any, nothing: list[Any]) -> list[Any]:
-            bases = [ops.add(base, ops.integer(pages * index)) for index in range(_EXTRAS)]
+            bases = [ops.add(base, ops.integer(pages * index)) for index in range(count)]
             for notes in [self._notes(each) for each in bases]:
                 self._write_notes(notes)
             return nothing
 
-        ops.loop(self.at.first, self.at.stop, [ops.integer(0)], rows, _EXTRAS * pages)
+        ops.loop(self.at.first, self.at.stop, [ops.integer(0)], rows, count * pages)
 
     def _notes(self, base: Any) -> "_Notes":
         """Of this warp's four of 16 rows; eight lanes have a row, a group each."""

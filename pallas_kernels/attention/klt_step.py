@@ -15,9 +15,10 @@ from kakeya_jax.pallas_kernels.attention.klt_program import klt_program
 from kakeya_jax.pallas_kernels.attention.klt_queries import scratch
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import channel_units, query_tables
 from kakeya_jax.pallas_kernels.attention.klt_shape import CONSTANTS, DIM, GROUP, HEAD_WORDS, KltShape
+from kakeya_jax.pallas_kernels.attention.program_counts import exact_programs
 from kakeya_jax.pallas_kernels.attention.softmax_state import LN2, Attended
 from kakeya_jax.pallas_kernels.attention.step_parts import attend_parts
-from kakeya_jax.pallas_kernels.attention.window_program import WARPS, exact_programs
+from kakeya_jax.pallas_kernels.attention.window_program import WARPS
 from kakeya_jax.rope import Rope
 from kakeya_jax.stream import Stream
 from kakeya_jax.typing import Array, Float, Int
@@ -70,7 +71,7 @@ def klt_step(
         value_widths=value.layout.used_widths,
         group=group,
         splits=splits,
-        states=splits + exact_programs(geometry, heads),
+        states=splits + exact_programs(geometry, heads, splits),
         warps=WARPS,
         dtype=query.dtype,
         scale=scale * rope.attention_factor / LN2,

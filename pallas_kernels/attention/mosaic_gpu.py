@@ -15,8 +15,10 @@ from kakeya_jax.codecs.turboquant import TurboQuant
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, TILE
 from kakeya_jax.pallas_kernels.attention.coded_streams import Limits, capacity, coded_stream, num_heads, unsupported
 from kakeya_jax.pallas_kernels.attention.decode_step import decode_step
-from kakeya_jax.pallas_kernels.attention.kakeya_step import PROGRAMS, kakeya_step, unsupported_kakeya
+from kakeya_jax.pallas_kernels.attention.kakeya_step import PROGRAMS as KAKEYA_PROGRAMS
+from kakeya_jax.pallas_kernels.attention.kakeya_step import kakeya_step, unsupported_kakeya
 from kakeya_jax.pallas_kernels.attention.klt_step import klt_step, unsupported_klt
+from kakeya_jax.pallas_kernels.attention.program_counts import BESIDE_EXACT, PROGRAMS, choose_splits
 from kakeya_jax.pallas_kernels.attention.softmax_state import Attended
 from kakeya_jax.rope import Rope
 from kakeya_jax.stream import Stream
@@ -24,18 +26,6 @@ from kakeya_jax.typing import Array, Float, Int
 
 _SINCE = (0, 11)
 """The first version of JAX whose Mosaic GPU has all that the kernels need."""
-
-_MULTIPROCESSORS = 132
-"""Of an H100 or H200."""
-
-_PROGRAMS = 3 * _MULTIPROCESSORS
-"""Programs that run at a time: three on each multiprocessor."""
-
-_BESIDE_EXACT = 2 * _MULTIPROCESSORS
-"""Programs of codes that leave each multiprocessor a place for exact tokens, which are attended to meanwhile."""
-
-_WAVES = 3
-"""Most times that a GPU is filled: more programs begin and end more often, fewer leave multiprocessors idle."""
 
 _LIMITS = Limits(
     head_dims=(64, 128), group=64, tokens=TILE, bits=(2, 3, 4), integers=True, besicovitch=True, floats=True
@@ -90,7 +80,7 @@ def attention_mosaic_gpu(
     if found:
         raise NotImplementedError(f"no Mosaic GPU kernel for this: {', '.join(found)}")
     heads, dim = num_heads(key_stream), query.shape[-1]
-    programs = PROGRAMS if in_blocks else _PROGRAMS
+    programs = KAKEYA_PROGRAMS if in_blocks else PROGRAMS
     preferred = _preferred_programs(key_stream, value_stream)
     splits = splits or choose_splits(heads, capacity(key_stream), programs=programs, preferred=preferred)
     if in_blocks:
@@ -117,29 +107,10 @@ def attention_mosaic_gpu(
 
 def _preferred_programs(*streams: Stream) -> int | None:
     """Programs that leave exact tokens a place, for what this was measured to be faster: docs/kernels-log.md."""
-    return _BESIDE_EXACT if all(_faster_beside_exact(stream.codec) for stream in streams) else None
+    return BESIDE_EXACT if all(_faster_beside_exact(stream.codec) for stream in streams) else None
 
 
 def _faster_beside_exact(codec: Any) -> bool:
     if isinstance(codec, Integer):
         return codec.bits == 4 and not codec.affine
     return isinstance(codec, TurboQuant | Besicovitch)
-
-
-def choose_splits(heads: int, tokens: int, *, programs: int = _PROGRAMS, preferred: int | None = None) -> int:
-    """How many programs share the coded tokens of each of ``heads`` heads of at most ``tokens`` tokens, if so many
-    ``programs`` run at a time.
-
-    ``preferred`` programs in all, if heads can share just so many. Otherwise, of those that fill the GPU at most
-    ``_WAVES`` times, the number that leaves least of it idle at the end, the fewest if several do. And at least two
-    tiles for each of a program's four warps.
-    """
-    most = max(1, min(_WAVES * programs // heads, tokens // (8 * TILE)))
-    if preferred is not None and preferred % heads == 0 and preferred // heads <= most:
-        return preferred // heads
-
-    def idle(splits: int) -> float:
-        waves = heads * splits / programs
-        return -(-heads * splits // programs) / waves
-
-    return min(range(1, most + 1), key=lambda splits: (round(idle(splits), 1), splits))

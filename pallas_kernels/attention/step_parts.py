@@ -17,7 +17,7 @@ from kakeya_jax.pallas_kernels.attention.float_shape import FloatCodes
 from kakeya_jax.pallas_kernels.attention.launch import launch
 from kakeya_jax.pallas_kernels.attention.query_form import QueryForm
 from kakeya_jax.pallas_kernels.attention.softmax_state import Attended, log_sum_of_powers
-from kakeya_jax.pallas_kernels.attention.window_program import WARPS, WindowShape, exact_tokens, window_program
+from kakeya_jax.pallas_kernels.attention.window_program import WARPS, WindowShape, window_program
 from kakeya_jax.stream import Geometry
 from kakeya_jax.typing import Array, Float, Int
 
@@ -65,7 +65,6 @@ def attend_parts(
         coded,
         query,
         [exact[1].dtype, exact[3].dtype],
-        heads=heads,
         num_kv_heads=num_kv_heads,
         geometry=geometry,
         scale=scale,
@@ -112,7 +111,6 @@ def _window(
     query: Array,
     dtypes: list[Any],
     *,
-    heads: int,
     num_kv_heads: int,
     geometry: Geometry,
     scale: float,
@@ -121,11 +119,11 @@ def _window(
     """What the program of exact tokens is made for, keys and values of these types."""
     _, group, dim = query.shape
     sizes: dict[str, Any] = {"dim": dim, "group": group, "num_kv_heads": num_kv_heads, "geometry": geometry}
-    sizes |= {"states": coded.states, "turns": turns}
+    sizes |= {"states": coded.states, "splits": coded.states - coded.splits, "turns": turns}
     key, value = (jnp.dtype(each) for each in dtypes)
     if key not in DTYPES or value not in DTYPES:
         types = {"query_dtype": query.dtype, "dtype": key, "value_dtype": value}
-        return WindowShape(rows=coded.rows, scale=scale, tokens=exact_tokens(heads), **types, **sizes)
+        return WindowShape(rows=coded.rows, scale=scale, **types, **sizes)
     codes = [FloatCodes(nbytes=2, scaled=False, half=each == jnp.float16) for each in (key, value)]
     codes[0] = dataclasses.replace(codes[0], half=codes[0].half and not turns)
     return ExactShape(
@@ -133,7 +131,6 @@ def _window(
         value=codes[1],
         capacity=0,
         queries=QueryForm(dtype=query.dtype, scale=scale, parts=codes[0].multiplied),
-        splits=coded.states - coded.splits,
         warps=WARPS,
         key_dtype=key,
         **sizes,

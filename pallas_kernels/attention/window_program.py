@@ -23,9 +23,6 @@ _AHEAD = 8
 """Tokens of values that a thread has under way at once."""
 _LINE = 128
 """Bytes that memory gives at once."""
-_TOKENS = {1: 64, 64: 160, 128: 288}
-"""Most that one program attends to, from so many heads on: its steps wait for memory one after the other; but many
-heads keep a GPU busy anyway, and fewer programs begin and end."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +40,7 @@ class WindowShape:
         value_dtype: of exact values.
         scale: factor of logits, to the base 2.
         states: of a head, those of coded tokens first.
-        tokens: see ``exact_tokens``.
+        splits: programs that share a head's exact tokens.
         turns: whether keys are stored before their rotary embedding.
     """
 
@@ -57,7 +54,7 @@ class WindowShape:
     value_dtype: Any
     scale: float
     states: int
-    tokens: int
+    splits: int
     turns: bool = False
 
     @property
@@ -66,29 +63,16 @@ class WindowShape:
         return _TOGETHER // jnp.dtype(self.dtype).itemsize
 
     @property
-    def splits(self) -> int:
-        """Programs that share a head's exact tokens."""
-        return _programs(self.geometry, self.tokens)
+    def tokens(self) -> int:
+        """Most that one program attends to: whole rounds of 32."""
+        held = self.geometry.sink_capacity + self.geometry.tail_capacity
+        return 32 * -(-held // (32 * self.splits))
 
     @property
     def shared_floats(self) -> int:
         """Shared memory of a program: weights token after token, and what threads add up."""
         parts = 32 * WARPS // (self.dim // 2)
         return _QUERIES * (self.tokens + parts * self.dim)
-
-
-def exact_tokens(heads: int) -> int:
-    """Most exact tokens that one program attends to, if there are so many heads in all rows."""
-    return next(tokens for least, tokens in reversed(_TOKENS.items()) if heads >= least)
-
-
-def exact_programs(geometry: Geometry, heads: int) -> int:
-    """Programs that share a head's exact tokens."""
-    return _programs(geometry, exact_tokens(heads))
-
-
-def _programs(geometry: Geometry, tokens: int) -> int:
-    return -(-(geometry.sink_capacity + geometry.tail_capacity) // tokens)
 
 
 def window_program(
@@ -242,7 +226,6 @@ def _softmax(
     ops: Any, shape: WindowShape, seen: _Seen, thread: Any, block: int, shared: Any, top_ref: Any, total_ref: Any
 ) -> None:
     """Each warp turns the logits of one query into weights."""
-    assert shape.tokens % 32 == 0, "rounds of 32 tokens have no room"
     query, lane = ops.uniform(ops.divide(thread, 32)), ops.modulo(thread, 32)
     mine = ops.shared_offset(shared, ops.times(query, 4))
     rounds = ops.divide(ops.add(seen.count, ops.integer(31)), 32)

@@ -13,15 +13,11 @@ from kernel_oracle import Streams, assert_attends, formats, keys_of, random_indi
 from mosaic import lowered, needs_mosaic
 
 from kakeya_jax.cache import CacheShape, CompressedCache
-from kakeya_jax.pallas_kernels.attention import (
-    compressed_attention,
-    mosaic_gpu,
-    softmax_state,
-    triton,
-    window_program,
-)
+from kakeya_jax.pallas_kernels.attention import compressed_attention, mosaic_gpu, softmax_state, triton
+from kakeya_jax.pallas_kernels.attention import decode_step as decode_step_module
 from kakeya_jax.pallas_kernels.attention.attend_coded import attend_coded
 from kakeya_jax.pallas_kernels.attention.coded_logits import coded_logits
+from kakeya_jax.pallas_kernels.attention.program_counts import choose_splits, exact_programs
 from kakeya_jax.pallas_kernels.attention.softmax_state import SoftmaxState
 from kakeya_jax.pallas_kernels.attention.triton_rotated import Tiling
 from kakeya_jax.pallas_kernels.attention.triton_rotated import attend_rotated as attend_triton
@@ -248,29 +244,35 @@ def test_decode_step_with_exact_tokens_of_half_precision(dtype: Any):
     assert np.linalg.norm(found.astype(jnp.float32) - expected) <= (1e-3 + rounding) * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize(("heads", "programs"), [(1, 4), (64, 2), (128, 1)])
-def test_exact_tokens_shared_by_programs_of_any_size(heads: int, programs: int, monkeypatch: pytest.MonkeyPatch):
-    """They attend to more of them at once from so many heads on."""
+@pytest.mark.parametrize("count", [1, 2, 4, 5])
+def test_exact_tokens_shared_by_any_number_of_programs(count: int, monkeypatch: pytest.MonkeyPatch):
     layer, query, positions = filled("both=turboquant(bits=4,block_size=64),sinks=2,recent=128", 64, 4)
-    assert window_program.exact_programs(layer.key.geometry, heads) == programs
-    monkeypatch.setattr(window_program, "_TOKENS", {1: window_program.exact_tokens(heads)})
+    monkeypatch.setattr(decode_step_module, "exact_programs", lambda *arguments: count)
     found = step(layer, query, positions, interpret=True)
     assert_step_attends(found, attended(layer, query, positions), 1e-3)
+
+
+@pytest.mark.parametrize(("heads", "splits", "count"), [(8, 33, 5), (8, 48, 1), (64, 6, 2), (128, 3, 1), (256, 3, 1)])
+def test_programs_of_exact_tokens_take_the_places_that_are_left(heads: int, splits: int, count: int):
+    """Of 396; of 4 sinks and at most 256 other tokens, 64 for each, or as many as one program takes."""
+    shape, recipe = CacheShape(num_layers=1, num_kv_heads=1, head_dim=64), Recipe.parse("turboquant-4")
+    layer = CompressedCache.init(shape, recipe, batch_size=1, max_length=1000).layers[0]
+    assert exact_programs(layer.key.geometry, heads, splits) == count
 
 
 def test_splits_fill_a_gpu_evenly():
     """Of 396 places for programs: within a twentieth of a whole number of waves for all shapes of the benchmark."""
     for heads, tokens in ((8, 131072), (64, 32768), (256, 8192), (128, 16384)):
-        waves = heads * mosaic_gpu.choose_splits(heads, tokens) / 396
+        waves = heads * choose_splits(heads, tokens) / 396
         assert np.ceil(waves) / waves < 1.05
-    assert mosaic_gpu.choose_splits(2, 64) == 1
+    assert choose_splits(2, 64) == 1
 
 
 @pytest.mark.parametrize(
     ("heads", "tokens", "splits"), [(8, 131072, 33), (24, 131072, 11), (8, 8192, 16), (64, 32768, 6)]
 )
 def test_splits_leave_places_for_exact_tokens_where_heads_divide_them(heads: int, tokens: int, splits: int):
-    assert mosaic_gpu.choose_splits(heads, tokens, preferred=264) == splits
+    assert choose_splits(heads, tokens, preferred=264) == splits
 
 
 def test_parts_of_a_softmax_put_together_are_the_whole():

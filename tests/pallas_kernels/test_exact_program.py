@@ -12,7 +12,7 @@ from klt_streams import klt_layer
 from mosaic import needs_mosaic
 
 from kakeya_jax.cache import CacheShape, CompressedCache, LayerCache
-from kakeya_jax.pallas_kernels.attention import compressed_attention, mosaic_gpu, window_program
+from kakeya_jax.pallas_kernels.attention import compressed_attention, decode_step, mosaic_gpu
 from kakeya_jax.recipe import Recipe
 from kakeya_jax.rope import Rope
 
@@ -65,8 +65,8 @@ def test_shared_by_any_number_of_programs(recipe: str, monkeypatch: pytest.Monke
     """Also by more than there are tiles."""
     layer, query, positions = filled(recipe, 128, 4, BRAIN)
     found = []
-    for tokens in (16, 64, 400):
-        monkeypatch.setattr(window_program, "_TOKENS", {1: tokens})
+    for count in (1, 5, 17):
+        monkeypatch.setattr(decode_step, "exact_programs", lambda *arguments, count=count: count)
         found.append(step(layer, query, positions, interpret=True))
     assert_attends(found[0], attended(layer, query, positions), 1e-3)
     for other in found[1:]:

@@ -1,0 +1,50 @@
+"""How many programs share a head: of coded tokens, and of exact ones."""
+
+from kakeya_jax.pallas_kernels.attention.coded_shape import TILE
+from kakeya_jax.stream import Geometry
+
+MULTIPROCESSORS = 132
+"""Of an H100 or H200."""
+
+PROGRAMS = 3 * MULTIPROCESSORS
+"""Programs that run at a time: three on each multiprocessor."""
+
+BESIDE_EXACT = 2 * MULTIPROCESSORS
+"""Programs of codes that leave each multiprocessor a place for exact tokens, which are attended to meanwhile."""
+
+_WAVES = 3
+"""Most times that a GPU is filled: more programs begin and end more often, fewer leave multiprocessors idle."""
+
+_TOKENS = 64
+"""Exact tokens that one program attends to, if there is a place for it: a tile or two for each of its warps."""
+
+_MORE_TOKENS = {1: 160, 128: 288}
+"""If not, from so many heads on: programs that come last are fewer, and each begins and ends once."""
+
+
+def choose_splits(heads: int, tokens: int, *, programs: int = PROGRAMS, preferred: int | None = None) -> int:
+    """How many programs share the coded tokens of each of ``heads`` heads of at most ``tokens`` tokens, if so many
+    ``programs`` run at a time.
+
+    ``preferred`` programs in all, if heads can share just so many. Otherwise, of those that fill the GPU at most
+    ``_WAVES`` times, the number that leaves least of it idle at the end, the fewest if several do. And at least two
+    tiles for each of a program's four warps.
+    """
+    most = max(1, min(_WAVES * programs // heads, tokens // (8 * TILE)))
+    if preferred is not None and preferred % heads == 0 and preferred // heads <= most:
+        return preferred // heads
+
+    def idle(splits: int) -> float:
+        waves = heads * splits / programs
+        return -(-heads * splits // programs) / waves
+
+    return min(range(1, most + 1), key=lambda splits: (round(idle(splits), 1), splits))
+
+
+def exact_programs(geometry: Geometry, heads: int, splits: int, *, programs: int = PROGRAMS) -> int:
+    """How many programs share the exact tokens of each head, beside ``splits`` of coded ones: as many as find a place
+    at once, if each head finds one; otherwise few."""
+    held, places = geometry.sink_capacity + geometry.tail_capacity, (programs - heads * splits) // heads
+    if places > 0:
+        return min(-(-held // _TOKENS), places)
+    return -(-held // next(tokens for least, tokens in reversed(_MORE_TOKENS.items()) if heads >= least))
