@@ -11,12 +11,12 @@ from typing import Any
 from kakeya_jax.pallas_kernels.attention.exact_shape import ExactShape
 from kakeya_jax.pallas_kernels.attention.exact_tiles import ExactTiles
 from kakeya_jax.pallas_kernels.attention.exact_turns import turned
-from kakeya_jax.pallas_kernels.attention.exact_values import load_exact, pack_pair, unpacked
+from kakeya_jax.pallas_kernels.attention.exact_values import load_exact, packed_in_two, unpacked
 from kakeya_jax.pallas_kernels.attention.float_products import KeyTerms, add_values, key_logits, key_terms, load_queries
 from kakeya_jax.pallas_kernels.attention.float_shape import PART
 from kakeya_jax.pallas_kernels.attention.float_weights import float_weights
 from kakeya_jax.pallas_kernels.attention.head_queries import HeadQueries
-from kakeya_jax.pallas_kernels.attention.seen_tokens import SeenTokens
+from kakeya_jax.pallas_kernels.attention.seen_tokens import ExactRefs, SeenTokens
 from kakeya_jax.pallas_kernels.attention.softmax_state import LOWEST
 from kakeya_jax.pallas_kernels.attention.tile_logits import load_factors
 from kakeya_jax.pallas_kernels.attention.tile_loop import Step, over_tiles, share_of
@@ -33,25 +33,23 @@ def exact_program(
     shape: ExactShape,
     head: Any,
     split: Any,
-    query_ref: Any,
-    position_ref: Any,
-    key_sink_ref: Any,
-    key_tail_ref: Any,
-    value_sink_ref: Any,
-    value_tail_ref: Any,
-    frequency_ref: Any,
-    top_ref: Any,
-    total_ref: Any,
-    weighted_ref: Any,
-    shared_ref: Any,
+    refs: ExactRefs,
 ) -> None:
-    """Writes the softmax state of a head's queries over a share of the exact tokens; see ``window_program``."""
+    """Writes the softmax state of a head's queries over a share of the exact tokens. Four warps.
+
+    Args:
+        ops: ``warp_ops``, or ``emulated_ops``.
+        shape: sizes.
+        head: which.
+        split: which part of the tokens.
+        refs: of the launch.
+    """
     lane = Lane(ops, shape, ops.program_index())
-    seen = SeenTokens(ops, shape.geometry, shape.num_kv_heads, head, position_ref)
-    queries = HeadQueries(ops, shape, shape.queries, lane, head, query_ref, query_ref, shared_ref)
-    tiles = ExactTiles(ops, shape, lane, seen, [(key_sink_ref, key_tail_ref), (value_sink_ref, value_tail_ref)])
+    seen = SeenTokens(ops, shape.geometry, shape.num_kv_heads, head, refs.position)
+    queries = HeadQueries(ops, shape, shape.queries, lane, head, refs.query, refs.query, refs.shared)
+    tiles = ExactTiles(ops, shape, lane, seen, [refs.key, refs.value])
     share = share_of(ops, shape, lane, split, ops.divide(ops.add(seen.count, ops.integer(shape.tile - 1)), shape.tile))
-    frequencies = _load_frequencies(ops, shape, lane, frequency_ref) if shape.turns else []
+    frequencies = _load_frequencies(ops, shape, lane, refs.frequencies) if shape.turns else []
 
     def fetch(tile: Any, nothing: list[Any]) -> list[Any]:
         tiles.fetch(tile)
@@ -78,11 +76,11 @@ def exact_program(
         query, factors = load_queries(ops, shape, lane, shared), load_factors(ops, shape, lane, shared)
         return functools.partial(step, query, factors), empty_state(ops, shape)
 
-    state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, begin)
+    state = over_tiles(ops, shape, lane, refs.shared, share, tiles.start, begin)
     ops.barrier()  # stages become states
     first = ops.integer(shape.states - shape.splits)
     place = ops.add(ops.times(head, shape.states), ops.add(split, first))
-    write_state(ops, shape, lane, place, state, None, top_ref, total_ref, weighted_ref, shared_ref)
+    write_state(ops, shape, lane, place, state, None, refs.top, refs.total, refs.weighted, refs.shared)
 
 
 def _load_frequencies(ops: Any, shape: ExactShape, lane: Lane, frequency_ref: Any) -> list[list[Any]]:
@@ -112,20 +110,7 @@ def _turned_terms(
             key = [value for word in words for value in unpacked(ops, word, shape.key_dtype)]
             key = turned(ops, key, frequencies[part], position)
             for index, half in enumerate((key[: len(key) // 2], key[len(key) // 2 :])):
-                found[index].append(_in_two(ops, half))
+                found[index].append(packed_in_two(ops, half, "bfloat16"))
         for place, ((near, near_rest), (far, far_rest)) in zip(places, found, strict=True):
             yield place, near, far
             yield place, near_rest, far_rest
-
-
-def _in_two(ops: Any, values: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Pairs of bfloat16: what those have of some numbers, and of the rest."""
-    pairs = [values[at : at + 2] for at in range(0, len(values), 2)]
-    high = [pack_pair(ops, pair, "bfloat16") for pair in pairs]
-    rest = [
-        pack_pair(
-            ops, [ops.minus(*both) for both in zip(pair, unpacked(ops, word, "bfloat16"), strict=True)], "bfloat16"
-        )
-        for pair, word in zip(pairs, high, strict=True)
-    ]
-    return high, rest

@@ -34,6 +34,17 @@ def pack_pair(ops: Any, pair: list[Any], dtype: Any) -> Any:
     return (ops.pack_brain_halves if jnp.dtype(dtype) == jnp.bfloat16 else ops.pack_halves)(*pair)
 
 
+def packed_in_two(ops: Any, values: list[Any], dtype: Any) -> tuple[list[Any], list[Any]]:
+    """Pairs of bfloat16 or float16: what those have of some floats, and of the rest."""
+    pairs = [values[at : at + 2] for at in range(0, len(values), 2)]
+    high = [pack_pair(ops, pair, dtype) for pair in pairs]
+    rest = [
+        [ops.minus(*both) for both in zip(pair, unpacked(ops, word, dtype), strict=True)]
+        for pair, word in zip(pairs, high, strict=True)
+    ]
+    return high, [pack_pair(ops, pair, dtype) for pair in rest]
+
+
 def unpacked(ops: Any, word: Any, dtype: Any) -> list[Any]:
     """Two packed bfloat16 or float16 as floats."""
     half = ops.brain_half_of if jnp.dtype(dtype) == jnp.bfloat16 else ops.half_of

@@ -18,7 +18,7 @@ class FinishShape:
     """What a program is made for.
 
     Attributes:
-        dim: of a head, 64 or 128: so many threads work.
+        dim: of a head, 64 or 128.
         group: queries of a key/value head.
         rows: queries that a state has room for.
         coded: states of coded tokens.
@@ -155,9 +155,8 @@ def _weigh(ops: Any, shape: FinishShape, thread: Any, tops: Any, totals: Any, sh
     coded, total = ops.real(0.0), ops.real(0.0)
     for first, logit, each in zip(firsts, found, sums, strict=True):
         index = ops.add(thread, ops.integer(first))
-        weight = ops.power_of_two(ops.minus(logit, top))
-        weight = ops.select(ops.less(index, ops.integer(states * rows)), weight, ops.real(0.0))
         there = ops.less(index, ops.integer(states * rows))
+        weight = ops.select(there, ops.power_of_two(ops.minus(logit, top)), ops.real(0.0))
         ops.only_if(
             there, lambda first=first, weight=weight: ops.shared_store(mine, [weight], shape.weights_at + 4 * first)
         )

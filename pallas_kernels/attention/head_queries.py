@@ -10,7 +10,7 @@ import functools
 from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, LARGEST, TileShape
-from kakeya_jax.pallas_kernels.attention.exact_values import pack_pair, unpacked
+from kakeya_jax.pallas_kernels.attention.exact_values import packed_in_two
 from kakeya_jax.pallas_kernels.attention.query_coordinates import (
     SMALLEST,
     ChannelQueries,
@@ -91,11 +91,7 @@ class HeadQueries:
         ops, parts = self.ops, self.form.parts
         if parts is None:
             return [[word] for word in signed_bytes(ops, [ops.fused(x, scale, ops.real(MAGIC + 128.0)) for x in four])]
-        values = [ops.scaled(x, scale) for x in four]
-        high = [pack_pair(ops, values[at : at + 2], parts) for at in (0, 2)]
-        halves = [half for word in high for half in unpacked(ops, word, parts)]
-        rest = [ops.minus(*pair) for pair in zip(values, halves, strict=True)]
-        return [high, [pack_pair(ops, rest[at : at + 2], parts) for at in (0, 2)]]
+        return list(packed_in_two(ops, [ops.scaled(x, scale) for x in four], parts))
 
     def _store(self, words: list[list[list[Any]]]) -> None:
         """For every warp."""

@@ -15,7 +15,7 @@ from kakeya_jax.pallas_kernels.attention.kakeya_halves import half_unit, level_w
 from kakeya_jax.pallas_kernels.attention.kakeya_program import kakeya_program
 from kakeya_jax.pallas_kernels.attention.kakeya_shape import CENTERS, DIM, KakeyaShape
 from kakeya_jax.pallas_kernels.attention.kakeya_turns import by_step, tile_angles, token_angles
-from kakeya_jax.pallas_kernels.attention.program_counts import exact_programs
+from kakeya_jax.pallas_kernels.attention.program_counts import MULTIPROCESSORS, exact_programs
 from kakeya_jax.pallas_kernels.attention.softmax_state import LN2, Attended
 from kakeya_jax.pallas_kernels.attention.step_parts import attend_parts
 from kakeya_jax.pallas_kernels.attention.window_program import WARPS
@@ -23,7 +23,7 @@ from kakeya_jax.rope import Rope
 from kakeya_jax.stream import Stream
 from kakeya_jax.typing import Array, Float, Int
 
-PROGRAMS = 2 * 132
+PROGRAMS = 2 * MULTIPROCESSORS
 """Programs that run at a time: two on each multiprocessor of an H100 or H200."""
 
 _RANKS = (64, 128)

@@ -5,11 +5,12 @@ from ``4 t`` on.
 """
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
+import jax.numpy as jnp
+
 from kakeya_jax.pallas_kernels.attention.coded_shape import TileShape
-from kakeya_jax.pallas_kernels.attention.exact_values import load_exact
+from kakeya_jax.pallas_kernels.attention.exact_values import load_exact, packed_in_two
 from kakeya_jax.pallas_kernels.attention.query_form import QueryForm
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 
@@ -80,9 +81,9 @@ class RotatedQueries:
         for step in self._steps:
             entries = self._entries(step) if step else self._first
             for query, blocks in zip(self._query[step:], entries, strict=False):
-                high, low = _in_two(ops, [ops.scaled(x, factor) for x in query])
+                high, low = packed_in_two(ops, [ops.scaled(x, factor) for x in query], jnp.float16)
                 left = [high[0], low[0], high[1], low[1]]
-                rights = [_in_two(ops, four) for four in blocks]
+                rights = [packed_in_two(ops, four, jnp.float16) for four in blocks]
                 for part in range(2):
                     sums = [
                         ops.multiply_halves(total, left, right[part]) for total, right in zip(sums, rights, strict=True)
@@ -110,14 +111,3 @@ def _query_entries(ops: Any, shape: TileShape, form: QueryForm, lane: Lane, quer
     where = ops.offset(query, ops.add(ops.times(row, shape.dim), first), size)
     there = ops.less(lane.row, ops.integer(shape.group))
     return [ops.select(there, value, ops.real(0.0)) for value in load_exact(ops, where, 4, form.dtype)]
-
-
-def _in_two(ops: Any, four: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Packed float16: of four numbers what float16 has of them, and of the rest."""
-
-    def packed(values: list[Any]) -> list[Any]:
-        return [ops.pack_halves(*values[at : at + 2]) for at in (0, 2)]
-
-    high = packed(four)
-    halves: Iterator[Any] = (ops.half_of(word, upper=upper) for word in high for upper in (False, True))
-    return high, packed([ops.minus(value, half) for value, half in zip(four, halves, strict=True)])

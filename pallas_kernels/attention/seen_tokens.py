@@ -1,8 +1,43 @@
 """Which exact tokens a decode step's query sees, and where they are: sinks, and a ring of recent ones."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from kakeya_jax.stream import Geometry
+
+
+class ExactRefs(NamedTuple):
+    """What a program of exact tokens reads, and the state that it writes.
+
+    Attributes:
+        query: ``[N, group, D]``.
+        position: int32 ``[B]``, of the query.
+        key: sinks ``[N, sinks, D]`` and ring ``[N, tail, D]`` of keys: see ``Stream``.
+        value: likewise of values.
+        frequencies: float32 ``[D / 2]``, radians a token, by which keys are rotated, if they are.
+        top: float32 ``[N, states, rows]``, to the base 2.
+        total: likewise.
+        weighted: float32 ``[N, states, rows, D]``.
+        shared: shared memory, ``shape.shared_floats`` floats.
+    """
+
+    query: Any
+    position: Any
+    key: tuple[Any, Any]
+    value: tuple[Any, Any]
+    frequencies: Any
+    top: Any
+    total: Any
+    weighted: Any
+    shared: Any
+
+
+def held_tokens(ops: Any, geometry: Geometry, num_kv_heads: int, head: Any, position_ref: Any) -> tuple[Any, Any]:
+    """How many tokens a head holds, and how many of them are coded: as ``Geometry.closed_pages``."""
+    where = ops.offset(ops.address(position_ref), ops.times(ops.divide(head, num_kv_heads), 4))
+    length = ops.add(ops.load_words(where, 1, once=False)[0], ops.integer(1))
+    behind = ops.larger(ops.subtract(length, ops.integer(geometry.sinks + geometry.recent)), ops.integer(0))
+    closed = ops.smaller(ops.divide(behind, geometry.page), ops.integer(geometry.num_pages))
+    return length, ops.times(closed, geometry.page)
 
 
 class SeenTokens:
@@ -17,12 +52,8 @@ class SeenTokens:
     def __init__(self, ops: Any, geometry: Geometry, num_kv_heads: int, head: Any, position_ref: Any) -> None:
         """``position_ref``: int32 ``[B]``, of the query."""
         self.ops, self.geometry, self._head = ops, geometry, head
-        where = ops.offset(ops.address(position_ref), ops.times(ops.divide(head, num_kv_heads), 4))
-        length = ops.add(ops.load_words(where, 1, once=False)[0], ops.integer(1))
+        length, self.coded = held_tokens(ops, geometry, num_kv_heads, head, position_ref)
         self.sinks = ops.smaller(length, ops.integer(geometry.sink_capacity))
-        behind = ops.subtract(length, ops.integer(geometry.sinks + geometry.recent))
-        coded = ops.times(ops.divide(ops.larger(behind, ops.integer(0)), geometry.page), geometry.page)
-        self.coded = ops.smaller(coded, ops.integer(geometry.num_pages * geometry.page))
         held = ops.larger(ops.subtract(length, ops.integer(geometry.sinks)), ops.integer(0))
         self._first = ops.modulo(self.coded, geometry.tail_capacity)
         self.count = ops.add(self.sinks, ops.subtract(held, self.coded))

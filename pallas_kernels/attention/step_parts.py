@@ -16,6 +16,7 @@ from kakeya_jax.pallas_kernels.attention.finish_program import FinishShape, fini
 from kakeya_jax.pallas_kernels.attention.float_shape import FloatCodes
 from kakeya_jax.pallas_kernels.attention.launch import launch
 from kakeya_jax.pallas_kernels.attention.query_form import QueryForm
+from kakeya_jax.pallas_kernels.attention.seen_tokens import ExactRefs, held_tokens
 from kakeya_jax.pallas_kernels.attention.softmax_state import Attended, log_sum_of_powers
 from kakeya_jax.pallas_kernels.attention.window_program import WARPS, WindowShape, window_program
 from kakeya_jax.stream import Geometry
@@ -46,9 +47,9 @@ def attend_parts(
             ``codes``, its ``scratch``, the arrays of states, and shared memory.
         coded: its sizes.
         codes: what ``program`` reads.
-        query: see ``window_program``, as
+        query: see ``ExactRefs``, as
         positions: are these, and
-        exact: sinks and tail of keys and of values, and, if keys are to be rotated, frequencies (``window_program``).
+        exact: sinks and tail of keys and of values, and, if keys are to be rotated, frequencies (``ExactRefs``).
         maps: what values are turned back with: a map, and if there is no ``unit``, a mean and units; then each
             key/value head has its own.
         counters: int32 zeros: programs of each head that are done.
@@ -164,19 +165,13 @@ def _run(
     head = ops.select(first, ops.divide(number, finish.coded), ops.divide(beyond, window.splits))
 
     def tokens_of(head: Any) -> Any:
-        """As ``Geometry.closed_pages``."""
-        geometry = window.geometry
-        where = ops.offset(ops.address(positions), ops.times(ops.divide(head, window.num_kv_heads), 4))
-        length = ops.add(ops.load_words(where, 1, once=False)[0], ops.integer(1))
-        behind = ops.larger(ops.subtract(length, ops.integer(geometry.sinks + geometry.recent)), ops.integer(0))
-        closed = ops.smaller(ops.divide(behind, geometry.page), ops.integer(geometry.num_pages))
-        return ops.times(closed, geometry.page)
+        return held_tokens(ops, window.geometry, window.num_kv_heads, head, positions)[1]
 
     def attend_exact() -> None:
-        tokens = (sink_key, tail_key, sink_value, tail_value, frequency)
-        arrays: list[Any] = [query, positions, *tokens, *states, shared]
+        key, value = (sink_key, tail_key), (sink_value, tail_value)
+        arrays = ExactRefs(query, positions, key, value, frequency, top, total, weighted, shared)
         run: Any = exact_program if isinstance(window, ExactShape) else window_program
-        run(ops, window, head, ops.modulo(beyond, window.splits), *arrays)
+        run(ops, window, head, ops.modulo(beyond, window.splits), arrays)
 
     def add_up() -> None:
         ops.barrier()  # everyone knows that this is the last program

@@ -26,7 +26,6 @@ def over_tiles(
     share: tuple[Any, Any],
     start: Callable[[Any, Any], None],
     begin: Callable[[], tuple[Step, Sequence[Any]]],
-    load: Callable[[Any, Any], None] = lambda tile, slot: None,
 ) -> list[Any]:
     """The state after ``state = step(tile, slot, state)`` for every tile of a warp's share.
 
@@ -39,8 +38,6 @@ def over_tiles(
         start: starts the copies of a tile into a stage.
         begin: gives the step and the first state, once the copies of the first tiles are on their way; all that is
             to be done meanwhile, it does. The last stage of a warp is free until then.
-        load: of a tile and its stage, starts loads of what is needed first, which would wait for the copies of another
-            tile if they came after those.
     """
     first, stop = share
     nbytes = shape.stages * shape.stage_nbytes
@@ -58,7 +55,6 @@ def over_tiles(
         place, state = carried[0], carried[1:]
         slot = ops.shared_offset(base, place)
         ops.wait_for_copies(ahead - 1)
-        load(tile, slot)
         # The stage before this one is free now: every lane is past its tile.
         before = ops.less(place, ops.integer(shape.stage_nbytes))
         free = ops.select(

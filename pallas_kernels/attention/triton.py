@@ -6,6 +6,7 @@ import jax
 
 from kakeya_jax.cache import ChunkWindow
 from kakeya_jax.pallas_kernels.attention.coded_streams import Limits, capacity, num_heads, unsupported
+from kakeya_jax.pallas_kernels.attention.program_counts import MULTIPROCESSORS
 from kakeya_jax.pallas_kernels.attention.rotated_codes import attend_rotated_codes
 from kakeya_jax.pallas_kernels.attention.softmax_state import Attended
 from kakeya_jax.pallas_kernels.attention.triton_rotated import Tiling, attend_rotated
@@ -14,7 +15,7 @@ from kakeya_jax.stream import Stream
 from kakeya_jax.typing import Array, Float, Int
 
 _TILE = 64
-_PROGRAMS = 8 * 132
+_PROGRAMS = 8 * MULTIPROCESSORS
 """Programs that a GPU is filled with: several for each multiprocessor of the largest."""
 
 _LIMITS = Limits(head_dims=(64, 128, 256), group=64, tokens=64, bits=(2, 4))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from kakeya_jax.pallas_kernels.attention.exact_turns import turned
 from kakeya_jax.pallas_kernels.attention.exact_values import load_exact
-from kakeya_jax.pallas_kernels.attention.seen_tokens import SeenTokens
+from kakeya_jax.pallas_kernels.attention.seen_tokens import ExactRefs, SeenTokens
 from kakeya_jax.pallas_kernels.attention.softmax_state import LOWEST
 from kakeya_jax.stream import Geometry
 
@@ -80,17 +80,7 @@ def window_program(
     shape: WindowShape,
     head: Any,
     split: Any,
-    query_ref: Any,
-    position_ref: Any,
-    key_sink_ref: Any,
-    key_tail_ref: Any,
-    value_sink_ref: Any,
-    value_tail_ref: Any,
-    frequency_ref: Any,
-    top_ref: Any,
-    total_ref: Any,
-    weighted_ref: Any,
-    shared_ref: Any,
+    refs: ExactRefs,
 ) -> None:
     """Writes the softmax state of a head's queries, which are the newest token's, over the exact tokens. Four warps.
 
@@ -99,31 +89,21 @@ def window_program(
         shape: sizes.
         head: which.
         split: which part of the tokens.
-        query_ref: ``[N, group, D]``.
-        position_ref: int32 ``[B]``, of the query.
-        key_sink_ref: ``[N, sinks, D]``, and
-        key_tail_ref: ``[N, tail, D]``: see ``Stream``;
-        value_sink_ref: of the values, and
-        value_tail_ref: likewise.
-        frequency_ref: float32 ``[D / 2]``, radians a token, by which keys are rotated, if they are.
-        top_ref: float32 ``[N, states, rows]``, to the base 2.
-        total_ref: likewise.
-        weighted_ref: float32 ``[N, states, rows, D]``.
-        shared_ref: ``shape.shared_floats`` floats.
+        refs: of the launch.
     """
-    seen = _Seen(ops, shape, head, split, position_ref)
+    seen = _Seen(ops, shape, head, split, refs.position)
     thread = ops.thread_index()
-    shared = ops.shared_address(shared_ref)
-    _fetch(ops, shape, seen, thread, key_sink_ref, key_tail_ref, shape.dtype)
-    _fetch(ops, shape, seen, thread, value_sink_ref, value_tail_ref, shape.value_dtype)
+    shared = ops.shared_address(refs.shared)
+    _fetch(ops, shape, seen, thread, refs.key, shape.dtype)
+    _fetch(ops, shape, seen, thread, refs.value, shape.value_dtype)
     for block in range(0, shape.rows, _QUERIES):
         if block >= shape.group:
             break
-        _logits(ops, shape, seen, thread, block, query_ref, (key_sink_ref, key_tail_ref), frequency_ref, shared)
+        _logits(ops, shape, seen, thread, block, refs.query, refs.key, refs.frequencies, shared)
         ops.barrier()
-        _softmax(ops, shape, seen, thread, block, shared, top_ref, total_ref)
+        _softmax(ops, shape, seen, thread, block, shared, refs.top, refs.total)
         ops.barrier()
-        _values(ops, shape, seen, thread, block, value_sink_ref, value_tail_ref, shared, weighted_ref)
+        _values(ops, shape, seen, thread, block, refs.value, shared, refs.weighted)
         if block + _QUERIES < shape.group:
             ops.barrier()
 
@@ -140,24 +120,24 @@ class _Seen(SeenTokens):
         first = shape.states - shape.splits
         self.state = ops.add(ops.times(head, shape.states), ops.add(split, ops.integer(first)))
 
-    def row(self, index: Any, sink_ref: Any, tail_ref: Any, dtype: Any) -> Any:
+    def row(self, index: Any, refs: tuple[Any, Any], dtype: Any) -> Any:
         """Where the vector of the program's ``index``-th token is; of some token, if there is none."""
         index = self.ops.add(self.start, index)
-        return self.rows(index, [(sink_ref, tail_ref)], [self.shape.dim * dtype.itemsize])[0]
+        return self.rows(index, [refs], [self.shape.dim * dtype.itemsize])[0]
 
     def position(self, index: Any) -> Any:
         """Of the program's ``index``-th token."""
         return super().position(self.ops.add(self.start, index))
 
 
-def _fetch(ops: Any, shape: WindowShape, seen: _Seen, thread: Any, sink_ref: Any, tail_ref: Any, dtype: Any) -> None:
+def _fetch(ops: Any, shape: WindowShape, seen: _Seen, thread: Any, refs: tuple[Any, Any], dtype: Any) -> None:
     """Brings the tokens' vectors to the second-level cache, all at once."""
     lines = shape.dim * dtype.itemsize // _LINE
     last = ops.larger(ops.subtract(seen.count, ops.integer(1)), ops.integer(0))
     for first in range(0, shape.tokens * lines, 32 * WARPS):
         index = ops.add(thread, ops.integer(first))
         token = ops.smaller(ops.divide(index, lines), last)
-        where = seen.row(token, sink_ref, tail_ref, dtype)
+        where = seen.row(token, refs, dtype)
         ops.prefetch(ops.offset(where, ops.times(ops.modulo(index, lines), _LINE)))
 
 
@@ -200,7 +180,7 @@ def _logits(
         keys = []
         for token in tokens:
             index = ops.smaller(token, last)
-            key = load(seen.row(index, *key_refs, shape.dtype), shape.dtype)
+            key = load(seen.row(index, key_refs, shape.dtype), shape.dtype)
             if shape.turns:
                 key = turned(ops, key, frequencies, seen.position(index))
             keys.append(key)
@@ -267,8 +247,7 @@ def _values(
     seen: _Seen,
     thread: Any,
     block: int,
-    sink_ref: Any,
-    tail_ref: Any,
+    refs: tuple[Any, Any],
     shared: Any,
     weighted_ref: Any,
 ) -> None:
@@ -284,7 +263,7 @@ def _values(
         tokens = [
             ops.add(ops.times(index, each), ops.add(ops.times(part, _AHEAD), ops.integer(n))) for n in range(_AHEAD)
         ]
-        rows = [seen.row(ops.smaller(token, last), sink_ref, tail_ref, shape.value_dtype) for token in tokens]
+        rows = [seen.row(ops.smaller(token, last), refs, shape.value_dtype) for token in tokens]
         rows = [ops.offset(row, ops.times(pair, 2 * shape.value_dtype.itemsize)) for row in rows]
         values = [load_exact(ops, row, 2, shape.value_dtype) for row in rows]
         for token, value in zip(tokens, values, strict=True):
