@@ -20,9 +20,9 @@ from kakeya_jax.pallas_kernels.attention.coded_shape import TILE
 from kakeya_jax.pallas_kernels.attention.coded_tiles import StreamRefs
 from kakeya_jax.pallas_kernels.attention.head_queries import HeadQueries
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
-from kakeya_jax.pallas_kernels.attention.softmax_state import LOWEST
 from kakeya_jax.pallas_kernels.attention.tile_logits import tile_logits
 from kakeya_jax.pallas_kernels.attention.tile_loop import Step, over_tiles, share_of
+from kakeya_jax.pallas_kernels.attention.tile_shares import empty_state
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 from kakeya_jax.pallas_kernels.attention.warp_states import write_state
 
@@ -70,7 +70,7 @@ def besicovitch_program(
             ``channel_order``.
         shared_ref: shared memory, ``shape.shared_floats`` floats.
     """
-    lane = Lane(ops, shape, program)
+    lane = Lane(ops, program)
     head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
     queries = HeadQueries(ops, shape, shape.queries, lane, head, query_ref, rotation_ref, shared_ref)
     share = share_of(ops, shape, lane, split, ops.divide(tokens_of(head), TILE))
@@ -91,20 +91,20 @@ def besicovitch_program(
         weighted = []
         for block in range(shape.pair_blocks):
             mine = shares.weighted[block * 4 * len(picks) : (block + 1) * 4 * len(picks)]
-            weighted += _add_pairs(ops, shape, lane, tiles, slot, block, shares, mine, (table, copy))
+            weighted += _add_pairs(ops, shape, tiles, slot, block, shares, mine, (table, copy))
         return [*shares.top, *shares.total, *weighted]
 
     def begin() -> tuple[Step, list[Any]]:
         tiles.fill_table(table_ref, table)
         # With the queries all warps wait for each other, and so for the table.
         logits_of_tile = tile_logits(ops, shape, lane, held, tiles, queries.share())
-        empty = [ops.real(LOWEST)] * 2 + [ops.real(0.0)] * (2 + 4 * len(picks) * shape.pair_blocks)
-        return functools.partial(step, logits_of_tile), empty
+        return functools.partial(step, logits_of_tile), empty_state(ops, shape)
 
     state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, begin)
     ops.barrier()  # stages become states
     place = ops.add(ops.times(head, shape.states), split)
-    state = [*state[:4], *_by_channel(ops, shape, lane, state[4:])]
+    sums = 2 * shape.blocks
+    state = [*state[:sums], *_by_channel(shape, state[sums:])]
     write_state(ops, shape, lane, place, state, None, top_ref, total_ref, weighted_ref, shared_ref)
 
 
@@ -121,7 +121,6 @@ def channel_order(dim: int) -> list[int]:
 def _add_pairs(
     ops: Any,
     shape: BesicovitchShape,
-    lane: Lane,
     tiles: BesicovitchTiles,
     slot: Any,
     block: int,
@@ -138,27 +137,28 @@ def _add_pairs(
             ops.multiply_halves(total, first, right[product]) for total, right in zip(sums, shares.columns, strict=True)
         ]
     found = [
-        ops.fused(each, shares.units[index % 2], old)
+        ops.fused(each, shares.units[index % shape.blocks], old)
         for index, (each, old) in enumerate(zip([x for total in sums for x in total], weighted, strict=True))
     ]
     if not shape.means:
         return found
-    coordinates = [ops.divide(lane.column, 2)] if shape.paired else [ops.integer(0), ops.integer(1)]
-    means = [mean for each in coordinates for mean in tiles.means_of(slot, block, each)]
-    return [ops.fused(means[index // 2], shares.tile_weight[index % 2], each) for index, each in enumerate(found)]
+    near, far = tiles.means_of(slot, block)
+    if shape.blocks == 1:  # both coordinates are side by side
+        means = [*near, *far]
+    else:  # in a product each, whose columns are queries
+        means = [pair[n] for n in range(2) for pair in (near, far) for _ in range(2)]
+    return [
+        ops.fused(mean, shares.tile_weight[index % shape.blocks], each)
+        for index, (mean, each) in enumerate(zip(means, found, strict=True))
+    ]
 
 
-def _by_channel(ops: Any, shape: BesicovitchShape, lane: Lane, weighted: list[Any]) -> list[Any]:
-    """Sums as ``write_state`` takes them, two queries for each row of eight channels of ``channel_order``."""
+def _by_channel(shape: BesicovitchShape, weighted: list[Any]) -> list[Any]:
+    """Sums as ``write_state`` takes them, a lane's queries for each row of eight channels of ``channel_order``."""
+    if shape.blocks == 1:
+        return weighted
     found = []
-    if not shape.paired:  # of 16 pairs: for each coordinate, eight pairs and the next
-        for first in range(0, len(weighted), 8):
-            x, y = weighted[first : first + 4], weighted[first + 4 : first + 8]
-            found += [*x[:2], *y[:2], *x[2:], *y[2:]]
-        return found
-    # Columns 0 and 1 of lanes have first coordinates, 2 and 3 second ones; lanes two columns apart are added up.
-    low, zero = ops.less(lane.column, ops.integer(2)), ops.real(0.0)
-    for first in range(0, len(weighted), 2):
-        pair = weighted[first : first + 2]
-        found += [ops.select(low, each, zero) for each in pair] + [ops.select(low, zero, each) for each in pair]
+    for first in range(0, len(weighted), 8):  # of 16 pairs: for each coordinate, eight pairs and the next
+        x, y = weighted[first : first + 4], weighted[first + 4 : first + 8]
+        found += [*x[:2], *y[:2], *x[2:], *y[2:]]
     return found

@@ -1,8 +1,8 @@
 """What the tokens of a tile weigh, as float16, for values whose products are of floats.
 
 A product is 16 deep: two coordinates of eight tokens. Its columns are queries for one of the coordinates, so a weight
-stands where its coordinate is and a zero where the other is. Up to four queries have both coordinates in one product;
-more take a product for each.
+stands where its coordinate is and a zero where the other is. Up to four queries have both coordinates in one product,
+side by side; more take a product for each.
 """
 
 from typing import Any, NamedTuple
@@ -20,11 +20,11 @@ class PairShares(NamedTuple):
     """What the tokens of a tile weigh.
 
     Attributes:
-        top: largest logits so far of this lane's two queries.
+        top: largest logits so far of this lane's queries.
         total: sums of weights, beside those of other lanes.
         weighted: values so far, relative to ``top``.
         columns: for each block of eight columns the right operands of all products of eight tokens.
-        units: what products are multiplied by, for two queries.
+        units: what products are multiplied by, for each query.
         tile_weight: sums of the tile's own weights, over all lanes, relative to ``top``.
     """
 
@@ -52,26 +52,26 @@ def pair_shares(
         ops: ``warp_ops``, or ``emulated_ops``.
         shape: sizes.
         picks: see ``weight_picks``.
-        state: largest logits of two queries, sums of their weights, and a lane's values.
-        logits: to the base 2, for each product of rows ``g`` and ``g + 8`` and columns ``2 t`` and ``2 t + 1``.
+        state: largest logits of queries, sums of their weights, and a lane's values.
+        logits: to the base 2, for each product of rows ``g`` and ``g + 8`` and, faster, queries.
         words: for each product packed float16, the scales of its two rows.
         means: whether ``tile_weight`` is wanted.
     """
     tile_top, top, (total, _, weighted) = tile_tops(ops, shape, state, logits)
     largest = ops.maximum(over_rows(ops, ops.largest_half(words)), ops.real(_SMALLEST))
     unit = ops.scaled(ops.reciprocal(largest), ops.real(_LARGEST))
-    tile_total = [ops.real(0.0)] * 2
+    tile_total = [ops.real(0.0)] * shape.blocks
     columns: list[list[list[Any]]] = [[] for _ in picks]
     zero = ops.integer(0)
     for product in range(PRODUCTS):
         for half in range(2):
             scale = ops.scaled(ops.half_of(words[product], upper=bool(half)), unit)
             numbers = []
-            for n, logit in enumerate(logits[product][2 * half : 2 * half + 2]):
+            for n, logit in enumerate(logits[product][shape.blocks * half :][: shape.blocks]):
                 share = ops.power_of_two(ops.minus(logit, tile_top[n]))
                 tile_total[n] = ops.plus(tile_total[n], share)
                 numbers.append(ops.scaled(share, scale))
-            two = ops.transpose(ops.pack_halves(*numbers))  # of a query and two tokens
+            two = ops.transpose(ops.pack_halves(numbers[0], numbers[-1]))  # of a query and two tokens
             for block, pick in enumerate(picks):
                 columns[block].append([ops.permute_bytes(two, zero, each) for each in pick])
     decay = [ops.power_of_two(ops.minus(old, new)) for old, new in zip(tile_top, top, strict=True)]
@@ -97,7 +97,7 @@ def weight_picks(ops: Any, shape: TileShape, lane: Lane) -> list[list[Any]]:
     Two tokens each; the first coordinate of a token is the lower half.
     """
     first, second = ((0x4410, 0x4432), (0x1044, 0x3244))
-    if not shape.paired:
+    if shape.blocks > 1:
         return [[ops.integer(each) for each in coordinate] for coordinate in (first, second)]
-    low = ops.less(lane.row, ops.integer(4))  # a right operand's rows of lanes are its columns
-    return [[ops.select(low, ops.integer(x), ops.integer(y)) for x, y in zip(first, second, strict=True)]]
+    even = ops.equal(ops.modulo(lane.row, 2), 0)  # a right operand's rows of lanes are its columns
+    return [[ops.select(even, ops.integer(x), ops.integer(y)) for x, y in zip(first, second, strict=True)]]

@@ -8,7 +8,7 @@ from kakeya_jax.direction_words import parts_of
 from kakeya_jax.pallas_kernels.attention.besicovitch_shape import COPIES, BesicovitchShape
 from kakeya_jax.pallas_kernels.attention.coded_shape import TILE
 from kakeya_jax.pallas_kernels.attention.coded_tiles import StreamRefs, Tiles
-from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
+from kakeya_jax.pallas_kernels.attention.warp_lane import Lane, halves_of
 
 _ENTRY = 6
 """Bits of a byte's place in an entry of the table: sixteen copies of four bytes."""
@@ -106,9 +106,9 @@ class BesicovitchTiles(Tiles):
         entry = ops.shared_offset(table, ops.masked(place, ops.integer(mask), copy))
         return ops.shared_words(entry, 1, shape.table_at)[0]
 
-    def means_of(self, slot: Any, block: int, coordinate: Any) -> list[Any]:
-        """Of a coordinate (0 or 1, by lane) of pairs ``row`` and ``row + 8`` of 16, floats."""
+    def means_of(self, slot: Any, block: int) -> list[list[Any]]:
+        """Both coordinates of pairs ``row`` and ``row + 8`` of 16, floats."""
         ops = self.ops
-        where = ops.shared_offset(slot, ops.add(ops.times(self.lane.row, 4), ops.times(coordinate, 2)))
+        where = ops.shared_offset(slot, ops.times(self.lane.row, 4))
         at = self.shape.stage_means + 64 * block
-        return [ops.half_of(ops.shared_short(where, at + 32 * far), upper=False) for far in range(2)]
+        return [halves_of(ops, ops.shared_words(where, 1, at + 32 * far)[0]) for far in range(2)]

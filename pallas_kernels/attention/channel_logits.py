@@ -4,7 +4,7 @@ Rows of a product are tokens, and a lane's two are of the same 32: so its part o
 the channels, is loaded once a tile. Codes, less one of them, become pairs of float16 under a mask (``pair_words``),
 which are multiplied by scales: exactly those of 2 bits, those of 4 with an error of at most 2^-12. What minima and the
 code that was taken off come to are products of their own, and what all sums of the tile start from. Queries are the
-sums of two float16, in neighbouring columns like bytes.
+sums of two float16 (``query_columns``).
 
 Of every four pairs, the first and third are the depth of one product, the second and fourth of the next: so four
 words as they are loaded are the left operand of minima, half of whose rows are of use in either.
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import CodedShape
+from kakeya_jax.pallas_kernels.attention.query_columns import float_blocks, float_numbers
 from kakeya_jax.pallas_kernels.attention.query_form import ROWS
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 
@@ -30,7 +31,7 @@ _MIDDLE = {2: 1, 4: 8}
 
 
 def load_half_queries(ops: Any, shape: CodedShape, lane: Lane, queries: Any) -> list[list[Any]]:
-    """A head's queries as right operands: for each block of 8 rows pairs of a quarter of the channels.
+    """A head's queries as right operands: for each block of columns pairs of a quarter of the channels.
 
     ``queries`` are where ``HeadQueries`` put them.
     """
@@ -42,30 +43,28 @@ def load_half_queries(ops: Any, shape: CodedShape, lane: Lane, queries: Any) -> 
             for first in range(0, row // 4, 16)
             for word in ops.shared_words(where, 4, ROWS + 8 * row * block + first)
         ]
-        for block in range(shape.blocks)
+        for block in range(float_blocks(shape, shape.queries))
     ]
 
 
 def channel_starts(
     ops: Any, shape: CodedShape, scales: list[Any], minima: list[Any], query: list[list[Any]]
-) -> list[list[Any]]:
-    """What sums start from, for every block of query rows, in units of ``2 ** bits``."""
-    bits, found = shape.key.bits, []
-    for right in query:
-        least, middle = (_of_channels(ops, words, right) for words in (minima, scales))
-        unit, part = ops.real(0.5**bits), ops.real(0.5**bits * _MIDDLE[bits])
-        start = [ops.fused(step, part, ops.scaled(low, unit)) for step, low in zip(middle, least, strict=True)]
-        found.append(start * 2)
-    return found
+) -> list[Any]:
+    """What sums start from, in units of ``2 ** bits``."""
+    bits = shape.key.bits
+    least, middle = (_of_channels(ops, words, query) for words in (minima, scales))
+    unit, part = ops.real(0.5**bits), ops.real(0.5**bits * _MIDDLE[bits])
+    return [ops.fused(step, part, ops.scaled(low, unit)) for step, low in zip(middle, least, strict=True)] * 2
 
 
-def _of_channels(ops: Any, words: list[Any], right: list[Any]) -> list[Any]:
-    """Sums for two queries of what is equal for all tokens of a lane."""
+def _of_channels(ops: Any, words: list[Any], query: list[list[Any]]) -> list[Any]:
+    """Sums for two columns of what is equal for all tokens of a lane."""
     sums = [[ops.real(0.0)] * 4 for _ in range(2)]
     for first in range(0, len(words), 4):
         for odd in range(2):
-            pair = [right[first + odd], right[first + odd + 2]]
-            sums[odd] = ops.multiply_halves(sums[odd], words[first : first + 4], pair)
+            for right in query:
+                pair = [right[first + odd], right[first + odd + 2]]
+                sums[odd] = ops.multiply_halves(sums[odd], words[first : first + 4], pair)
     return [ops.plus(*each) for each in zip(sums[0][:2], sums[1][2:], strict=True)]
 
 
@@ -74,11 +73,11 @@ def channel_logits(
     shape: CodedShape,
     units: Any,
     scales: list[Any],
-    starts: list[list[Any]],
+    starts: list[Any],
     query: list[list[Any]],
     factors: list[Any],
 ) -> list[Any]:
-    """Logits to the base 2 of two tokens and two queries, as ``coded_program.logits_of``.
+    """Logits to the base 2, as ``tile_logits.logits_of``.
 
     Args:
         ops: ``warp_ops``, or ``emulated_ops``.
@@ -87,7 +86,7 @@ def channel_logits(
         scales: of its channels, packed float16.
         starts: see ``channel_starts``.
         query: see ``load_half_queries``.
-        factors: of two queries, ``2 ** bits`` in them.
+        factors: of this lane's queries, ``2 ** bits`` in them.
     """
     pairs = [
         [pair for unit in of_token for word in unit for pair in _pairs(ops, word, shape.key.bits)] for of_token in units
@@ -96,16 +95,9 @@ def channel_logits(
     for first in (index for index in range(len(scales)) if index % 4 < 2):
         depth = (first, first + 2)
         left = [ops.scaled_halves(pairs[token][index], scales[index]) for index in depth for token in range(2)]
-        sums = [
-            ops.multiply_halves(total, left, [right[index] for index in depth])
-            for total, right in zip(sums, query, strict=True)
-        ]
-    found = []
-    for index in range(4):
-        high = sums[0][index]
-        low = ops.exchange(high, 2) if shape.paired else sums[1][index]
-        found.append(ops.scaled(ops.plus(high, low), factors[index % 2]))
-    return found
+        for right in query:
+            sums = ops.multiply_halves(sums, left, [right[index] for index in depth])
+    return list(map(ops.scaled, float_numbers(ops, shape, sums), factors * 2))
 
 
 def _pairs(ops: Any, word: Any, bits: int) -> list[Any]:

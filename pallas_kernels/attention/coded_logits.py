@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, PRODUCTS, TILE, CodedShape, Codes
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, FOUR, PRODUCTS, TILE, CodedShape, Codes
 from kakeya_jax.pallas_kernels.attention.coded_tiles import StreamRefs, Tiles
 from kakeya_jax.pallas_kernels.attention.head_queries import HeadQueries
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
@@ -84,7 +84,7 @@ def coded_logits(
 
 def _program(ops: Any, *refs: Any, shape: CodedShape) -> None:
     constant_ref, query_ref, rotation_ref, key_ref, key_scale_ref, out_ref, shared_ref = refs
-    lane = Lane(ops, shape, ops.program_index())
+    lane = Lane(ops, ops.program_index())
     head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
     queries = HeadQueries(ops, shape, shape.queries, lane, head, query_ref, rotation_ref, shared_ref)
     share = share_of(ops, shape, lane, split, ops.integer(shape.capacity // TILE))
@@ -92,13 +92,10 @@ def _program(ops: Any, *refs: Any, shape: CodedShape) -> None:
     refs = StreamRefs(key_ref, key_scale_ref, key_scale_ref)
     tiles = Tiles(ops, shape, lane, head, (refs, refs), shared_ref)
 
-    # Where a lane's first query has its first token; lanes of the low bytes have what those of the high ones have.
-    column = ops.times(ops.modulo(lane.column, 2) if shape.paired else lane.column, 2)
+    # Where a lane's first query has its first token.
     out = ops.offset(ops.address(out_ref), ops.times(head, shape.group), 4 * shape.capacity)
-    out = ops.offset(out, ops.add(ops.times(column, 4 * shape.capacity), ops.times(tiles.token, 4)))
-    writes = [ops.less(ops.add(column, ops.integer(n)), ops.integer(shape.group)) for n in range(2)]
-    if shape.paired:
-        writes = [ops.select(ops.less(lane.column, ops.integer(2)), each, _never(ops)) for each in writes]
+    out = ops.offset(out, ops.add(ops.times(lane.column, 4 * shape.capacity), ops.times(tiles.token, 4)))
+    writes = [ops.less(lane.column, ops.integer(shape.group - FOUR * n)) for n in range(shape.blocks)]
 
     def step(loaded: Any, tile: Any, slot: Any, state: list[Any]) -> list[Any]:
         query, starts, factors = loaded
@@ -106,17 +103,13 @@ def _program(ops: Any, *refs: Any, shape: CodedShape) -> None:
         where = ops.offset(out, tile, 4 * TILE)
         for product in range(PRODUCTS):
             sums = key_product(ops, shape, held, tiles.key_units(slot, product), query, starts)
-            logits = logits_of(ops, shape, lane, sums, scales[product][0], factors)
-            for n in range(2):
-                pair, at = logits[n::2], 4 * (4 * product + n * shape.capacity)
-                ops.only_if(writes[n], lambda pair=pair, at=at: ops.store_reals(where, pair, at))
+            logits = logits_of(ops, sums, scales[product][0], factors)
+            for n, here in enumerate(writes):
+                pair, at = logits[n :: shape.blocks], 4 * (4 * product + FOUR * n * shape.capacity)
+                ops.only_if(here, lambda pair=pair, at=at: ops.store_reals(where, pair, at))
         return state
 
     def begin() -> tuple[Step, list[Any]]:
         return functools.partial(step, load_queries(ops, shape, lane, queries.share())), []
 
     over_tiles(ops, shape, lane, shared_ref, share, tiles.start_keys, begin)
-
-
-def _never(ops: Any) -> Any:
-    return ops.less(ops.integer(0), ops.integer(0))

@@ -3,9 +3,9 @@
 A warp owns a run of tiles of 64 tokens and its own softmax state; the warps of a program add theirs up at the end.
 Codes become signed bytes by table lookups of four at a time (``prmt``) and go straight into ``mma.sync`` fragments: in
 both products of attention the codes are the left operand, keys with tokens as rows and channels as depth, values with
-channels as rows and tokens as depth. The right operand has eight columns: queries (or their shares of the softmax) as
-numbers of 16 bits, two bytes each. Up to four queries are columns 0 to 3 with their high bytes and 4 to 7 with their
-low bytes; more take two products. Levels are ``unit (byte + 1/2)``: the half is added once for each query, not once
+channels as rows and tokens as depth. The right operand has eight columns: four queries (or their shares of the softmax)
+as numbers of 16 bits, two bytes each, which are neighbours (``query_columns``); more queries take two products. Levels
+are ``unit (byte + 1/2)``: the half is added once for each query, not once
 for each code. (Integer codes of 8 bits are ``unit byte``.) Scales are of tokens: they multiply logits and weights. What
 is different where they are of groups of channels, or of channels, is in ``group_logits``, ``group_shares`` and
 ``channel_logits``.
@@ -73,7 +73,7 @@ def coded_program(
             weights.
         shared_ref: shared memory, ``shape.shared_floats`` floats.
     """
-    lane = Lane(ops, shape, program)
+    lane = Lane(ops, program)
     head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
     queries = HeadQueries(ops, shape, shape.queries, lane, head, query_ref, rotation_ref, shared_ref)
     share = share_of(ops, shape, lane, split, ops.divide(tokens_of(head), TILE))
@@ -102,8 +102,8 @@ def coded_program(
             start_scales(ops.add(tile, ops.integer(1)))
             ops.commit_copies()
         if grouped:
-            return group_shares(ops, shape, lane, state, logits, scales, minima)
-        shares = token_shares(ops, shape, lane, state, logits, [each[0] for each in scales])
+            return group_shares(ops, shape, state, logits, scales, minima)
+        shares = token_shares(ops, shape, state, logits, [each[0] for each in scales])
         return shares, lambda group: shares
 
     def step(logits_of_tile: Any, tile: Any, slot: Any, state: list[Any]) -> list[Any]:
@@ -114,7 +114,7 @@ def coded_program(
                 right = of_group(block * shape.value.scales // blocks)
                 shift += right.shift
             weighted += add_block(ops, shape, held, tiles, slot, block, right)
-        return [*shares.top, *shares.total, *shift[: 2 * shape.shifts], *weighted]
+        return [*shares.top, *shares.total, *shift[: shape.blocks * shape.shifts], *weighted]
 
     def begin() -> tuple[Step, list[Any]]:
         logits_of_tile = tile_logits(ops, shape, lane, held, tiles, queries.share())
@@ -125,5 +125,5 @@ def coded_program(
     ops.barrier()  # stages become states
     place = ops.add(ops.times(head, shape.states), split)
     beside = 0.5 if shape.value.halfway else float(shape.value.step)
-    halves = [ops.real(beside)] * (4 * blocks) if beside else None
+    halves = [ops.real(beside)] * (2 * blocks * shape.blocks) if beside else None
     write_state(ops, shape, lane, place, state, halves, top_ref, total_ref, weighted_ref, shared_ref)

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import math
 
 from kakeya_jax.pallas_kernels.attention.query_form import QueryForm
 from kakeya_jax.token_tiles import TILE
@@ -14,6 +15,9 @@ PRODUCTS = TILE // 16
 
 COLUMNS = 8
 """Of the right operands."""
+
+FOUR = COLUMNS // 2
+"""Queries whose two parts fill them, side by side: a lane has two neighbouring columns, both parts of one query."""
 
 SHARED_NBYTES = 224 * 1024
 """Shared memory that a multiprocessor has for the tiles of its programs."""
@@ -85,19 +89,14 @@ class TileShape(abc.ABC):
         """Of one tile of one warp."""
 
     @property
-    def paired(self) -> bool:
-        """Whether high and low bytes of queries share the columns of one product."""
-        return self.group <= COLUMNS // 2
+    def blocks(self) -> int:
+        """Blocks of eight columns that a head's queries take, two each: so many queries does a lane have."""
+        return math.ceil(self.group / FOUR)
 
     @property
     def rows(self) -> int:
         """Queries that a state has room for."""
-        return COLUMNS // 2 if self.paired else COLUMNS
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of eight columns that a head's queries take as bytes."""
-        return 1 if self.paired else 2
+        return FOUR * self.blocks
 
     @property
     def shifts(self) -> int:

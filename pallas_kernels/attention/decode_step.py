@@ -132,7 +132,7 @@ def _most_teams(shape: TileShape, *codes: Codes | FloatCodes) -> int:
     """Programs in a block of threads: three, which bounds registers, where one alone takes so many that but two run on
     a multiprocessor: with minima of levels, with e4m3, and with more than four queries of 128 channels."""
     many = any(each.step > 0 if isinstance(each, Codes) else each.nbytes == 1 for each in codes)
-    return 3 if many or (not shape.paired and shape.dim > 64) else 1
+    return 3 if many or (shape.blocks > 1 and shape.dim > 64) else 1
 
 
 def _program_of(

@@ -44,7 +44,7 @@ def exact_program(
         split: which part of the tokens.
         refs: of the launch.
     """
-    lane = Lane(ops, shape, ops.program_index())
+    lane = Lane(ops, ops.program_index())
     seen = SeenTokens(ops, shape.geometry, shape.num_kv_heads, head, refs.position)
     queries = HeadQueries(ops, shape, shape.queries, lane, head, refs.query, refs.query, refs.shared)
     tiles = ExactTiles(ops, shape, lane, seen, [refs.key, refs.value])
@@ -64,9 +64,9 @@ def exact_program(
             else:
                 terms = key_terms(ops, shape, tiles, slot, product)
             found = key_logits(ops, shape, terms, query, factors, [])
-            there = [ops.less(token, seen.count) for token in rows]
-            logits.append([ops.select(there[n // 2], logit, ops.real(LOWEST)) for n, logit in enumerate(found)])
-        weights = float_weights(ops, shape, lane, state, logits, [])
+            there = [ops.less(token, seen.count) for token in rows for _ in range(shape.blocks)]
+            logits.append([ops.select(*each, ops.real(LOWEST)) for each in zip(there, found, strict=True)])
+        weights = float_weights(ops, shape, state, logits, [])
         return [*weights.top, *weights.total, *add_values(ops, shape, tiles, slot, weights)]
 
     def begin() -> tuple[Step, list[Any]]:

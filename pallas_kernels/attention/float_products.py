@@ -9,12 +9,13 @@ from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS
 from kakeya_jax.pallas_kernels.attention.float_shape import PART, FloatCodes, FloatShape
 from kakeya_jax.pallas_kernels.attention.float_tiles import FloatStages
 from kakeya_jax.pallas_kernels.attention.float_weights import FloatWeights
+from kakeya_jax.pallas_kernels.attention.query_columns import float_blocks, float_numbers
 from kakeya_jax.pallas_kernels.attention.query_form import ROWS
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 
 
 def load_queries(ops: Any, shape: FloatShape, lane: Lane, queries: Any) -> list[list[Any]]:
-    """A head's queries as right operands: for each block of 8 rows pairs of this lane's channels."""
+    """A head's queries as right operands: for each block of columns pairs of this lane's channels."""
     row, run = 2 * shape.dim, 32 // shape.key.nbytes  # bytes of a query, and of those of them that a lane has together
     where = ops.shared_offset(queries, ops.add(ops.times(lane.row, row), ops.times(lane.column, run)))
     return [
@@ -24,7 +25,7 @@ def load_queries(ops: Any, shape: FloatShape, lane: Lane, queries: Any) -> list[
             for first in range(0, run, 16)
             for word in ops.shared_words(where, 4, ROWS + COLUMNS * row * block + part + first)
         ]
-        for block in range(shape.blocks)
+        for block in range(float_blocks(shape, shape.queries))
     ]
 
 
@@ -48,23 +49,19 @@ def key_terms(ops: Any, shape: FloatShape, tiles: FloatStages, slot: Any, produc
 def key_logits(
     ops: Any, shape: FloatShape, terms: KeyTerms, query: list[list[Any]], factors: list[Any], scales: list[Any]
 ) -> list[Any]:
-    """To the base 2, of two tokens and two queries: rows ``g`` and ``g + 8``, columns ``2 t`` and ``2 t + 1``."""
-    multiply, sums = _multiply(ops, shape.key), [[ops.real(0.0)] * 4 for _ in query]
+    """To the base 2, as ``tile_logits.logits_of``."""
+    multiply, sums = _multiply(ops, shape.key), [ops.real(0.0)] * 4
     for place, near, far in terms:
         for index in (0, 2):
             left, at = (near[index], far[index], near[index + 1], far[index + 1]), 4 * place + index
-            sums = [multiply(total, left, right[at : at + 2]) for total, right in zip(sums, query, strict=True)]
-    found = []
-    for index in range(4):
-        high = sums[0][index]
-        low = ops.exchange(high, 2) if shape.paired else sums[1][index]
-        factor = factors[index % 2]
-        found.append(ops.scaled(ops.plus(high, low), ops.scaled(scales[index // 2], factor) if scales else factor))
-    return found
+            for right in query:
+                sums = multiply(sums, left, right[at : at + 2])
+    units = [ops.scaled(scale, factor) for scale in scales for factor in factors] if scales else factors * 2
+    return list(map(ops.scaled, float_numbers(ops, shape, sums), units))
 
 
 def add_values(ops: Any, shape: FloatShape, tiles: FloatStages, slot: Any, weights: FloatWeights) -> list[Any]:
-    """Values so far, and those of a tile times its weights: four sums for each 16 channels."""
+    """Values so far, and those of a tile times its weights."""
     multiply, found = _multiply(ops, shape.value), []
     for pair in range(shape.value_row // 32):
         for rows in _channels(ops, shape, tiles.value_words(slot, pair)):
@@ -73,8 +70,8 @@ def add_values(ops: Any, shape: FloatShape, tiles: FloatStages, slot: Any, weigh
                 left = [word for eight in rows[2 * product : 2 * product + 2] for word in eight]
                 for right in rights:
                     sums = multiply(sums, left, right)
-            for index, each in enumerate(sums):
-                found.append(ops.fused(each, weights.units[index % 2], weights.weighted[len(found)]))
+            for index, each in enumerate(float_numbers(ops, shape, sums)):
+                found.append(ops.fused(each, weights.units[index % shape.blocks], weights.weighted[len(found)]))
     return found
 
 

@@ -61,7 +61,7 @@ def float_program(
             ``FloatCodes.channel_order``.
         shared_ref: shared memory, ``shape.shared_floats`` floats.
     """
-    lane = Lane(ops, shape, program)
+    lane = Lane(ops, program)
     head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
     queries = HeadQueries(ops, shape, shape.queries, lane, head, query_ref, rotation_ref, shared_ref)
     share = share_of(ops, shape, lane, split, ops.divide(tokens_of(head), shape.tile))
@@ -82,7 +82,7 @@ def float_program(
             )
             for product in range(shape.products)
         ]
-        weights = float_weights(ops, shape, lane, state, logits, tiles.scales(slot, 1))
+        weights = float_weights(ops, shape, state, logits, tiles.scales(slot, 1))
         return [*weights.top, *weights.total, *add_values(ops, shape, tiles, slot, weights)]
 
     def begin() -> tuple[Step, list[Any]]:

@@ -11,13 +11,12 @@ from typing import Any
 from kakeya_jax.pallas_kernels.attention.code_bytes import decode_unit
 from kakeya_jax.pallas_kernels.attention.coded_shape import CodedShape
 from kakeya_jax.pallas_kernels.attention.held_words import Held
-from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, Lane
+from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC
 
 
 def group_logits(
     ops: Any,
     shape: CodedShape,
-    lane: Lane,
     held: Held,
     units: Any,
     words: list[Any],
@@ -26,19 +25,18 @@ def group_logits(
     sums_of_query: list[list[list[Any]]],
     factors: list[Any],
 ) -> list[Any]:
-    """Logits to the base 2 of two tokens and two queries, as ``coded_program.logits_of``.
+    """Logits to the base 2, as ``tile_logits.logits_of``.
 
     Args:
         ops: ``warp_ops``, or ``emulated_ops``.
         shape: sizes.
-        lane: who this thread is.
         held: constants.
         units: for both tokens the registers of this lane's units, in lane order.
         words: packed float16, all scales of the first token, then of the second, and
         minima: likewise; empty if there are none.
-        query: bytes of the queries, for each block of 8 rows, unit and quad, and
+        query: bytes of the queries, for each block of columns, unit and quad, and
         sums_of_query: see ``query_sums``.
-        factors: of two queries.
+        factors: of this lane's queries.
     """
     groups = shape.key.scales
     scales = [[scale_of(ops, words, token * groups + group) for group in range(groups)] for token in range(2)]
@@ -64,11 +62,13 @@ def group_logits(
         for block, sums in enumerate(sums_of_query):
             more = [_product(ops, steps[index // 2], [of_group[index % 2] for of_group in sums]) for index in range(4)]
             found[block] = [ops.plus(*each) for each in zip(found[block], more, strict=True)]
-    return [_logit(ops, shape, lane, [each[index] for each in found], factors[index % 2]) for index in range(4)]
+    parts = [four[2 * half : 2 * half + 2] for half in range(2) for four in found]
+    numbers = [ops.fused(high, ops.real(256.0), low) for high, low in parts]
+    return list(map(ops.scaled, numbers, factors * 2))
 
 
 def query_sums(ops: Any, shape: CodedShape, query: list[list[list[Any]]]) -> list[list[list[Any]]]:
-    """What a step more in every channel of a group adds to this lane's two columns: for each block of query rows, group
+    """What a step more in every channel of a group adds to this lane's two columns: for each block of columns, group
     and column; as a product with such steps."""
     step = [ops.integer(0x01010101 * shape.key.step)] * 4
     pairs = [(unit, pair) for unit in range(shape.units) for pair in (0, 2)]
@@ -108,11 +108,3 @@ def _start(ops: Any, scales: list[Any]) -> Any:
     for scale in scales[1:]:
         found = ops.fused(scale, ops.real(-MAGIC), found)
     return found
-
-
-def _logit(ops: Any, shape: CodedShape, lane: Lane, parts: list[Any], factor: Any) -> Any:
-    """From what the bytes of a query come to: high and low ones side by side in a row, or in two blocks."""
-    if shape.paired:
-        part = ops.scaled(parts[0], ops.scaled(factor, lane.weight))
-        return ops.plus(part, ops.exchange(part, 2))
-    return ops.scaled(ops.fused(parts[0], ops.real(256.0), parts[1]), factor)

@@ -8,10 +8,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from kakeya_jax.pallas_kernels.attention.coded_shape import LARGEST, PRODUCTS, CodedShape
+from kakeya_jax.pallas_kernels.attention.coded_shape import LARGEST, CodedShape
 from kakeya_jax.pallas_kernels.attention.group_logits import scale_of
 from kakeya_jax.pallas_kernels.attention.tile_shares import Shares, share_bytes, tile_tops
-from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, Lane
+from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC
 
 _SMALLEST = 1e-30
 
@@ -19,7 +19,6 @@ _SMALLEST = 1e-30
 def group_shares(
     ops: Any,
     shape: CodedShape,
-    lane: Lane,
     state: list[Any],
     logits: list[list[Any]],
     words: list[list[Any]],
@@ -32,14 +31,13 @@ def group_shares(
     Args:
         ops: ``warp_ops``, or ``emulated_ops``.
         shape: sizes.
-        lane: who this thread is.
         state: see ``empty_state``.
-        logits: to the base 2, for each product of rows ``g`` and ``g + 8`` and columns ``2 t`` and ``2 t + 1``.
+        logits: to the base 2, for each product of rows ``g`` and ``g + 8`` and, faster, queries.
         words: for each product packed float16, all scales of a row's token, then of the other's, and
         minima: likewise; empty if there are none.
     """
     tile_top, top, (total, shift, weighted) = tile_tops(ops, shape, state, logits)
-    groups = shape.value.scales
+    queries, groups = shape.blocks, shape.value.scales
     pairs = groups // 2
     largest = []
     for pair in range(pairs):
@@ -48,22 +46,21 @@ def group_shares(
             found = ops.larger_halves(found, ops.as_integer(ops.exchange(ops.as_real(found), distance)))
         largest.append(found)
 
-    shares, tile_total = [], [ops.real(0.0)] * 2
-    for product in range(PRODUCTS):
-        shares.append([ops.power_of_two(ops.minus(x, tile_top[index % 2])) for index, x in enumerate(logits[product])])
+    shares, tile_total = [], [ops.real(0.0)] * queries
+    for of_product in logits:
+        shares.append([ops.power_of_two(ops.minus(x, tile_top[index % queries])) for index, x in enumerate(of_product)])
         for index, share in enumerate(shares[-1]):
-            tile_total[index % 2] = ops.plus(tile_total[index % 2], share)
+            tile_total[index % queries] = ops.plus(tile_total[index % queries], share)
     decay = [ops.power_of_two(ops.minus(*pair)) for pair in zip(tile_top, top, strict=True)]
     total = [ops.fused(*each) for each in zip(tile_total, decay, total, strict=True)]
-    weight = ops.scaled(lane.weight, ops.real(1 / LARGEST)) if shape.paired else ops.real(1 / LARGEST)
-    unit = [ops.scaled(each, weight) for each in decay]
-    base = Shares(top, total, [ops.real(0.0)] * 2, weighted, [], [], tile_total, decay)
+    unit = [ops.scaled(each, ops.real(1 / LARGEST)) for each in decay]
+    base = Shares(top, total, [ops.real(0.0)] * queries, weighted, [], [], tile_total, decay)
 
     def of_group(group: int) -> Shares:
         top_scale = ops.maximum(scale_of(ops, largest, group), ops.real(_SMALLEST))
         inverse = ops.scaled(ops.reciprocal(top_scale), ops.real(float(LARGEST)))
-        columns: list[list[Any]] = [[] for _ in range(shape.blocks)]
-        sums = [ops.real(0.0)] * 2
+        columns: list[list[Any]] = [[] for _ in range(queries)]
+        sums = [ops.real(0.0)] * queries
         for product, row in enumerate(shares):
             scales = [scale_of(ops, words[product], token * groups + group) for token in range(2)]
             by_row = [ops.scaled(scale, inverse) for scale in scales]
@@ -73,18 +70,17 @@ def group_shares(
                     zero = ops.real(float(shape.value.zero))
                     least = [ops.fused(scale, zero, low) for scale, low in zip(scales, least, strict=True)]
                 for index, share in enumerate(row):
-                    sums[index % 2] = ops.fused(share, least[index // 2], sums[index % 2])
+                    half, n = divmod(index, queries)
+                    sums[n] = ops.fused(share, least[half], sums[n])
             numbers = [
-                ops.as_integer(ops.fused(share, by_row[index // 2], ops.real(MAGIC + 128.0)))
+                ops.as_integer(ops.fused(share, by_row[index // queries], ops.real(MAGIC + 128.0)))
                 for index, share in enumerate(row)
             ]
-            for block, register in enumerate(share_bytes(ops, shape, lane, numbers)):
-                columns[block].append(ops.transpose(register))
-        units = [[ops.scaled(each, top_scale) for each in unit]]
-        if not shape.paired:
-            units = [[ops.scaled(each, ops.real(256.0)) for each in units[0]], units[0]]
+            for right, register in zip(columns, share_bytes(ops, shape, numbers), strict=True):
+                right.append(ops.transpose(register))
+        units = [ops.scaled(each, top_scale) for each in unit]
         if minima:
-            old = shift[2 * group : 2 * group + 2]
+            old = shift[queries * group : queries * (group + 1)]
             mine = [ops.fused(*each) for each in zip(sums, decay, old, strict=True)]
             return base._replace(columns=columns, units=units, shift=mine)
         return base._replace(columns=columns, units=units)

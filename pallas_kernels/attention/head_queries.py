@@ -11,6 +11,7 @@ from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, LARGEST, TileShape
 from kakeya_jax.pallas_kernels.attention.exact_values import packed_in_two
+from kakeya_jax.pallas_kernels.attention.query_columns import byte_column, float_blocks, float_column
 from kakeya_jax.pallas_kernels.attention.query_coordinates import (
     SMALLEST,
     ChannelQueries,
@@ -22,6 +23,15 @@ from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, Lane, signed_by
 
 _LARGEST = LARGEST * (1 - 2.0**-20)
 """What a query's largest number becomes, approximately: the reciprocal of it may be a little too large."""
+
+_EXPONENT = 0x7F800000
+"""Its bits of a float: those of a power of two, and"""
+
+_INVERSES = 0x7F000000
+"""the sum of the bits of one and those of its inverse."""
+
+_LEAST = 0x00800000
+"""Bits of the smallest normal one."""
 
 
 class HeadQueries:
@@ -52,6 +62,7 @@ class HeadQueries:
         assert ROWS + 2 * shape.rows * shape.dim * form.nbytes <= shape.stage_nbytes, "a stage has no room for queries"
         assert 4 * COLUMNS * shape.warps <= FACTORS - TOPS, "no room for what so many warps find"
         self.ops, self.shape, self.form, self.lane = ops, shape, form, lane
+        self._stored = 2 if float_blocks(shape, form) == shape.blocks else 1
         last = ops.integer((shape.stages - 1) * shape.stage_nbytes)
         self._stages = ops.shared_offset(ops.shared_address(shared_ref), last)
         query = ops.offset(ops.address(query_ref), head, shape.group * shape.dim * form.dtype.itemsize)
@@ -76,31 +87,44 @@ class HeadQueries:
         ops.barrier()
         parts = [x for first in range(0, shape.warps, 4) for x in ops.shared_load(tops, 4, TOPS + 4 * first)]
         top = ops.maximum(functools.reduce(ops.maximum, parts), ops.real(SMALLEST))
-        number = _LARGEST if self.form.parts is None else 1.0
-        factor = ops.scaled(ops.scaled(top, unit), ops.real(self.form.scale / number))
+        scale, factor = self._scale_to(top)
+        factor = ops.scaled(ops.scaled(factor, unit), ops.real(self.form.scale))
         of_row = ops.shared_offset(mine, ops.times(lane.row, 4))
         ops.only_if(first_column, lambda: ops.shared_store(of_row, [factor], FACTORS))
-        scale = ops.scaled(ops.reciprocal(top), ops.real(number))
         words = [self._parts(four, scale) for four in fours]
         ops.only_if(ops.less(lane.row, ops.integer(shape.rows)), lambda: self._store(words))
         ops.barrier()
         return mine
 
+    def _scale_to(self, top: Any) -> tuple[Any, Any]:
+        """What entries are multiplied by whose largest is ``top``, and one over that."""
+        ops = self.ops
+        if not self.form.low_parts:  # a power of two, so that nothing is rounded
+            power = ops.both(ops.as_integer(top), ops.integer(_EXPONENT))
+            inverse = ops.larger(ops.subtract(ops.integer(_INVERSES), power), ops.integer(_LEAST))
+            return ops.as_real(inverse), ops.as_real(ops.subtract(ops.integer(_INVERSES), inverse))
+        number = _LARGEST if self.form.parts is None else 1.0
+        return ops.scaled(ops.reciprocal(top), ops.real(number)), ops.scaled(top, ops.real(1 / number))
+
     def _parts(self, four: list[Any], scale: Any) -> list[list[Any]]:
-        """Words of high parts of four numbers, and of low parts."""
+        """Words of high parts of four numbers, and of low parts if they are read."""
         ops, parts = self.ops, self.form.parts
         if parts is None:
             return [[word] for word in signed_bytes(ops, [ops.fused(x, scale, ops.real(MAGIC + 128.0)) for x in four])]
-        return list(packed_in_two(ops, [ops.scaled(x, scale) for x in four], parts))
+        return list(packed_in_two(ops, [ops.scaled(x, scale) for x in four], parts))[: self._stored]
 
     def _store(self, words: list[list[list[Any]]]) -> None:
         """For every warp."""
         ops, shape, lane, size = self.ops, self.shape, self.lane, self.form.nbytes
-        place = ops.add(ops.times(lane.row, shape.dim), ops.times(lane.warp, shape.dim // shape.warps))
+        if self.form.parts is None:
+            column, to_low = byte_column(ops, lane.row), 1
+        else:
+            column, to_low = float_column(ops, shape, lane.row)
+        place = ops.add(ops.times(column, shape.dim), ops.times(lane.warp, shape.dim // shape.warps))
         place = ops.times(ops.add(place, ops.times(lane.column, 4)), size)
         where = ops.shared_offset(self._stages, place)
         for warp in range(shape.warps):
             for index, of_four in enumerate(words):
                 for low, part in enumerate(of_four):
-                    at = ROWS + warp * shape.warp_nbytes + size * (16 * index + low * shape.rows * shape.dim)
+                    at = ROWS + warp * shape.warp_nbytes + size * (16 * index + low * to_low * shape.dim)
                     ops.shared_store(where, list(map(ops.as_real, part)), at)

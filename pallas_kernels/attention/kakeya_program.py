@@ -16,7 +16,7 @@ Values, shares and states are those of ``coded_program``, and so is which token 
 from collections.abc import Callable
 from typing import Any
 
-from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, PRODUCTS
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, FOUR, PRODUCTS
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords, lane_zero
 from kakeya_jax.pallas_kernels.attention.kakeya_halves import WORDS, decode_halves
 from kakeya_jax.pallas_kernels.attention.kakeya_shape import DIM, STEPS, KakeyaShape
@@ -82,7 +82,7 @@ def kakeya_program(
         weighted_ref: see ``coded_program``.
         shared_ref: shared memory, ``shape.shared_floats`` floats.
     """
-    lane = Lane(ops, shape, program)
+    lane = Lane(ops, program)
     head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
     blocks = ops.divide(tokens_of(head), shape.block)
     first = ops.divide(ops.product(split, blocks), shape.splits)
@@ -120,7 +120,7 @@ def kakeya_program(
             ops.wait_for_copies(1)
             logits = keys.logits(slot, lambda: start(following, exists, tiles.start_keys))
             ops.wait_for_copies(1)
-            state = _add_values(ops, shape, lane, tiles, held, slot, state, logits)
+            state = _add_values(ops, shape, tiles, held, slot, state, logits)
             start(following, exists, tiles.start_values)
             return state
 
@@ -134,7 +134,7 @@ def kakeya_program(
     ops.wait_for_copies(0)
     ops.barrier()  # tiles and skeletons become states
     place = ops.add(ops.times(head, shape.states), split)
-    halves = [ops.real(0.5)] * (4 * (shape.dim // 16)) if shape.value.halfway else None
+    halves = [ops.real(0.5)] * (shape.blocks * shape.dim // 8) if shape.value.halfway else None
     write_state(ops, shape, lane, place, state, halves, top_ref, total_ref, weighted_ref, shared_ref)
 
 
@@ -158,7 +158,9 @@ class _Keys:
         level_ref, query_ref, factor_ref = refs
         levels = ops.offset(ops.address(level_ref), lane_zero(ops, lane))
         self.levels = [ops.load_words(levels, 1, 4 * index, once=False)[0] for index in range(WORDS)]
-        row = ops.modulo(lane.row, shape.rows)
+        row = ops.divide(lane.row, 2)  # a query is two columns, or two queries are
+        if shape.blocks > 1:
+            row = ops.add(row, ops.times(ops.modulo(lane.row, 2), FOUR))
         place = ops.add(ops.times(row, 4 * DIM), ops.times(lane.column, 16))
         self.query = ops.offset(ops.offset(ops.address(query_ref), head, 4 * shape.rows * DIM), place)
         self.factors = _load_factors(ops, shape, lane, factor_ref, head)
@@ -184,8 +186,9 @@ class _Keys:
             if first + shape.together == PRODUCTS:
                 start_next()
             sums += self._products(first, parts)
+        mine = slice(None, None, 2 // shape.blocks)
         return [
-            [ops.scaled(each, self.factors[index % 2]) for index, each in enumerate(sums[4 * product :][:4])]
+            list(map(ops.scaled, sums[4 * product : 4 * product + 4][mine], self.factors * 2))
             for product in range(PRODUCTS)
         ]
 
@@ -271,7 +274,6 @@ def _turned(ops: Any, halves: list[list[Any]], turn: list[Any]) -> tuple[list[An
 def _add_values(
     ops: Any,
     shape: KakeyaShape,
-    lane: Lane,
     tiles: KakeyaTiles,
     held: Any,
     slot: Any,
@@ -280,7 +282,7 @@ def _add_values(
 ) -> list[Any]:
     """The state with the tokens of a tile."""
     words = [each[0] for each in tiles.scale_words(slot, 1)]
-    shares = token_shares(ops, shape, lane, state, logits, words)
+    shares = token_shares(ops, shape, state, logits, words)
     weighted = []
     for block in range(shape.dim // 16):
         weighted += add_block(ops, shape, held, tiles, slot, block, shares)
@@ -288,7 +290,6 @@ def _add_values(
 
 
 def _load_factors(ops: Any, shape: KakeyaShape, lane: Lane, ref: Any, head: Any) -> list[Any]:
-    """Of this lane's two queries."""
-    column = ops.modulo(lane.column, 2) if shape.paired else lane.column
-    where = ops.offset(ops.address(ref), ops.add(ops.times(head, 4 * COLUMNS), ops.times(column, 8)))
-    return ops.load_reals(where, 2)
+    """Of this lane's queries."""
+    where = ops.offset(ops.address(ref), ops.add(ops.times(head, 4 * COLUMNS), ops.times(lane.column, 4)))
+    return [ops.load_reals(where, 1, 4 * FOUR * block)[0] for block in range(shape.blocks)]

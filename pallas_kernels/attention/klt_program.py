@@ -20,8 +20,9 @@ from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
 from kakeya_jax.pallas_kernels.attention.klt_shape import GROUP, GROUPS, KltShape
 from kakeya_jax.pallas_kernels.attention.klt_tiles import KltTiles, Slots
 from kakeya_jax.pallas_kernels.attention.klt_turns import over_turns
+from kakeya_jax.pallas_kernels.attention.query_columns import byte_numbers, float_numbers
 from kakeya_jax.pallas_kernels.attention.tile_loop import share_of
-from kakeya_jax.pallas_kernels.attention.tile_shares import add_values, empty_state, number_of, shares_of
+from kakeya_jax.pallas_kernels.attention.tile_shares import add_values, empty_state, shares_of
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane, over_rows
 from kakeya_jax.pallas_kernels.attention.warp_states import write_state
 
@@ -53,7 +54,7 @@ def klt_program(
     tables, refs = QueryTables(*refs[: len(QueryTables._fields)]), refs[len(QueryTables._fields) :]
     codes, queries = refs[:5], PageQueries(*refs[5 : 5 + len(PageQueries._fields)])
     top_ref, total_ref, weighted_ref, shared_ref = refs[5 + len(PageQueries._fields) :]
-    lane = Lane(ops, shape, program)
+    lane = Lane(ops, program)
     head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
     found: list[Any] = []
 
@@ -74,18 +75,18 @@ def klt_program(
     def values(
         tile: Any, slots: Slots, state: list[Any], found: tuple[list[list[Any]], list[list[list[Any]]]]
     ) -> list[Any]:
-        logits = _logits(ops, shape, lane, tiles, slots, *found)
-        state = _add_tile(ops, shape, lane, tiles, slots, state, logits)
+        logits = _logits(ops, shape, tiles, slots, *found)
+        state = _add_tile(ops, shape, tiles, slots, state, logits)
         last = ops.one_of(tiles.ends_page(tile), ops.equal(ops.subtract(share[1], tile), 1))
-        return ops.choose(last, lambda: _with_mean(ops, shape, lane, tiles, slots, state), state)
+        return ops.choose(last, lambda: _with_mean(ops, shape, tiles, slots, state), state)
 
-    state = [*empty_state(ops, shape), *[ops.real(0.0)] * 2]
-    state = over_turns(ops, shape, lane, shared_ref, share, tiles, keys, values, state)[:-2]
+    state = [*empty_state(ops, shape), *[ops.real(0.0)] * shape.blocks]
+    state = over_turns(ops, shape, lane, shared_ref, share, tiles, keys, values, state)[: -shape.blocks]
     ops.barrier()  # stages become states
     halves = []
     for group in range(GROUPS):
         empty_group = ops.equal(_width(ops, tiles.value_widths, group), 0)
-        halves += [ops.select(empty_group, ops.real(0.0), ops.real(0.5))] * 4
+        halves += [ops.select(empty_group, ops.real(0.0), ops.real(0.5))] * (2 * shape.blocks)
     place = ops.add(ops.times(head, shape.states), split)
     write_state(ops, shape, lane, place, state, halves, top_ref, total_ref, weighted_ref, shared_ref)
 
@@ -103,7 +104,7 @@ def _width(ops: Any, widths: Any, group: int) -> Any:
 
 
 def _key_sums(ops: Any, shape: KltShape, tiles: KltTiles, slots: Slots) -> list[list[list[Any]]]:
-    """For each product of 16 tokens and each block of query rows, sums over all channels, as bits of floats.
+    """For each product of 16 tokens and each block of columns, sums over all channels, as bits of floats.
 
     A loop for each width over the groups that have it: their sums stay where they are, where a choice for every group
     would move them about.
@@ -136,57 +137,48 @@ def _key_sums(ops: Any, shape: KltShape, tiles: KltTiles, slots: Slots) -> list[
 def _logits(
     ops: Any,
     shape: KltShape,
-    lane: Lane,
     tiles: KltTiles,
     slots: Slots,
     curves: list[list[Any]],
     sums: list[list[list[Any]]],
 ) -> list[list[Any]]:
-    """Logits to the base 2, for each product of rows ``g`` and ``g + 8`` and columns ``2 t`` and ``2 t + 1``."""
+    """Logits to the base 2, for each product of rows ``g`` and ``g + 8`` and, faster, queries."""
     scales, (factors, curve_units, added) = tiles.scales(slots, 0), tiles.factors(slots)
     found = []
-    for product in range(PRODUCTS):
-        logits = []
-        for index in range(4):
-            query = index % 2
-            unit = ops.scaled(scales[product][index // 2], factors[query])
-            beside = ops.fused(curves[product][index], curve_units[query], added[query])
-            if shape.paired:  # a part of the codes' and of the curves', the other parts in another lane
-                part = ops.fused(ops.as_real(sums[product][0][index]), lane.weight, lane.offset)
-                part = ops.fused(part, unit, beside)
-                logits.append(ops.plus(part, ops.exchange(part, 2)))
-            else:
-                logits.append(ops.fused(number_of(ops, shape, lane, sums[product], index), unit, beside))
-        found.append(logits)
+    for of_rows, of_curves, of_codes in zip(scales, curves, sums, strict=True):
+        units = [ops.scaled(scale, factor) for scale in of_rows for factor in factors]
+        of_curves = float_numbers(ops, shape, of_curves)
+        beside = list(map(ops.fused, of_curves, curve_units * 2, added * 2))
+        found.append(list(map(ops.fused, byte_numbers(ops, of_codes), units, beside)))
     return found
 
 
 def _add_tile(
     ops: Any,
     shape: KltShape,
-    lane: Lane,
     tiles: KltTiles,
     slots: Slots,
     state: list[Any],
     logits: list[list[Any]],
 ) -> list[Any]:
     """The state with the tokens of a tile, as in ``coded_program``. It ends with the weights of the page's tokens so
-    far, for two queries, whose mean is to be added."""
+    far, for each query, whose mean is to be added."""
     scales: list[list[Any]] = []
 
     def largest_scale() -> Any:
         scales.extend(tiles.scales(slots, 1))
         return functools.reduce(ops.maximum, (scale for pair in scales for scale in pair))
 
-    shares = shares_of(ops, shape, lane, state, logits, largest_scale, lambda product: scales[product])
-    before, weights = shares.weighted[:-2], shares.weighted[-2:]
+    shares = shares_of(ops, shape, state, logits, largest_scale, lambda product: scales[product])
+    queries, size = shape.blocks, 2 * shape.blocks
+    before, weights = shares.weighted[:-queries], shares.weighted[-queries:]
     weights = list(map(ops.fused, shares.tile_total, shares.decay, weights))
     start, weighted = ops.integer(0), []
     width = _width(ops, tiles.value_widths, 0)
     place = tiles.group_at(slots.values, start, width)
     ahead = ops.shared_words(place, 2)
     for group in range(GROUPS):
-        mine, words, where = before[4 * group : 4 * group + 4], ahead, place
+        mine, words, where = before[size * group : size * (group + 1)], ahead, place
         after = ops.add(start, ops.times(width, 8 * GROUP))
         following = _width(ops, tiles.value_widths, min(group + 1, GROUPS - 1))
         if group + 1 < GROUPS:  # a load in a branch is waited for in it
@@ -205,18 +197,16 @@ def _add_tile(
     return [*shares.top, *shares.total, *shares.shift, *weighted, *weights]
 
 
-def _with_mean(ops: Any, shape: KltShape, lane: Lane, tiles: KltTiles, slots: Slots, state: list[Any]) -> list[Any]:
+def _with_mean(ops: Any, shape: KltShape, tiles: KltTiles, slots: Slots, state: list[Any]) -> list[Any]:
     """The state with the page's mean, times the weights that it ends with."""
-    values = slice(len(state) - 2 - 4 * GROUPS, -2)
-    weights, weighted = [over_rows(ops, each, ops.plus) for each in state[-2:]], state[values]
-    if shape.paired:  # columns of low bytes are added to those of high ones
-        high = ops.less(lane.column, ops.integer(2))
-        weights = [ops.select(high, each, ops.real(0.0)) for each in weights]
+    queries = shape.blocks
+    first = len(state) - queries * (1 + 2 * GROUPS)
+    weights, weighted = [over_rows(ops, each, ops.plus) for each in state[-queries:]], state[first:-queries]
     for group in range(GROUPS):
         factor = tiles.mean_factor(slots, group)
         for half in range(2):
             mean = ops.scaled(tiles.mean(slots, group, half), factor)
-            for n in range(2):
-                index = 4 * group + 2 * half + n
-                weighted[index] = ops.fused(mean, weights[n], weighted[index])
-    return [*state[: values.start], *weighted, ops.real(0.0), ops.real(0.0)]
+            for n, weight in enumerate(weights):
+                index = queries * (2 * group + half) + n
+                weighted[index] = ops.fused(mean, weight, weighted[index])
+    return [*state[:first], *weighted, *[ops.real(0.0)] * queries]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, LARGEST
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, FOUR, LARGEST
 from kakeya_jax.pallas_kernels.attention.klt_ahead import fetch_tables
 from kakeya_jax.pallas_kernels.attention.klt_block_operands import BlockOperands, one_head
 from kakeya_jax.pallas_kernels.attention.klt_curves import EIGHT, QUERY_LARGEST
@@ -24,6 +24,7 @@ from kakeya_jax.pallas_kernels.attention.klt_query_rows import QueryRows, first_
 from kakeya_jax.pallas_kernels.attention.klt_query_shared import SIZES, TOPS, TOPS_NBYTES
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
 from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, GROUP, GROUPS, UNIT_WORDS, KltShape
+from kakeya_jax.pallas_kernels.attention.query_columns import float_column
 from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, MAGIC_BITS, Lane, signed_bytes
 
 _NUMBER_LARGEST = LARGEST * (1 - 2.0**-20)
@@ -40,12 +41,12 @@ class PageQueries(NamedTuple):
         numbers: int8 ``[N, pages, blocks, 8, 8, 16]``: bytes of queries in the coordinates of a page's codes: for each
             block and group of channels the columns of products one after the other, which is the order of lanes.
         extras: int32 ``[N, pages, 16 blocks + 32]``: what sums of products start from, numbers plus ``MAGIC_BITS``,
-            those of two columns twice, which are four sums of a lane; bits of the queries' factors; bits of those
-            of the page mean of values, one for each group of channels; bits of the units of curves, and of what is
-            added to logits, or of half of it if columns are paired, which are added up.
+            those of a query's two columns twice, which are four sums of a lane; bits of the queries' factors; bits of
+            those of the page mean of values, one for each group of channels; bits of the units of curves, and of what
+            is added to logits.
         tops: float32 ``[N, pages, rows]``: the largest number of each query before it is rounded.
         coefficients: int32 ``[N, pages, blocks, R / 8, 8, 4]``: of curves, packed float16 of two of them, as right
-            operands whose columns are those of ``numbers``: what float16 has of a coefficient, and the rest.
+            operands: what float16 has of a coefficient, and the rest.
     """
 
     numbers: Any
@@ -158,7 +159,7 @@ class QueryWriter:
                 factor = ops.scaled(ops.reciprocal(top), ops.real(_NUMBER_LARGEST))
                 page, query = self.at.row_of(bases[index // 2], lane.row, half)
                 where = ops.offset(self.queries.numbers, page, shape.query_nbytes)
-                where = ops.offset(where, ops.add(ops.times(query, GROUP), ops.times(lane.column, 4)))
+                where = ops.offset(where, ops.add(self._column(query), ops.times(lane.column, 4)))
                 where = ops.offset(where, ops.times(lane.warp, 2 * COLUMNS * GROUP))
                 for group in range(2):
                     four = [sums[2 * group + n][2 * half + i] for n in range(2) for i in range(2)]
@@ -166,7 +167,7 @@ class QueryWriter:
                     high, low = signed_bytes(ops, [ops.fused(each, unit, ops.real(MAGIC + 128.0)) for each in four])
                     at = COLUMNS * GROUP * group
                     ops.store_words(where, [high], at)
-                    ops.store_words(where, [low], at + self._low)
+                    ops.store_words(where, [low], at + GROUP)
                 self._write_coefficients(page, query, [four[2 * half : 2 * half + 2] for four in sums[4:]])
                 where = self._top(page, query)
                 ops.only_if(of_first_warp, lambda where=where, top=top: ops.store_reals(where, [top]))
@@ -177,9 +178,10 @@ class QueryWriter:
         """Two of every 32 curves."""
         ops, shape, lane = self.ops, self.shape, self.lane
         where = ops.offset(self.queries.coefficients, page, shape.coefficient_nbytes)
-        where = ops.offset(where, ops.add(ops.times(query, 16), ops.times(lane.column, 4)))
+        column, to_low = float_column(ops, shape, query)
+        low = 16 if to_low < COLUMNS else shape.coefficient_nbytes // 2
+        where = ops.offset(where, ops.add(ops.times(column, 16), ops.times(lane.column, 4)))
         where = ops.offset(where, ops.times(lane.warp, 128))
-        low = 4 * 16 if shape.paired else shape.coefficient_nbytes // 2
         for block, two in enumerate(blocks):
             word = ops.pack_halves(*two)
             rest = [ops.minus(each, ops.half_of(word, upper)) for each, upper in zip(two, (False, True), strict=True)]
@@ -196,7 +198,7 @@ class QueryWriter:
     def _write_extras(self) -> None:
         """What belongs to a page's queries besides; of several products at once, which wait for each other nowhere."""
         ops, pages = self.ops, self.at.pages
-        count = _EXTRAS if self.shape.paired else _EXTRAS_OF_MANY
+        count = _EXTRAS if self.shape.blocks == 1 else _EXTRAS_OF_MANY
 
         def rows(base: Any, nothing: list[Any]) -> list[Any]:
             bases = [ops.add(base, ops.integer(pages * index)) for index in range(count)]
@@ -216,7 +218,7 @@ class QueryWriter:
         of_head = ops.add(ops.times(self.row, shape.pages), inside)
         of_head = ops.add(ops.times(of_head, shape.num_kv_heads), self.kv_head)
         numbers = ops.offset(self.queries.numbers, page, shape.query_nbytes)
-        numbers = ops.offset(numbers, ops.add(ops.times(group, COLUMNS * GROUP), ops.times(query, GROUP)))
+        numbers = ops.offset(numbers, ops.add(ops.times(group, COLUMNS * GROUP), self._column(query)))
         means = ops.offset(ops.offset(self.tables.page_means, of_head, DIM), ops.times(group, GROUP))
         scales = (self.tables.page_mean_scales, self.tables.value_mean_scales)
         return _Notes(
@@ -224,7 +226,7 @@ class QueryWriter:
             query=query,
             group=group,
             high=list(map(ops.as_integer, ops.load_fresh(numbers, 4))),
-            low=list(map(ops.as_integer, ops.load_fresh(numbers, 4, self._low))),
+            low=list(map(ops.as_integer, ops.load_fresh(numbers, 4, GROUP))),
             top=ops.load_fresh(self._top(page, query), 1)[0],
             means=ops.load_words(means, 4, once=False),
             scales=[ops.load_short(ops.offset(each, of_head, 2)) for each in scales],
@@ -247,17 +249,14 @@ class QueryWriter:
         factor = ops.scaled(factor, size)
         of_keys, of_values = (ops.half_of(each, upper=False) for each in notes.scales)
         added = ops.scaled(ops.scaled(offset, of_keys), factor)
-        added = ops.scaled(added, ops.real(0.5)) if shape.paired else added
         high = ops.right_signed(ops.add(start, ops.integer(128)), 8)
 
         def of_row() -> None:
             where = self._extra(notes.page, notes.query)
             starts = ops.offset(self.queries.extras, notes.page, shape.extra_nbytes)
-            pair = ops.add(ops.times(ops.divide(notes.query, 2), 16), ops.times(ops.modulo(notes.query, 2), 4))
-            starts = ops.offset(starts, pair)
-            for at, part in ((0, high), (8 * shape.rows, ops.subtract(start, ops.left(high, 8)))):
-                for row in range(2):
-                    ops.store_words(starts, [ops.add(part, ops.integer(MAGIC_BITS))], at + 8 * row)
+            starts = ops.offset(starts, ops.times(notes.query, 16))
+            parts = (high, ops.subtract(start, ops.left(high, 8)))
+            ops.store_words(starts, [ops.add(part, ops.integer(MAGIC_BITS)) for part in parts] * 2)
             ops.store_reals(where, [factor])
             ops.store_reals(where, [curve_unit], 4 * (COLUMNS + GROUPS))
             ops.store_reals(where, [added], 4 * (2 * COLUMNS + GROUPS))
@@ -275,10 +274,13 @@ class QueryWriter:
             high, low = ops.dot_bytes(high_word, word, high), ops.dot_bytes(low_word, word, low)
         return ops.add(ops.left(high, 8), low)
 
-    @property
-    def _low(self) -> int:
-        """How far low bytes are from high ones: in columns of their own, or in a block."""
-        return self.shape.rows * GROUP if self.shape.paired else COLUMNS * DIM
+    def _column(self, query: Any) -> Any:
+        """Where a query's high bytes are, before its low ones, of the first group of channels."""
+        ops = self.ops
+        if self.shape.blocks == 1:
+            return ops.times(query, 2 * GROUP)
+        block = ops.times(ops.divide(query, FOUR), COLUMNS * DIM)
+        return ops.add(block, ops.times(ops.modulo(query, FOUR), 2 * GROUP))
 
     def _top(self, page: Any, query: Any) -> Any:
         return self.ops.offset(self.ops.offset(self.queries.tops, page, 4 * self.shape.rows), self.ops.times(query, 4))

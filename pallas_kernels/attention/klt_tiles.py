@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from kakeya_jax.pallas_kernels.attention.code_bytes import decode_unit
-from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, PRODUCTS, TILE
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, FOUR, PRODUCTS, TILE
 from kakeya_jax.pallas_kernels.attention.klt_curves import EIGHT
 from kakeya_jax.pallas_kernels.attention.klt_shape import CONSTANTS, DIM, GROUP, HEAD_WORDS, KltShape, codes_of
 from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, Lane
@@ -180,11 +180,14 @@ class KltTiles:
         return ops.shared_words(where, 4, shape.stage_extras + 8 * COLUMNS * block, anew=True)
 
     def factors(self, slots: Slots) -> list[list[Any]]:
-        """Of this lane's two queries: of their sums, of curves, and what is added."""
+        """Of this lane's queries: of their sums, of curves, and what is added."""
         ops, shape = self.ops, self.shape
-        where = ops.shared_offset(slots.stage, ops.times(self._query_column(), 8))
+        where = ops.shared_offset(slots.stage, ops.times(self.lane.column, 4))
         first = shape.stage_extras + shape.start_nbytes
-        return [ops.shared_load(where, 2, first + 4 * COLUMNS * part) for part in (0, 2, 3)]
+        return [
+            [ops.shared_load(where, 1, first + 4 * (COLUMNS * part + FOUR * n))[0] for n in range(shape.blocks)]
+            for part in (0, 2, 3)
+        ]
 
     def mean_factor(self, slots: Slots, group: int) -> Any:
         """Of the page mean of a group's values."""
@@ -212,8 +215,8 @@ class KltTiles:
         self._right_operands = self._coefficients_of(slots)
 
     def curve_sums(self) -> list[list[Any]]:
-        """For each product sums of curves, which are loaded, of this lane's two rows and, faster, two columns. Two
-        blocks of columns are what float16 has of the same coefficients and the rest: added up."""
+        """For each product sums of curves, which are loaded, of this lane's two rows and, faster, two columns, of
+        whatever blocks (``query_columns.float_numbers``)."""
         ops, found = self.ops, []
         for steps in self._left_operands:
             sums = [ops.real(0.0)] * 4
@@ -255,6 +258,3 @@ class KltTiles:
                 ]
             )
         return found
-
-    def _query_column(self) -> Any:
-        return self.ops.modulo(self.lane.column, 2) if self.shape.paired else self.lane.column

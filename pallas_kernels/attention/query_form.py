@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-_FLOAT32 = jnp.dtype(jnp.float32)
+_FLOAT32, _BFLOAT16 = jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)
 
 Coordinates = Literal["rotated", "channels", "lanes"]
 """What codes are of: a vector after a rotation, its channels, or its channels in lane order (``level_words``)."""
@@ -17,7 +17,7 @@ FACTORS = 256
 """and where a warp has eight factors of logits, in its own last stage, and behind them"""
 
 ROWS = FACTORS + 32
-"""the parts of the queries: all high ones, then all low ones."""
+"""the parts of the queries, one column of products after the other (``query_columns``)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,13 @@ class QueryForm:
     scale: float = 1.0
     parts: Any = None
     coordinates: Coordinates = "channels"
+
+    @property
+    def low_parts(self) -> bool:
+        """Whether there are any: not if a query, as it comes, is a high part, of the smallest entries to 2^-25 of the
+        largest."""
+        as_it_comes = self.coordinates != "rotated" and self.dtype in (_BFLOAT16, self.parts)
+        return self.parts is None or not as_it_comes
 
     @property
     def nbytes(self) -> int:

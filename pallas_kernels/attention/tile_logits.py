@@ -5,12 +5,12 @@ from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.channel_logits import channel_logits, channel_starts, load_half_queries
 from kakeya_jax.pallas_kernels.attention.code_bytes import decode_unit
-from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, PRODUCTS, CodedShape, TileShape
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, FOUR, PRODUCTS, CodedShape, TileShape
 from kakeya_jax.pallas_kernels.attention.coded_tiles import Tiles
 from kakeya_jax.pallas_kernels.attention.group_logits import group_logits, query_sums
 from kakeya_jax.pallas_kernels.attention.held_words import Held
+from kakeya_jax.pallas_kernels.attention.query_columns import byte_numbers
 from kakeya_jax.pallas_kernels.attention.query_form import FACTORS, ROWS
-from kakeya_jax.pallas_kernels.attention.tile_shares import number_of
 from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC_BITS, Lane, halves_of
 
 
@@ -43,10 +43,10 @@ def tile_logits(
             units = tiles.key_units(slot, product)
             if shape.key.scales > 1:
                 scales = words[product], minima[product]
-                found.append(group_logits(ops, shape, lane, held, units, *scales, query, sums_of_query, factors))
+                found.append(group_logits(ops, shape, held, units, *scales, query, sums_of_query, factors))
             else:
                 sums = key_product(ops, shape, held, units, query, starts)
-                found.append(logits_of(ops, shape, lane, sums, words[product][0], factors))
+                found.append(logits_of(ops, sums, words[product][0], factors))
         return found
 
     return by_token
@@ -64,19 +64,19 @@ def load_queries(
     if shape.key.halfway:
         starts = [
             [ops.add(word, start) for word, start in zip(words, pair, strict=True)]
-            for words, pair in zip(_halves_of_sums(ops, shape, lane, query), starts, strict=True)
+            for words, pair in zip(_halves_of_sums(ops, query), starts, strict=True)
         ]
     return query, starts, load_factors(ops, shape, lane, queries)
 
 
 def load_factors(ops: Any, shape: TileShape, lane: Lane, queries: Any) -> list[Any]:
-    """Of this lane's two queries."""
-    column = ops.modulo(lane.column, 2) if shape.paired else lane.column
-    return ops.shared_load(ops.shared_offset(queries, ops.times(column, 8)), 2, FACTORS)
+    """Of this lane's queries."""
+    where = ops.shared_offset(queries, ops.times(lane.column, 4))
+    return [ops.shared_load(where, 1, FACTORS + 4 * FOUR * block)[0] for block in range(shape.blocks)]
 
 
 def _load_query(ops: Any, shape: CodedShape, lane: Lane, queries: Any) -> list[list[list[Any]]]:
-    """Bytes of the queries as right operands: for each block of 8 rows, unit and quad one register."""
+    """Bytes of the queries as right operands: for each block of columns, unit and quad one register."""
     place = ops.add(ops.times(lane.row, shape.dim), ops.times(lane.column, 16 * shape.units))
     where = ops.shared_offset(queries, place)
     return [
@@ -85,36 +85,25 @@ def _load_query(ops: Any, shape: CodedShape, lane: Lane, queries: Any) -> list[l
     ]
 
 
-def _halves_of_sums(ops: Any, shape: CodedShape, lane: Lane, query: list[list[list[Any]]]) -> list[list[Any]]:
+def _halves_of_sums(ops: Any, query: list[list[list[Any]]]) -> list[list[Any]]:
     """Half the sum of a query's numbers, ``256 high + low``: what levels ``unit (byte + 1/2)`` have beside their bytes.
 
     Of bytes as products with ones, for every block two columns. Half of an odd high part is 128 more of the low one.
     """
-    ones, sums = [ops.integer(0x01010101)] * 4, []
+    ones, found = [ops.integer(0x01010101)] * 4, []
     for block in query:
         total = [ops.integer(0)] * 4
         for unit in block:
             for pair in (0, 2):
                 total = ops.multiply_bytes(total, ones, unit[pair : pair + 2])
-        sums.append(total[:2])
-
-    def carried(high: Any) -> Any:
-        return ops.left(ops.both(high, ops.integer(1)), 8)
-
-    if shape.paired:  # high and low parts lie two columns of lanes apart
-        others = [ops.as_integer(ops.exchange(ops.as_real(each), 2)) for each in sums[0]]
-        low = ops.less(ops.integer(1), lane.column)
-        more = [[ops.select(low, carried(each), ops.integer(0)) for each in others]]
-    else:
-        more = [[ops.integer(0)] * 2, list(map(carried, sums[0]))]
-    return [
-        [ops.right_signed(ops.add(each, carry), 1) for each, carry in zip(*pair, strict=True)]
-        for pair in zip(sums, more, strict=True)
-    ]
+        high, low = total[:2]
+        carried = ops.left(ops.both(high, ops.integer(1)), 8)
+        found.append([ops.right_signed(each, 1) for each in (high, ops.add(low, carried))])
+    return found
 
 
 def key_product(ops: Any, shape: CodedShape, held: Held, units: Any, query: Any, starts: Any) -> list[list[Any]]:
-    """Sums of 16 tokens for every block of query rows, as bits of floats."""
+    """Sums of 16 tokens for every block of columns, as bits of floats."""
     sums = [[start[0], start[1]] * 2 for start in starts]
     for unit in range(shape.units):
         low, high = (decode_unit(ops, units[half][unit], shape.key, held.tables[shape.key]) for half in range(2))
@@ -127,13 +116,7 @@ def key_product(ops: Any, shape: CodedShape, held: Held, units: Any, query: Any,
     return sums
 
 
-def logits_of(
-    ops: Any, shape: CodedShape, lane: Lane, sums: list[list[Any]], scales: Any, factors: list[Any]
-) -> list[Any]:
-    """Logits to the base 2 of two tokens and two queries: rows ``g`` and ``g + 8``, columns ``2 t`` and ``2 t + 1``."""
-    by_row = halves_of(ops, scales)
-    found = []
-    for index in range(4):
-        number = number_of(ops, shape, lane, sums, index)
-        found.append(ops.scaled(number, ops.scaled(by_row[index // 2], factors[index % 2])))
-    return found
+def logits_of(ops: Any, sums: list[list[Any]], scales: Any, factors: list[Any]) -> list[Any]:
+    """Logits to the base 2 of two tokens, rows ``g`` and ``g + 8``, and, faster, of this lane's queries."""
+    units = [ops.scaled(scale, factor) for scale in halves_of(ops, scales) for factor in factors]
+    return list(map(ops.scaled, byte_numbers(ops, sums), units))

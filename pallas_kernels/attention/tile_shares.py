@@ -2,29 +2,35 @@
 
 Sums of products are below 2^22 in size, so an accumulator that starts at the bits of 1.5 * 2^23 is, read as a float,
 that number plus the sum: no conversion from integers is needed.
+
+A lane has ``shape.blocks`` queries (``query_columns``): so many entries has whatever is said here to be of queries.
 """
 
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from kakeya_jax.pallas_kernels.attention.coded_shape import LARGEST, PRODUCTS, TileShape
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, LARGEST, PRODUCTS, TileShape
+from kakeya_jax.pallas_kernels.attention.query_columns import byte_numbers
 from kakeya_jax.pallas_kernels.attention.softmax_state import LOWEST
-from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, Lane, over_rows
+from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, over_rows
 
 _SMALLEST = 1e-30
+
+_LOW_SIGNS = 0x80800000
+"""The highest bits of low bytes, which those 128 have inverted."""
 
 
 class Shares(NamedTuple):
     """What the tokens of a tile weigh.
 
     Attributes:
-        top: largest logits so far of this lane's two queries.
+        top: largest logits so far of this lane's queries.
         total: sums of weights, beside those of other lanes, and
         shift: of numbers; for each group of channels whose levels have minima, of weights times those.
         weighted: values so far, relative to ``top``.
-        columns: for each block of eight columns the numbers of all products, as right operands.
-        units: for each block what products with them are multiplied by, for two queries.
+        columns: for each query the numbers of all products, as right operands.
+        units: what products with them are multiplied by.
         tile_total: sums of the tile's own weights, relative to its largest logit, and
         decay: what makes them relative to ``top``.
     """
@@ -34,36 +40,27 @@ class Shares(NamedTuple):
     shift: list[Any]
     weighted: list[Any]
     columns: list[list[Any]]
-    units: list[list[Any]]
+    units: list[Any]
     tile_total: list[Any]
     decay: list[Any]
 
 
 def empty_state(ops: Any, shape: TileShape) -> list[Any]:
-    """Largest logits of two queries, sums of their weights and of their numbers, and a lane's values."""
-    zero, lowest = ops.real(0.0), ops.real(LOWEST)
-    return [lowest, lowest, *[zero] * (2 + 2 * shape.shifts + 4 * (shape.dim // 16))]
+    """Largest logits of queries, sums of their weights and of their numbers, and a lane's values: those of every eight
+    channels, a query's beside another's."""
+    zeros = 1 + shape.shifts + shape.dim // COLUMNS
+    return [*[ops.real(LOWEST)] * shape.blocks, *[ops.real(0.0)] * (zeros * shape.blocks)]
 
 
 def parts_of(shape: TileShape, rest: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
     """Of a state without its largest logits: sums of weights, of numbers, and values."""
-    values = 2 + 2 * shape.shifts
-    return list(rest[:2]), list(rest[2:values]), list(rest[values:])
-
-
-def number_of(ops: Any, shape: TileShape, lane: Lane, sums: list[list[Any]], index: int) -> Any:
-    """What the bytes of a query and the codes of a token come to, from the sums of every block of query rows."""
-    if shape.paired:
-        part = ops.fused(ops.as_real(sums[0][index]), lane.weight, lane.offset)
-        return ops.plus(part, ops.exchange(part, 2))
-    high, low = (ops.minus(ops.as_real(each[index]), ops.real(MAGIC)) for each in sums)
-    return ops.fused(high, ops.real(256.0), low)
+    values = (1 + shape.shifts) * shape.blocks
+    return list(rest[: shape.blocks]), list(rest[shape.blocks : values]), list(rest[values:])
 
 
 def shares_of(
     ops: Any,
     shape: TileShape,
-    lane: Lane,
     state: list[Any],
     logits: list[list[Any]],
     largest_scale: Callable[[], Any],
@@ -77,52 +74,46 @@ def shares_of(
     Args:
         ops: ``warp_ops``, or ``emulated_ops``.
         shape: sizes.
-        lane: who this thread is.
         state: see ``empty_state``.
-        logits: to the base 2, for each product of rows ``g`` and ``g + 8`` and columns ``2 t`` and ``2 t + 1``.
+        logits: to the base 2, for each product of rows ``g`` and ``g + 8`` and, faster, queries.
         largest_scale: the largest of this lane's tokens' values, and
         scales_of: those of a product's two rows.
     """
     tile_top, top, (total, shift, weighted) = tile_tops(ops, shape, state, logits)
     largest = ops.maximum(over_rows(ops, largest_scale()), ops.real(_SMALLEST))
     unit = ops.scaled(ops.reciprocal(largest), ops.real(float(LARGEST)))
-    tile_total, tile_shift = [ops.real(0.0)] * 2, [ops.real(0.0)] * 2
+    tile_total, tile_shift = [ops.real(0.0)] * shape.blocks, [ops.real(0.0)] * shape.blocks
     columns: list[list[Any]] = [[] for _ in range(shape.blocks)]
     for product in range(PRODUCTS):
         by_row = [ops.scaled(scale, unit) for scale in scales_of(product)]
         numbers = []
         for index, logit in enumerate(logits[product]):
-            n = index % 2
+            half, n = divmod(index, shape.blocks)
             share = ops.power_of_two(ops.minus(logit, tile_top[n]))
             tile_total[n] = ops.plus(tile_total[n], share)
-            number = ops.scaled(share, by_row[index // 2])
-            tile_shift[n] = ops.plus(tile_shift[n], number)
-            numbers.append(ops.as_integer(ops.plus(number, ops.real(MAGIC + 128.0))))
-        for block, register in enumerate(share_bytes(ops, shape, lane, numbers)):
-            columns[block].append(ops.transpose(register))
+            tile_shift[n] = ops.fused(share, by_row[half], tile_shift[n])
+            numbers.append(ops.as_integer(ops.fused(share, by_row[half], ops.real(MAGIC + 128.0))))
+        for right, register in zip(columns, share_bytes(ops, shape, numbers), strict=True):
+            right.append(ops.transpose(register))
 
     decay = [ops.power_of_two(ops.minus(old, new)) for old, new in zip(tile_top, top, strict=True)]
     unscale = ops.scaled(largest, ops.real(1.0 / LARGEST))
     share_unit = [ops.scaled(each, unscale) for each in decay]
     total = [ops.fused(new, each, old) for new, each, old in zip(tile_total, decay, total, strict=True)]
     shift = [ops.fused(new, each, old) for new, each, old in zip(tile_shift, share_unit, shift, strict=True)]
-    if shape.paired:
-        units = [[ops.scaled(each, lane.weight) for each in share_unit]]
-    else:
-        units = [[ops.scaled(each, ops.real(256.0)) for each in share_unit], share_unit]
-    return Shares(top, total, shift, weighted, columns, units, tile_total, decay)
+    return Shares(top, total, shift, weighted, columns, share_unit, tile_total, decay)
 
 
 def tile_tops(
     ops: Any, shape: TileShape, state: list[Any], logits: list[list[Any]]
 ) -> tuple[list[Any], list[Any], tuple[list[Any], list[Any], list[Any]]]:
     """A tile's largest logits, the largest so far, and sums, numbers and values so far, relative to those."""
-    tile_top = [
-        over_rows(ops, functools.reduce(ops.maximum, (x for each in logits for x in each[n::2]))) for n in (0, 1)
-    ]
-    top = [ops.maximum(old, new) for old, new in zip(state[:2], tile_top, strict=True)]
-    grows = functools.reduce(ops.one_of, (ops.above(new, old) for new, old in zip(top, state[:2], strict=True)))
-    rest = ops.choose(ops.any_lane(grows), lambda: _decayed(ops, state, top), state[2:])
+    queries, before = range(shape.blocks), state[: shape.blocks]
+    of_lane = [functools.reduce(ops.maximum, (x for each in logits for x in each[n :: shape.blocks])) for n in queries]
+    tile_top = [over_rows(ops, each) for each in of_lane]
+    top = list(map(ops.maximum, before, tile_top))
+    grows = functools.reduce(ops.one_of, map(ops.above, top, before))
+    rest = ops.choose(ops.any_lane(grows), lambda: _decayed(ops, shape, state, top), state[shape.blocks :])
     return tile_top, top, parts_of(shape, rest)
 
 
@@ -133,30 +124,32 @@ def add_values(
 
     ``magic`` is ``MAGIC_BITS`` in four registers.
     """
-    found = list(weighted)
-    for right, units in zip(shares.columns, shares.units, strict=True):
+    products = []
+    for right in shares.columns:
         sums = magic
         for pair in (0, 2):
             first = (near[pair], far[pair], near[pair + 1], far[pair + 1])
             sums = ops.multiply_bytes(sums, first, right[pair : pair + 2])
-        for index in range(4):
-            added = ops.minus(ops.as_real(sums[index]), ops.real(MAGIC))
-            found[index] = ops.fused(added, units[index % 2], found[index])
-    return found
+        products.append(sums)
+    numbers = byte_numbers(ops, products)
+    return [
+        ops.fused(number, shares.units[index % len(shares.units)], before)
+        for index, (number, before) in enumerate(zip(numbers, weighted, strict=True))
+    ]
 
 
-def share_bytes(ops: Any, shape: TileShape, lane: Lane, numbers: list[Any]) -> list[Any]:
-    """Bytes of shares, tokens ``g`` and ``g + 8`` of each column side by side; a number is its bits plus 128."""
-    pairs = [(numbers[n], numbers[n + 2]) for n in (0, 1)]
-    if shape.paired:
-        low, high = (ops.permute_bytes(*pair, lane.pick) for pair in pairs)
-        return [ops.differing(ops.permute_bytes(low, high, ops.integer(0x5410)), lane.flip)]
-    both = [ops.permute_bytes(*pair, ops.integer(0x4051)) for pair in pairs]
-    joined = [ops.permute_bytes(*both, ops.integer(selector)) for selector in (0x5410, 0x7632)]
-    return [joined[0], ops.differing(joined[1], ops.integer(0x80808080))]
+def share_bytes(ops: Any, shape: TileShape, numbers: list[Any]) -> list[Any]:
+    """For each query the bytes of its shares, tokens ``g`` and ``g + 8`` side by side: high ones are a column, low ones
+    the next. A number is its bits plus 128."""
+    joined = [
+        ops.permute_bytes(*numbers[n :: shape.blocks], ops.integer(0x4051))  # high bytes of both, and low ones
+        for n in range(shape.blocks)
+    ]
+    return [ops.differing(each, ops.integer(_LOW_SIGNS)) for each in joined]
 
 
-def _decayed(ops: Any, state: list[Any], top: list[Any]) -> list[Any]:
+def _decayed(ops: Any, shape: TileShape, state: list[Any], top: list[Any]) -> list[Any]:
     """Everything but the largest logits, relative to new ones."""
-    decay = [ops.power_of_two(ops.minus(old, new)) for old, new in zip(state[:2], top, strict=True)]
-    return [ops.scaled(each, decay[index % 2]) for index, each in enumerate(state[2:])]
+    before, rest = state[: shape.blocks], state[shape.blocks :]
+    decay = [ops.power_of_two(ops.minus(old, new)) for old, new in zip(before, top, strict=True)]
+    return [ops.scaled(each, decay[index % shape.blocks]) for index, each in enumerate(rest)]

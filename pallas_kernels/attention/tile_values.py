@@ -7,15 +7,13 @@ from kakeya_jax.pallas_kernels.attention.coded_shape import CodedShape
 from kakeya_jax.pallas_kernels.attention.coded_tiles import Tiles
 from kakeya_jax.pallas_kernels.attention.held_words import Held
 from kakeya_jax.pallas_kernels.attention.tile_shares import Shares, add_values, shares_of
-from kakeya_jax.pallas_kernels.attention.warp_lane import Lane, halves_of
+from kakeya_jax.pallas_kernels.attention.warp_lane import halves_of
 
 
-def token_shares(
-    ops: Any, shape: CodedShape, lane: Lane, state: list[Any], logits: list[list[Any]], words: list[Any]
-) -> Shares:
+def token_shares(ops: Any, shape: CodedShape, state: list[Any], logits: list[list[Any]], words: list[Any]) -> Shares:
     """See ``shares_of``; ``words`` are packed float16, for each product the scales of its two rows."""
     return shares_of(
-        ops, shape, lane, state, logits, lambda: ops.largest_half(words), lambda product: halves_of(ops, words[product])
+        ops, shape, state, logits, lambda: ops.largest_half(words), lambda product: halves_of(ops, words[product])
     )
 
 
@@ -25,4 +23,5 @@ def add_block(
     """The values of 16 channels so far, and those of a tile times its shares."""
     table = held.tables[shape.value]
     near, far = (decode_unit(ops, unit, shape.value, table) for unit in tiles.value_units(slot, block))
-    return add_values(ops, shares, near, far, shares.weighted[4 * block : 4 * block + 4], held.magic)
+    size = 2 * shape.blocks
+    return add_values(ops, shares, near, far, shares.weighted[size * block : size * (block + 1)], held.magic)

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from kakeya_jax.pallas_kernels.attention.coded_shape import TileShape
-
 MAGIC = 12582912.0
 """1.5 * 2^23: to it, integers below 2^22 in size are added exactly, as floats and as bits."""
 
@@ -14,18 +12,11 @@ MAGIC_BITS = 0x4B400000
 class Lane:
     """Who this thread is."""
 
-    def __init__(self, ops: Any, shape: TileShape, program: Any) -> None:
+    def __init__(self, ops: Any, program: Any) -> None:
         thread = ops.thread_index()
         self.thread, self.program = thread, program
         self.warp, self.lane = ops.uniform(ops.divide(thread, 32)), ops.modulo(thread, 32)
         self.row, self.column = ops.divide(self.lane, 4), ops.modulo(self.lane, 4)
-        if shape.paired:
-            high = ops.less(self.column, ops.integer(2))
-            self.weight = ops.select(high, ops.real(256.0), ops.real(1.0))
-            self.offset = ops.select(high, ops.real(-256.0 * MAGIC), ops.real(-MAGIC))
-            # Which byte of a share this column has: the higher one, or the lower one with its highest bit inverted.
-            self.pick = ops.select(high, ops.integer(0x0051), ops.integer(0x0040))
-            self.flip = ops.select(high, ops.integer(0), ops.integer(0x80808080))
 
 
 def over_rows(ops: Any, value: Any, combine: Any = None) -> Any:

@@ -13,8 +13,8 @@ class ByteQueries(NamedTuple):
     """The queries of ``N`` heads.
 
     Attributes:
-        numbers: int8 ``[N, R, D]``: for up to four queries high bytes in rows 0 to 3 and low bytes in rows 4 to 7; for
-            more high bytes in rows 0 to 7 and low bytes in rows 8 to 15. A number is ``256 high + low``.
+        numbers: int8 ``[N, R, D]``: high bytes of four or eight queries, and then their low bytes. A number is
+            ``256 high + low``.
         start: int32 ``[N, R]``: half the sum of a query's numbers, as ``256 high + low``: what levels
             ``unit (byte + 1/2)`` have beside their bytes.
         factor: float32 ``[N, 8]``: logits to the base 2 are products of numbers and ``byte + 1/2`` times this.

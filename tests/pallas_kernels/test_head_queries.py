@@ -41,12 +41,21 @@ def found(query: jax.Array, rotation: jax.Array, form: QueryForm) -> list[np.nda
     )  # fmt: skip
     parts, starts, factors = map(np.asarray, arrays)
     kind = np.int8 if form.parts is None else form.parts
-    return [parts.view(kind).reshape(*parts.shape[:-1], dim), starts, factors]
+    parts = parts.view(kind).reshape(*parts.shape[:-1], dim)
+    rows = np.arange(shape.rows)
+    high, to_low = 2 * rows, 1
+    if form.parts is not None and shape.blocks > 1:  # a block of high parts, and one of low ones
+        high, to_low = 2 * (rows % 4) + rows // 4, 8
+    return [
+        parts[:, :, np.concatenate([high, high + to_low])],
+        starts.reshape(*leads, shape.rows, 2).swapaxes(2, 3).reshape(starts.shape),
+        factors,
+    ]
 
 
 def _program(ops: Any, *refs: Any, shape: CodedShape, words: int) -> None:
     query_ref, rotation_ref, part_ref, start_ref, factor_ref, shared_ref = refs
-    lane = Lane(ops, shape, ops.program_index())
+    lane = Lane(ops, ops.program_index())
     queries = HeadQueries(ops, shape, shape.queries, lane, lane.program, query_ref, rotation_ref, shared_ref).share()
     warp = ops.add(ops.times(lane.program, shape.warps), lane.warp)
     for first in range(0, 2 * shape.rows * words, 32):
@@ -58,9 +67,9 @@ def _program(ops: Any, *refs: Any, shape: CodedShape, words: int) -> None:
         target = ops.offset(ops.offset(ops.address(start_ref), warp, 8 * shape.rows), ops.times(lane.column, 8))
         for block, pair in enumerate(starts):
             ops.store_words(target, [ops.subtract(each, ops.integer(MAGIC_BITS)) for each in pair], 32 * block)
-    column = ops.modulo(lane.column, 2) if shape.paired else lane.column
-    target = ops.offset(ops.offset(ops.address(factor_ref), warp, 4 * shape.rows), ops.times(column, 8))
-    ops.store_reals(target, load_factors(ops, shape, lane, queries))
+    target = ops.offset(ops.offset(ops.address(factor_ref), warp, 4 * shape.rows), ops.times(lane.column, 4))
+    for block, factor in enumerate(load_factors(ops, shape, lane, queries)):
+        ops.store_reals(target, [factor], 16 * block)
 
 
 def random_queries(dim: int, group: int, dtype: Any) -> jax.Array:
