@@ -29,7 +29,7 @@ files = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob(
 for name, data in files.items():
     where = data["environment"]
     print(f"{name}: {', '.join(where['devices'])}, jax {where['packages']['jax']}, {where['date']}")
-data = files["attention-h100"]
+data = files["attention-h200"]
 print(data["command"])
 
 # %% [markdown]

@@ -19,6 +19,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).parent.parent
 FOLDER = "docs/results/kernels"
 PAGES = (ROOT / "docs" / "kernels.md", ROOT / "README.md")
+ATTENTION, ATTENTION_ELSEWHERE = "attention-h200", "attention-h100"
 ONE_SHAPE = "b8-k8-g4-32k"
 """The shape that all recipes were measured on."""
 
@@ -114,21 +115,30 @@ def fill(text: str, made: dict[str, str]) -> str:
 
 def blocks() -> dict[str, str]:
     """All that is made, by the name of its marker."""
-    attention = _load("attention-h100")
+    attention, other = _load(ATTENTION), _load(ATTENTION_ELSEWHERE)
     shapes = [Shape(name, held) for name, held in attention["shapes"].items()]
+    elsewhere = [Shape(name, held) for name, held in other["shapes"].items()]
     large = [shape for shape in shapes if shape.has_goal]
+    large_elsewhere = [shape for shape in elsewhere if shape.has_goal]
     one = next(shape for shape in shapes if shape.name == ONE_SHAPE)
-    decode = _load("decode-h100")
+    decode = _load("decode-h200")
     return {
         "shapes": _paragraphs(_conditions(attention), shapes_table(large), allocations(shapes)),
         "goals": goals_table(large),
+        "shapes-elsewhere": _paragraphs(_conditions(other, ATTENTION_ELSEWHERE), shapes_table(large_elsewhere)),
+        "goals-elsewhere": goals_table(large_elsewhere),
         "recipes": _paragraphs(_conditions(attention), recipes_table(one), skeleton(one)),
         "short": _paragraphs(_conditions(attention), short_table([shape for shape in shapes if not shape.has_goal])),
         "commands": _command(attention),
         "decode": decode_block(decode),
         "prefill": prefill_block(_load("prefill-h100")),
-        "logits": logits_block(_load("logits-h100")),
-        "speed": _paragraphs(_conditions(attention), readme_table(large, one), decode_sentence(decode)),
+        "logits": logits_block(_load("logits-h200")),
+        "speed": _paragraphs(
+            _conditions(attention),
+            readme_table(large, one, large_elsewhere),
+            f"The last column: {_sentence_inside(_conditions(other, ATTENTION_ELSEWHERE))}.",
+            decode_sentence(decode),
+        ),
     }
 
 
@@ -213,14 +223,20 @@ def short_table(shapes: list[Shape]) -> str:
     )
 
 
-def readme_table(shapes: list[Shape], one: Shape) -> str:
-    """Times over dense attention on one shape, and from the least to the most on all of them."""
-    rows = []
-    for recipe in IN_THE_README:
-        found = [shape.times(recipe) for shape in shapes if recipe in shape.packed]
-        spread = f"{min(found):.2f} to {max(found):.2f}, {len(found)} shapes" if len(found) > 1 else ""
-        rows.append([_label(recipe), f"{one.times(recipe):.2f}", spread])
-    return _table(["times the best dense attention", f"on {one.name}", "on all shapes"], rows)
+def readme_table(shapes: list[Shape], one: Shape, elsewhere: list[Shape]) -> str:
+    """Times over dense attention on one shape, and from the least to the most on all of them, and on another GPU."""
+    rows = [
+        [_label(recipe), f"{one.times(recipe):.2f}", _spread(shapes, recipe), _spread(elsewhere, recipe)]
+        for recipe in IN_THE_README
+    ]
+    return _table(["times the best dense attention", f"on {one.name}", "on all shapes", "on all, an H100"], rows)
+
+
+def _spread(shapes: list[Shape], recipe: str) -> str:
+    found = [shape.times(recipe) for shape in shapes if recipe in shape.packed]
+    if len(found) == 1:
+        return f"{found[0]:.2f}, one shape"
+    return f"{min(found):.2f} to {max(found):.2f}, {len(found)} shapes"
 
 
 def decode_block(data: dict[str, Any]) -> str:
@@ -237,7 +253,7 @@ def decode_block(data: dict[str, Any]) -> str:
         for row in data["rows"]
     ]
     header = ["", "ms a step", "times", "cache, GB", "a step allocates, MB", "most rows that fit"]
-    return _paragraphs(_conditions(data, "decode-h100"), _table(header, rows), _command(data))
+    return _paragraphs(_conditions(data, "decode-h200"), _table(header, rows), _command(data))
 
 
 def decode_sentence(data: dict[str, Any]) -> str:
@@ -249,7 +265,7 @@ def decode_sentence(data: dict[str, Any]) -> str:
         f"A decode step of a whole model of Llama-3.1-8B's shape, {data['batch_size']} rows of {data['context']:,} "
         f"tokens, is {packed['times_as_fast']:.2f} times as fast with `{packed['recipe']}` as with dense cuDNN "
         f"attention, and {packed['largest_batch']} rows fit where {dense['largest_batch']} did "
-        f"({_date(data)}, `{FOLDER}/decode-h100.json`{note})."
+        f"({_date(data)}, `{FOLDER}/decode-h200.json`{note})."
     )
 
 
@@ -283,14 +299,14 @@ def logits_block(data: dict[str, Any]) -> str:
     names = [f"`{row['name'].removesuffix(' logits')}`" for row in packed]
     verdict = f"The gate, {LOGITS_GATE:g} times, is reached by {reached} of these {len(rows) * len(names)} rows."
     table = _table(["tokens", "dense, ms", *names], rows)
-    return _paragraphs(_conditions(data, "logits-h100"), table, verdict, _command(data))
+    return _paragraphs(_conditions(data, "logits-h200"), table, verdict, _command(data))
 
 
 def _load(name: str) -> dict[str, Any]:
     return json.loads((ROOT / FOLDER / f"{name}.json").read_text())
 
 
-def _conditions(data: dict[str, Any], name: str = "attention-h100") -> str:
+def _conditions(data: dict[str, Any], name: str = ATTENTION) -> str:
     where = data["environment"]
     devices = where["devices"]
     device = f"One {devices[0]}" if len(devices) == 1 else f"{len(devices)} of {devices[0]}"

@@ -1,5 +1,6 @@
 """Queries that programs find for themselves: rotated, rounded and handed to every warp, against float64."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -120,6 +121,33 @@ def test_two_parts_are_exact_queries(parts: Any, dim: int, group: int):
     values = ((high + low) * factors[:, 0, :, None])[:, :group]
     exact = np.asarray(query, np.float64) * SCALE
     assert (np.abs(values - exact) <= 2.0**-16 * np.abs(exact).max(axis=-1, keepdims=True)).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "parts", "coordinates"),
+    [
+        (jnp.bfloat16, jnp.bfloat16, "channels"),
+        (jnp.bfloat16, jnp.float16, "lanes"),
+        (jnp.float16,) * 2 + ("channels",),
+    ],
+)
+@pytest.mark.parametrize(("dim", "group"), CASES)
+def test_one_part_has_all_of_a_query_of_16_bits(dim: int, group: int, dtype: Any, parts: Any, coordinates: Coordinates):
+    """So low parts are zero, or a block of them is neither written nor read; sizes are powers of two."""
+    query = jnp.clip(random_queries(dim, group, jnp.float32), -6e4, 6e4).astype(dtype)
+    form = QueryForm(dtype=query.dtype, scale=1.0, parts=jnp.dtype(parts), coordinates=coordinates)
+    assert not form.low_parts
+    assert dataclasses.replace(form, coordinates="rotated").low_parts
+    assert dataclasses.replace(form, dtype=jnp.dtype(jnp.float32)).low_parts
+    high_and_low, _, factors = found(query, jnp.zeros((dim, dim)), form)
+    high, low = np.split(high_and_low[:, 0].astype(np.float64), 2, axis=1)
+    if group <= 4:
+        assert not low.any()
+    exact = np.asarray(query, np.float64) @ matrix(coordinates, dim).T
+    least = 2.0**-25 * np.abs(exact).max(axis=-1, keepdims=True)
+    assert (np.abs(high[:, :group] * factors[:, 0, :group, None] - exact) <= least).all()
+    used = factors[:, 0, :group]
+    np.testing.assert_array_equal(np.frexp(used)[0], 0.5)
 
 
 def numbers_of(parts: np.ndarray) -> np.ndarray:
