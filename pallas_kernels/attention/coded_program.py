@@ -5,10 +5,9 @@ Codes become signed bytes by table lookups of four at a time (``prmt``) and go s
 both products of attention the codes are the left operand, keys with tokens as rows and channels as depth, values with
 channels as rows and tokens as depth. The right operand has eight columns: four queries (or their shares of the softmax)
 as numbers of 16 bits, two bytes each, which are neighbours (``query_columns``); more queries take two products. Levels
-are ``unit (byte + 1/2)``: the half is added once for each query, not once
-for each code. (Integer codes of 8 bits are ``unit byte``.) Scales are of tokens: they multiply logits and weights. What
-is different where they are of groups of channels, or of channels, is in ``group_logits``, ``group_shares`` and
-``channel_logits``.
+are ``unit (byte + 1/2)``: the half is added once for each query, not once for each code. (Integer codes of 8 bits are
+``unit byte``.) Scales are of tokens: they multiply logits and weights. What is different where they are of groups of
+channels, or of channels, is in ``group_logits``, ``group_shares`` and ``channel_logits``.
 
 Which token is which row is free, as long as both products agree: row ``r`` of half ``h`` of product ``i`` is token
 ``16 (r / 2) + 4 i + 2 (r % 2) + h`` of its tile, because then a lane's part of a value's tile is one unit of 16

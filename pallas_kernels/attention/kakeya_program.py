@@ -22,6 +22,7 @@ from kakeya_jax.pallas_kernels.attention.kakeya_halves import WORDS, decode_halv
 from kakeya_jax.pallas_kernels.attention.kakeya_shape import DIM, STEPS, KakeyaShape
 from kakeya_jax.pallas_kernels.attention.kakeya_skeleton import Skeletons
 from kakeya_jax.pallas_kernels.attention.kakeya_tiles import KakeyaTiles
+from kakeya_jax.pallas_kernels.attention.query_columns import query_of_column
 from kakeya_jax.pallas_kernels.attention.tile_shares import empty_state
 from kakeya_jax.pallas_kernels.attention.tile_values import add_block, token_shares
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane, halves_of
@@ -158,10 +159,8 @@ class _Keys:
         level_ref, query_ref, factor_ref = refs
         levels = ops.offset(ops.address(level_ref), lane_zero(ops, lane))
         self.levels = [ops.load_words(levels, 1, 4 * index, once=False)[0] for index in range(WORDS)]
-        row = ops.divide(lane.row, 2)  # a query is two columns, or two queries are
-        if shape.blocks > 1:
-            row = ops.add(row, ops.times(ops.modulo(lane.row, 2), FOUR))
-        place = ops.add(ops.times(row, 4 * DIM), ops.times(lane.column, 16))
+        query = query_of_column(ops, shape, lane.row)  # with one part: if a query has two columns, they are equal
+        place = ops.add(ops.times(query, 4 * DIM), ops.times(lane.column, 16))
         self.query = ops.offset(ops.offset(ops.address(query_ref), head, 4 * shape.rows * DIM), place)
         self.factors = _load_factors(ops, shape, lane, factor_ref, head)
         wide = ops.shared_offset(shared, ops.times(lane.lane, 16))

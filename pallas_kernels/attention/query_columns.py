@@ -26,6 +26,12 @@ def float_column(ops: Any, shape: TileShape, query: Any) -> tuple[Any, int]:
     return ops.add(ops.times(ops.modulo(query, FOUR), 2), ops.divide(query, FOUR)), COLUMNS
 
 
+def query_of_column(ops: Any, shape: TileShape, column: Any) -> Any:
+    """Whose high or low part a column of a block is, of floats."""
+    query = ops.divide(column, 2)
+    return query if shape.blocks == 1 else ops.add(query, ops.times(ops.modulo(column, 2), FOUR))
+
+
 def float_blocks(shape: TileShape, form: QueryForm) -> int:
     """Blocks that are multiplied with: none of nothing but low parts, if there are no such."""
     return shape.blocks if form.low_parts else 1
