@@ -100,4 +100,5 @@ def _program(ops: Any, *refs: Any, shape: CodedShape) -> None:
     def tokens_of(head: Any) -> Any:
         return ops.load_words(ops.offset(ops.address(length_ref), ops.times(head, 4)), 1)[0]
 
-    coded_program(ops, shape, ops.program_index(), tokens_of, *arrays)
+    number = ops.program_index()
+    coded_program(ops, shape, ops.divide(number, shape.splits), ops.modulo(number, shape.splits), tokens_of, *arrays)

@@ -30,7 +30,8 @@ from kakeya_jax.pallas_kernels.attention.warp_states import write_state
 def besicovitch_program(
     ops: Any,
     shape: BesicovitchShape,
-    program: Any,
+    head: Any,
+    split: Any,
     tokens_of: Callable[[Any], Any],
     constant_ref: Any,
     query_ref: Any,
@@ -52,7 +53,8 @@ def besicovitch_program(
     Args:
         ops: ``warp_ops``, or ``emulated_ops``.
         shape: sizes.
-        program: see ``coded_program``, as
+        head: see ``coded_program``, as
+        split: is, and
         tokens_of: is this,
         constant_ref: are these
         query_ref: and
@@ -70,8 +72,7 @@ def besicovitch_program(
             ``channel_order``.
         shared_ref: shared memory, ``shape.shared_floats`` floats.
     """
-    lane = Lane(ops, program)
-    head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
+    lane = Lane(ops)
     queries = HeadQueries(ops, shape, shape.queries, lane, head, query_ref, rotation_ref, shared_ref)
     share = share_of(ops, shape, lane, split, ops.divide(tokens_of(head), TILE))
     held = HeldWords(shape.codes).load(ops, lane, ops.address(constant_ref))
@@ -100,6 +101,7 @@ def besicovitch_program(
         logits_of_tile = tile_logits(ops, shape, lane, held, tiles, queries.share())
         return functools.partial(step, logits_of_tile), empty_state(ops, shape)
 
+    queries.prepare()
     state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, begin)
     ops.barrier()  # stages become states
     place = ops.add(ops.times(head, shape.states), split)

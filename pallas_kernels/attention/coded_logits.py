@@ -84,8 +84,8 @@ def coded_logits(
 
 def _program(ops: Any, *refs: Any, shape: CodedShape) -> None:
     constant_ref, query_ref, rotation_ref, key_ref, key_scale_ref, out_ref, shared_ref = refs
-    lane = Lane(ops, ops.program_index())
-    head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
+    lane, number = Lane(ops), ops.program_index()
+    head, split = ops.divide(number, shape.splits), ops.modulo(number, shape.splits)
     queries = HeadQueries(ops, shape, shape.queries, lane, head, query_ref, rotation_ref, shared_ref)
     share = share_of(ops, shape, lane, split, ops.integer(shape.capacity // TILE))
     held = HeldWords(shape.codes).load(ops, lane, ops.address(constant_ref))
@@ -112,4 +112,5 @@ def _program(ops: Any, *refs: Any, shape: CodedShape) -> None:
     def begin() -> tuple[Step, list[Any]]:
         return functools.partial(step, load_queries(ops, shape, lane, queries.share())), []
 
+    queries.prepare()
     over_tiles(ops, shape, lane, shared_ref, share, tiles.start_keys, begin)

@@ -34,7 +34,8 @@ from kakeya_jax.pallas_kernels.attention.warp_states import write_state
 def coded_program(
     ops: Any,
     shape: CodedShape,
-    program: Any,
+    head: Any,
+    split: Any,
     tokens_of: Callable[[Any], Any],
     constant_ref: Any,
     query_ref: Any,
@@ -55,7 +56,8 @@ def coded_program(
     Args:
         ops: ``warp_ops``, or ``emulated_ops``.
         shape: sizes.
-        program: number of the program: split after split, head after head.
+        head: whose tokens.
+        split: which of the programs that share them.
         tokens_of: a head's coded tokens, a multiple of 64, by its number.
         constant_ref: int32, ``HeldWords(shape.codes).words``.
         query_ref: ``[N, group, D]``, in the form ``shape.queries``.
@@ -72,8 +74,7 @@ def coded_program(
             weights.
         shared_ref: shared memory, ``shape.shared_floats`` floats.
     """
-    lane = Lane(ops, program)
-    head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
+    lane = Lane(ops)
     queries = HeadQueries(ops, shape, shape.queries, lane, head, query_ref, rotation_ref, shared_ref)
     share = share_of(ops, shape, lane, split, ops.divide(tokens_of(head), TILE))
     held = HeldWords(shape.codes).load(ops, lane, ops.address(constant_ref))
@@ -119,6 +120,7 @@ def coded_program(
         logits_of_tile = tile_logits(ops, shape, lane, held, tiles, queries.share())
         return functools.partial(step, logits_of_tile), empty_state(ops, shape)
 
+    queries.prepare()
     start_scales(share[0])
     state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, begin)
     ops.barrier()  # stages become states

@@ -75,6 +75,8 @@ class TileShape(abc.ABC):
         splits: programs that share a head.
         states: of a head; those of other tokens follow.
         warps: of a program.
+        late: of the programs that share a head, the last ones, which begin where others are done (``program_counts``).
+        weights: how the share of a warp of the others is to that of a late one.
     """
 
     dim: int
@@ -82,6 +84,8 @@ class TileShape(abc.ABC):
     splits: int
     states: int
     warps: int
+    late: int = 0
+    weights: tuple[int, int] = (1, 1)
 
     @property
     @abc.abstractmethod

@@ -14,7 +14,7 @@ from kakeya_jax.pallas_kernels.attention.coded_shape import TILE, CodedShape, Co
 from kakeya_jax.pallas_kernels.attention.float_program import float_program
 from kakeya_jax.pallas_kernels.attention.float_shape import FloatCodes, FloatShape
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
-from kakeya_jax.pallas_kernels.attention.program_counts import exact_programs
+from kakeya_jax.pallas_kernels.attention.program_counts import HeadShares, exact_programs
 from kakeya_jax.pallas_kernels.attention.query_form import Coordinates, QueryForm
 from kakeya_jax.pallas_kernels.attention.softmax_state import LN2, Attended
 from kakeya_jax.pallas_kernels.attention.step_parts import attend_parts
@@ -69,7 +69,7 @@ def decode_step(
     *,
     geometry: Geometry,
     scale: float,
-    splits: int,
+    shares: HeadShares,
     interpret: bool = False,
 ) -> Attended:
     """Attention of the newest token's queries, ``N = B K`` key/value heads with ``G <= 8`` queries each.
@@ -81,7 +81,7 @@ def decode_step(
         positions: of the queries.
         geometry: of both streams.
         scale: factor of the logits.
-        splits: programs that share the coded tokens of a head.
+        shares: of programs in the coded tokens of a head.
         interpret: in numpy, on any machine.
     """
     heads, group, dim = query.shape
@@ -101,8 +101,8 @@ def decode_step(
         dim=dim,
         capacity=geometry.num_pages * geometry.page,
         group=group,
-        splits=splits,
-        states=splits + exact_programs(geometry, heads, splits),
+        **shares._asdict(),
+        states=shares.splits + exact_programs(geometry, heads, shares.splits),
     )
     return attend_parts(
         program,
@@ -136,7 +136,7 @@ def _most_teams(shape: TileShape, *codes: Codes | FloatCodes) -> int:
 
 
 def _program_of(
-    key: CodedStream, value: CodedStream, of_queries: list[Array], *, queries: QueryForm, capacity: int, **sizes: int
+    key: CodedStream, value: CodedStream, of_queries: list[Array], *, queries: QueryForm, capacity: int, **sizes: Any
 ) -> tuple[Callable[..., None], TileShape, list[Array]]:
     """The program that attends to coded tokens, its sizes, and what it reads, ``of_queries`` and of tokens."""
     if isinstance(key.codes, FloatCodes) and isinstance(value.codes, FloatCodes):

@@ -393,8 +393,8 @@ def offset_product(where: Pointer, nbytes: Register, count: Register) -> Pointer
     return Pointer(where.memory, where.at + nbytes.astype(np.int64) * count)
 
 
-def load_words(where: Pointer, count: int, at: int = 0, *, once: bool = True) -> list[Register]:
-    del once
+def load_words(where: Pointer, count: int, at: int = 0, *, once: bool = True, pinned: bool = False) -> list[Register]:
+    del once, pinned
     assert not np.any((where.at[_launch.get().active] + at) % (4 * count)), "a load that is not aligned"
     return [_read(where, at + 4 * index, np.uint32) for index in range(count)]
 
@@ -407,8 +407,12 @@ def prefetch(where: Pointer, at: int = 0) -> None:
     _read(where, at, np.uint8)
 
 
-def load_reals(where: Pointer, count: int, at: int = 0, *, once: bool = False) -> list[Register]:
-    return [as_real(word) for word in load_words(where, count, at, once=once)]
+def load_reals(where: Pointer, count: int, at: int = 0, *, once: bool = False, pinned: bool = False) -> list[Register]:
+    return [as_real(word) for word in load_words(where, count, at, once=once, pinned=pinned)]
+
+
+def begin_loads() -> None:
+    """Loads are done when they start."""
 
 
 def load_fresh(where: Pointer, count: int, at: int = 0) -> list[Register]:

@@ -44,7 +44,7 @@ def exact_program(
         split: which part of the tokens.
         refs: of the launch.
     """
-    lane = Lane(ops, ops.program_index())
+    lane = Lane(ops)
     seen = SeenTokens(ops, shape.geometry, shape.num_kv_heads, head, refs.position)
     queries = HeadQueries(ops, shape, shape.queries, lane, head, refs.query, refs.query, refs.shared)
     tiles = ExactTiles(ops, shape, lane, seen, [refs.key, refs.value])

@@ -8,13 +8,13 @@ DTYPES = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16), jnp.dtype(jnp.float32
 """What programs read and write."""
 
 
-def load_exact(ops: Any, where: Any, count: int, dtype: Any, at: int = 0) -> list[Any]:
+def load_exact(ops: Any, where: Any, count: int, dtype: Any, at: int = 0, *, pinned: bool = False) -> list[Any]:
     """``count`` consecutive numbers, ``at`` bytes from ``where``; aligned to their size, at most 16 bytes a load."""
     nbytes = jnp.dtype(dtype).itemsize
     words: list[Any] = []
     total = count * nbytes // 4
     for first in range(0, total, 4):
-        words += ops.load_words(where, min(4, total - first), at + 4 * first, once=False)
+        words += ops.load_words(where, min(4, total - first), at + 4 * first, once=False, pinned=pinned)
     if nbytes == 4:
         return [ops.as_real(word) for word in words]
     return [value for word in words for value in unpacked(ops, word, dtype)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.exact_values import store_exact
@@ -115,13 +116,78 @@ def finish_program(
     where = ops.offset(ops.address(map_ref), of_head, 4 * shape.dim * shape.dim)
     out = ops.offset(ops.address(out_ref), head, shape.group * shape.dim * shape.dtype.itemsize)
 
+    states = _States(ops, shape, thread, values)
+    rows = _MapRows(ops, shape, thread, where)
     _weigh(ops, shape, thread, tops, totals, shared)
     ops.barrier()
-    _add_states(ops, shape, thread, values, of_channels[0], shared)
+    _add_states(ops, shape, states, of_channels[0], shared)
+    rows.load_next()
     ops.barrier()
-    _turn_back(ops, shape, thread, where, shared)
+    _turn_back(ops, shape, rows, shared)
     ops.barrier()
     _write(ops, shape, thread, of_channels[1], out, shared)
+
+
+class _States:
+    """Values of a head's states, some states at once. Making it starts loads of the first ones.
+
+    A thread has one or two quads of neighbouring channels.
+    """
+
+    def __init__(self, ops: Any, shape: FinishShape, thread: Any, values: Any) -> None:
+        self.ops, self.shape, self._values = ops, shape, values
+        self.quads = [
+            ops.smaller(ops.add(thread, ops.integer(first)), ops.integer(shape.quads - 1))
+            for first in range(0, shape.quads, _THREADS)
+        ]
+        self.together = _LOADS // len(self.quads)
+        self._places = [ops.times(quad, 16) for quad in self.quads]
+        self._first = self._load(ops.integer(0))
+
+    def add_up(self, add: Callable[[Any, list[Any], list[Any]], list[Any]], carried: list[Any]) -> list[Any]:
+        """``carried = add(state, values, carried)`` for every state; some numbers are beyond the last, and have its
+        values."""
+        ops = self.ops
+
+        def add_batch(start: Any, batch: list[list[Any]], carried: list[Any]) -> list[Any]:
+            for part, found in enumerate(batch):
+                carried = add(ops.add(start, ops.integer(part)), found, carried)
+            return carried
+
+        carried = add_batch(ops.integer(0), self._first, carried)
+        stop = ops.integer(self.shape.states)
+        return ops.loop(
+            ops.integer(self.together),
+            stop,
+            carried,
+            lambda start, carried: add_batch(start, self._load(start), carried),
+            self.together,
+        )
+
+    def _load(self, start: Any) -> list[list[Any]]:
+        ops, found = self.ops, []
+        for part in range(self.together):
+            state = ops.smaller(ops.add(start, ops.integer(part)), ops.integer(self.shape.states - 1))
+            where = ops.offset(self._values, state, 4 * self.shape.rows * self.shape.dim)
+            found.append([value for place in self._places for value in ops.load_fresh(ops.offset(where, place), 4)])
+        return found
+
+
+class _MapRows:
+    """A thread's quads of its part of the map's rows. Making it starts loads of the first ones."""
+
+    def __init__(self, ops: Any, shape: FinishShape, thread: Any, where: Any) -> None:
+        self.ops, self._nbytes = ops, 4 * shape.dim
+        row_quads, self.count = shape.dim // 4, shape.dim // shape.parts
+        self.part, self.column = ops.divide(thread, row_quads), ops.times(ops.modulo(thread, row_quads), 16)
+        self._where = ops.offset(ops.offset(where, self.part, self._nbytes * self.count), self.column)
+        self.found: list[list[Any]] = []
+        self.load_next()
+
+    def load_next(self) -> None:
+        """Starts some more, if there are any."""
+        rows = range(len(self.found), min(len(self.found) + _LOADS, self.count))
+        self.found += [self.ops.load_reals(self._where, 4, self._nbytes * row, pinned=True) for row in rows]
 
 
 def _weigh(ops: Any, shape: FinishShape, thread: Any, tops: Any, totals: Any, shared: Any) -> None:
@@ -173,70 +239,48 @@ def _of_warps(ops: Any, shape: FinishShape, row: Any, part: int, shared: Any) ->
     return [ops.shared_load(where, 1, 4 * shape.rows * (WARPS * part + warp))[0] for warp in range(WARPS)]
 
 
-def _add_states(ops: Any, shape: FinishShape, thread: Any, values: Any, units: Any, shared: Any) -> None:
-    """States' values times their weights, into shared memory: of codes, in units of their coordinates, and the others.
+def _add_states(ops: Any, shape: FinishShape, states: _States, units: Any, shared: Any) -> None:
+    """States' values times their weights, into shared memory: of codes, in units of coordinates, and of exact tokens."""
+    row_quads, size = shape.dim // 4, 4 * len(states.quads)
+    rows = [ops.shared_offset(shared, ops.times(ops.divide(quad, row_quads), 4)) for quad in states.quads]
 
-    A thread has one or two quads of neighbouring channels.
-    """
-    rows, row_quads = shape.rows, shape.dim // 4
-    mine = [
-        ops.smaller(ops.add(thread, ops.integer(first)), ops.integer(shape.quads - 1))
-        for first in range(0, shape.quads, _THREADS)
-    ]
-    places = [ops.times(quad, 16) for quad in mine]
-    weights = [ops.shared_offset(shared, ops.times(ops.divide(quad, row_quads), 4)) for quad in mine]
-    together = _LOADS // len(mine)
+    def add(state: Any, values: list[Any], carried: list[Any]) -> list[Any]:
+        """Sums of coded states, then of exact ones."""
+        at = ops.times(ops.smaller(state, ops.integer(shape.states - 1)), 4 * shape.rows)
+        inside = ops.less(state, ops.integer(shape.states))
+        is_coded = ops.less(state, ops.integer(shape.coded))
+        for index, row in enumerate(rows):
+            weight = ops.shared_load(ops.shared_offset(row, at), 1, shape.weights_at)[0]
+            weight = ops.select(inside, weight, ops.real(0.0))
+            weights = ops.select(is_coded, weight, ops.real(0.0)), ops.select(is_coded, ops.real(0.0), weight)
+            for n in range(4 * index, 4 * index + 4):
+                for sums, each in zip((0, size), weights, strict=True):
+                    carried[sums + n] = ops.fused(each, values[n], carried[sums + n])
+        return carried
 
-    def add_up(start: int, stop: int) -> list[Any]:
-        """Several states at once, so that their loads overlap; beyond the last one weights are zero."""
-
-        def add_batch(index: Any, carried: list[Any]) -> list[Any]:
-            batch = []
-            for part in range(together):
-                state = ops.add(ops.times(index, together), ops.integer(start + part))
-                inside = ops.less(state, ops.integer(stop))
-                state = ops.smaller(state, ops.integer(stop - 1))
-                where = ops.offset(values, state, 4 * rows * shape.dim)
-                found = [value for place in places for value in ops.load_fresh(ops.offset(where, place), 4)]
-                batch.append((inside, ops.times(state, 4 * rows), found))
-            for inside, at, found in batch:
-                for index, weight in enumerate(weights):
-                    weight = ops.shared_load(ops.shared_offset(weight, at), 1, shape.weights_at)[0]
-                    weight = ops.select(inside, weight, ops.real(0.0))
-                    for n in range(4 * index, 4 * index + 4):
-                        carried[n] = ops.fused(weight, found[n], carried[n])
-            return carried
-
-        batches = -(-(stop - start) // together)
-        return ops.loop(ops.integer(0), ops.integer(batches), [ops.real(0.0)] * (4 * len(mine)), add_batch)
-
-    coded, exact = add_up(0, shape.coded), add_up(shape.coded, shape.states)
-    for index, (quad, place) in enumerate(zip(mine, places, strict=True)):
+    found = states.add_up(add, [ops.real(0.0)] * (2 * size))
+    for index, quad in enumerate(states.quads):
         unit = [ops.real(shape.unit or 0.0)] * 4
         if shape.unit is None:
             unit = ops.load_reals(ops.offset(units, ops.times(ops.modulo(quad, row_quads), 16)), 4)
-        four = slice(4 * index, 4 * index + 4)
-        where = ops.shared_offset(shared, place)
-        ops.shared_store(where, list(map(ops.scaled, coded[four], unit)), shape.coded_at)
-        ops.shared_store(where, exact[four], shape.exact_at)
+        where = ops.shared_offset(shared, ops.times(quad, 16))
+        coded, exact = (found[sums + 4 * index :][:4] for sums in (0, size))
+        ops.shared_store(where, list(map(ops.scaled, coded, unit)), shape.coded_at)
+        ops.shared_store(where, exact, shape.exact_at)
 
 
-def _turn_back(ops: Any, shape: FinishShape, thread: Any, where: Any, shared: Any) -> None:
+def _turn_back(ops: Any, shape: FinishShape, rows: _MapRows, shared: Any) -> None:
     """A part of the map's rows times values of codes, into shared memory; a thread has a quad of its columns."""
-    row_quads, count = shape.dim // 4, shape.dim // shape.parts
-    part, column = ops.divide(thread, row_quads), ops.times(ops.modulo(thread, row_quads), 16)
-    where = ops.offset(ops.offset(where, part, 4 * shape.dim * count), column)
-    source = ops.shared_offset(shared, ops.times(part, 4 * count))
+    source = ops.shared_offset(shared, ops.times(rows.part, 4 * rows.count))
     turned = [[ops.real(0.0)] * 4 for _ in range(shape.group)]
-    for first in range(0, count, _LOADS):
-        rows = range(first, min(first + _LOADS, count))
-        found = [ops.load_reals(where, 4, 4 * shape.dim * row) for row in rows]
-        for at in range(0, len(found), 4):
-            for n in range(shape.group):
-                values = ops.shared_load(source, 4, shape.coded_at + 4 * (n * shape.dim + first + at))
-                for row, value in zip(found[at : at + 4], values, strict=True):
-                    turned[n] = [ops.fused(each, value, old) for each, old in zip(row, turned[n], strict=True)]
-    target = ops.shared_offset(shared, ops.add(ops.times(part, 16 * shape.quads), column))
+    for at in range(0, rows.count, 4):
+        if at == len(rows.found):
+            rows.load_next()
+        for n in range(shape.group):
+            values = ops.shared_load(source, 4, shape.coded_at + 4 * (n * shape.dim + at))
+            for row, value in zip(rows.found[at : at + 4], values, strict=True):
+                turned[n] = [ops.fused(each, value, old) for each, old in zip(row, turned[n], strict=True)]
+    target = ops.shared_offset(shared, ops.add(ops.times(rows.part, 16 * shape.quads), rows.column))
     for n, four in enumerate(turned):
         ops.shared_store(target, four, shape.turned_at + 4 * n * shape.dim)
 

@@ -29,7 +29,8 @@ from kakeya_jax.pallas_kernels.attention.warp_states import write_state
 def float_program(
     ops: Any,
     shape: FloatShape,
-    program: Any,
+    head: Any,
+    split: Any,
     tokens_of: Callable[[Any], Any],
     query_ref: Any,
     rotation_ref: Any,
@@ -47,7 +48,8 @@ def float_program(
     Args:
         ops: ``warp_ops``, or ``emulated_ops``.
         shape: sizes.
-        program: number of the program: split after split, head after head.
+        head: whose tokens.
+        split: which of the programs that share them.
         tokens_of: a head's coded tokens, a multiple of 64, by its number.
         query_ref: ``[N, group, D]``, in the form ``shape.queries``.
         rotation_ref: float32 ``[D, D]``; see ``HeadQueries``.
@@ -61,8 +63,7 @@ def float_program(
             ``FloatCodes.channel_order``.
         shared_ref: shared memory, ``shape.shared_floats`` floats.
     """
-    lane = Lane(ops, program)
-    head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
+    lane = Lane(ops)
     queries = HeadQueries(ops, shape, shape.queries, lane, head, query_ref, rotation_ref, shared_ref)
     share = share_of(ops, shape, lane, split, ops.divide(tokens_of(head), shape.tile))
     refs = FloatRefs(key_ref, key_scale_ref), FloatRefs(value_ref, value_scale_ref)
@@ -90,6 +91,7 @@ def float_program(
         query, factors = load_queries(ops, shape, lane, shared), load_factors(ops, shape, lane, shared)
         return functools.partial(step, query, factors), empty_state(ops, shape)
 
+    queries.prepare()
     state = over_tiles(ops, shape, lane, shared_ref, share, tiles.start, begin)
     ops.barrier()  # stages become states
     place = ops.add(ops.times(head, shape.states), split)

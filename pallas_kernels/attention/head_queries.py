@@ -71,6 +71,11 @@ class HeadQueries:
         else:
             self._source = ChannelQueries(ops, shape, form, lane, query)
 
+    def prepare(self) -> None:
+        """What is to be done before copies of tiles are begun."""
+        self._source.prepare()
+        self.ops.begin_loads()
+
     def share(self) -> Any:
         """Puts all of them where each warp reads them; returns the address, of shared memory, for this warp.
 

@@ -32,7 +32,8 @@ from kakeya_jax.pallas_kernels.attention.warp_states import write_state
 def kakeya_program(
     ops: Any,
     shape: KakeyaShape,
-    program: Any,
+    head: Any,
+    split: Any,
     tokens_of: Callable[[Any], Any],
     constant_ref: Any,
     level_ref: Any,
@@ -60,7 +61,8 @@ def kakeya_program(
     Args:
         ops: ``warp_ops``, or ``emulated_ops``.
         shape: sizes.
-        program: number of the program: split after split, head after head.
+        head: whose tokens.
+        split: which of the programs that share them.
         tokens_of: a head's coded tokens, whole blocks, by its number.
         constant_ref: int32, ``HeldWords((shape.value,)).words``.
         level_ref: int32, ``kakeya_halves.level_words`` of the keys' levels.
@@ -83,8 +85,7 @@ def kakeya_program(
         weighted_ref: see ``coded_program``.
         shared_ref: shared memory, ``shape.shared_floats`` floats.
     """
-    lane = Lane(ops, program)
-    head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
+    lane = Lane(ops)
     blocks = ops.divide(tokens_of(head), shape.block)
     first = ops.divide(ops.product(split, blocks), shape.splits)
     stop = ops.divide(ops.product(ops.add(split, ops.integer(1)), blocks), shape.splits)

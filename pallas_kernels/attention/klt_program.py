@@ -30,7 +30,8 @@ from kakeya_jax.pallas_kernels.attention.warp_states import write_state
 def klt_program(
     ops: Any,
     shape: KltShape,
-    program: Any,
+    head: Any,
+    split: Any,
     tokens_of: Callable[[Any], Any],
     table_ref: Any,
     query_ref: Any,
@@ -41,7 +42,8 @@ def klt_program(
     Args:
         ops: ``warp_ops``, or ``emulated_ops``.
         shape: sizes.
-        program: number of the program: split after split, head after head.
+        head: whose tokens.
+        split: which of the programs that share them.
         tokens_of: a head's coded tokens, whole pages, by its number.
         table_ref: int32, constants and layouts (``klt_step.program_table``).
         query_ref: ``[N, group, 128]`` of ``shape.dtype``.
@@ -54,8 +56,7 @@ def klt_program(
     tables, refs = QueryTables(*refs[: len(QueryTables._fields)]), refs[len(QueryTables._fields) :]
     codes, queries = refs[:5], PageQueries(*refs[5 : 5 + len(PageQueries._fields)])
     top_ref, total_ref, weighted_ref, shared_ref = refs[5 + len(PageQueries._fields) :]
-    lane = Lane(ops, program)
-    head, split = ops.divide(lane.program, shape.splits), ops.modulo(lane.program, shape.splits)
+    lane = Lane(ops)
     found: list[Any] = []
 
     def pages_of() -> tuple[Any, Any]:

@@ -1,5 +1,7 @@
 """How many programs share a head: of coded tokens, and of exact ones."""
 
+from typing import NamedTuple
+
 from kakeya_jax.pallas_kernels.attention.coded_shape import TILE
 from kakeya_jax.stream import Geometry
 
@@ -20,6 +22,20 @@ _TOKENS = 64
 
 _MORE_TOKENS = {1: 160, 128: 288}
 """If not, from so many heads on: programs that come last are fewer, and each begins and ends once."""
+
+
+class HeadShares(NamedTuple):
+    """How programs share the coded tokens of a head.
+
+    Attributes:
+        splits: programs, all of them.
+        late: those of them, the last ones, that begin where others are done.
+        weights: how the share of a program is to that of a late one.
+    """
+
+    splits: int
+    late: int = 0
+    weights: tuple[int, int] = (1, 1)
 
 
 def choose_splits(heads: int, tokens: int, *, programs: int = PROGRAMS, preferred: int | None = None) -> int:

@@ -5,6 +5,7 @@ from ``4 t`` on.
 """
 
 import functools
+import itertools
 from typing import Any
 
 import jax.numpy as jnp
@@ -38,6 +39,9 @@ class ChannelQueries:
             for first in range(0, shape.dim // shape.warps, 16)
         ]
 
+    def prepare(self) -> None:
+        """See ``RotatedQueries``."""
+
     def found(self) -> tuple[list[list[Any]], Any]:
         """This lane's coordinates, and a unit of its row that they are in."""
         return self._fours, self.ops.real(1.0)
@@ -53,7 +57,7 @@ class RotatedQueries:
 
     def __init__(self, ops: Any, shape: TileShape, form: QueryForm, lane: Lane, query: Any, rotation: Any) -> None:
         self.ops, dim = ops, shape.dim
-        self._steps = range(0, dim // 16, _TOGETHER)
+        self._steps = list(range(0, dim // 16, _TOGETHER))
         first = ops.times(lane.column, 4)
         self._query = [
             _query_entries(ops, shape, form, lane, query, ops.add(first, ops.integer(16 * step)))
@@ -64,33 +68,47 @@ class RotatedQueries:
         row = ops.add(row, ops.times(lane.warp, dim // shape.warps))
         self._rotation = ops.offset(ops.offset(rotation, row, 4 * dim), ops.times(first, 4))
         self._rows = [4 * dim * (16 * part + 2 * half) for part in range(dim // shape.warps // 16) for half in range(2)]
-        self._first = self._entries(self._steps[0])
+        self._entries = self._load(self._steps[0])
+        self._factor: Any = None
+        self._sums = [[ops.real(0.0)] * 4 for _ in self._rows]
 
-    def _entries(self, step: int) -> list[list[list[Any]]]:
+    def _load(self, step: int) -> list[list[list[Any]]]:
         """For some steps of depth and each block of eight columns, four entries of the rotation."""
         steps = range(step, step + _TOGETHER)
-        return [[self.ops.load_reals(self._rotation, 4, at + 64 * each) for at in self._rows] for each in steps]
+        return [
+            [self.ops.load_reals(self._rotation, 4, at + 64 * each, pinned=True) for at in self._rows] for each in steps
+        ]
+
+    def prepare(self) -> None:
+        """Multiplies with all entries but the last ones, which are under way then: before copies of tiles, for which
+        loads that come later would wait."""
+        for step, following in itertools.pairwise(self._steps):
+            self._multiply(step)
+            self._entries = self._load(following)
 
     def found(self) -> tuple[list[list[Any]], Any]:
         """This lane's coordinates, and a unit of its row that they are in."""
         ops = self.ops
-        size = functools.reduce(ops.maximum, [ops.magnitude(x) for four in self._query for x in four])
-        size = ops.maximum(over_columns(ops, size), ops.real(SMALLEST))
-        factor = ops.scaled(ops.reciprocal(size), ops.real(_LARGEST))
-        sums = [[ops.real(0.0)] * 4 for _ in self._rows]
-        for step in self._steps:
-            entries = self._entries(step) if step else self._first
-            for query, blocks in zip(self._query[step:], entries, strict=False):
-                high, low = packed_in_two(ops, [ops.scaled(x, factor) for x in query], jnp.float16)
-                left = [high[0], low[0], high[1], low[1]]
-                rights = [packed_in_two(ops, four, jnp.float16) for four in blocks]
-                for part in range(2):
-                    sums = [
-                        ops.multiply_halves(total, left, right[part]) for total, right in zip(sums, rights, strict=True)
-                    ]
-        added = [[ops.plus(four[n], four[2 + n]) for n in range(2)] for four in sums]
+        self._multiply(self._steps[-1])
+        added = [[ops.plus(four[n], four[2 + n]) for n in range(2)] for four in self._sums]
         fours = [[*added[at], *added[at + 1]] for at in range(0, len(added), 2)]
-        return fours, ops.scaled(size, ops.real(1.0 / _LARGEST))
+        return fours, ops.scaled(self._size, ops.real(1.0 / _LARGEST))
+
+    def _multiply(self, step: int) -> None:
+        ops = self.ops
+        if step == 0:
+            size = functools.reduce(ops.maximum, [ops.magnitude(x) for four in self._query for x in four])
+            self._size = ops.maximum(over_columns(ops, size), ops.real(SMALLEST))
+            self._factor = ops.scaled(ops.reciprocal(self._size), ops.real(_LARGEST))
+        for query, blocks in zip(self._query[step:], self._entries, strict=False):
+            high, low = packed_in_two(ops, [ops.scaled(x, self._factor) for x in query], jnp.float16)
+            left = [high[0], low[0], high[1], low[1]]
+            rights = [packed_in_two(ops, four, jnp.float16) for four in blocks]
+            for part in range(2):
+                self._sums = [
+                    ops.multiply_halves(total, left, right[part])
+                    for total, right in zip(self._sums, rights, strict=True)
+                ]
 
 
 def over_columns(ops: Any, value: Any) -> Any:
@@ -110,4 +128,4 @@ def _query_entries(ops: Any, shape: TileShape, form: QueryForm, lane: Lane, quer
     row = ops.smaller(lane.row, ops.integer(shape.group - 1))
     where = ops.offset(query, ops.add(ops.times(row, shape.dim), first), size)
     there = ops.less(lane.row, ops.integer(shape.group))
-    return [ops.select(there, value, ops.real(0.0)) for value in load_exact(ops, where, 4, form.dtype)]
+    return [ops.select(there, value, ops.real(0.0)) for value in load_exact(ops, where, 4, form.dtype, pinned=True)]

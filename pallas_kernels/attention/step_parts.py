@@ -43,8 +43,8 @@ def attend_parts(
     """Attention of a step's queries: ``[N, G, D]``, and ``[N, G]``.
 
     Args:
-        program: of coded tokens: takes ``ops``, ``coded``, its number, a function that tells a head's coded tokens, the
-            ``codes``, its ``scratch``, the arrays of states, and shared memory.
+        program: of coded tokens: takes ``ops``, ``coded``, a head, which of its programs it is, a function that tells a
+            head's coded tokens, the ``codes``, its ``scratch``, the arrays of states, and shared memory.
         coded: its sizes.
         codes: what ``program`` reads.
         query: see ``ExactRefs``, as
@@ -162,7 +162,8 @@ def _run(
     number, programs = ops.program_index(), heads * finish.coded
     first = ops.less(number, ops.integer(programs))
     beyond = ops.subtract(number, ops.integer(programs))
-    head = ops.select(first, ops.divide(number, finish.coded), ops.divide(beyond, window.splits))
+    head_of_codes, split = _place(ops, coded, heads, number)
+    head = ops.select(first, head_of_codes, ops.divide(beyond, window.splits))
 
     def tokens_of(head: Any) -> Any:
         return held_tokens(ops, window.geometry, window.num_kv_heads, head, positions)[1]
@@ -179,8 +180,20 @@ def _run(
         finish_program(ops, finish, head, *arrays)
         ops.only_if(ops.less(ops.thread_index(), ops.integer(1)), lambda: ops.store_words(counter, [ops.integer(0)]))
 
-    ops.only_if(first, lambda: program(ops, coded, number, tokens_of, *codes, *notes, *states, shared))
+    ops.only_if(first, lambda: program(ops, coded, head, split, tokens_of, *codes, *notes, *states, shared))
     ops.only_if(ops.less(ops.integer(programs - 1), number), attend_exact)
     counter = ops.offset(ops.address(counters), ops.times(head, 4))
     done = ops.arrive(counter, ops.shared_address(shared))
     ops.only_if(ops.less(ops.integer(finish.states - 2), done), add_up)
+
+
+def _place(ops: Any, shape: TileShape, heads: int, number: Any) -> tuple[Any, Any]:
+    """The head of a program of codes, and which of the head's it is: late ones come after all others."""
+    early = shape.splits - shape.late
+    head, split = ops.divide(number, early), ops.modulo(number, early)
+    if shape.late:
+        beyond = ops.subtract(number, ops.integer(heads * early))
+        is_late = ops.less(ops.integer(heads * early - 1), number)
+        head = ops.select(is_late, ops.divide(beyond, shape.late), head)
+        split = ops.select(is_late, ops.add(ops.modulo(beyond, shape.late), ops.integer(early)), split)
+    return head, split

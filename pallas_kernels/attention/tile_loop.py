@@ -12,10 +12,17 @@ Step = Callable[[Any, Any, list[Any]], list[Any]]
 
 def share_of(ops: Any, shape: TileShape, lane: Lane, split: Any, tiles: Any) -> tuple[Any, Any]:
     """A warp's first tile of a head's, and the one after its last."""
-    parts = shape.splits * shape.warps
-    part = ops.add(ops.times(split, shape.warps), lane.warp)
-    first = ops.divide(ops.product(part, tiles), parts)
-    return first, ops.divide(ops.product(ops.add(part, ops.integer(1)), tiles), parts)
+    early, (weight, late_weight) = shape.splits - shape.late, shape.weights
+    parts = shape.warps * (early * weight + shape.late * late_weight)
+    warps_before = ops.add(ops.times(split, shape.warps), lane.warp)
+    before, mine = ops.times(warps_before, weight), ops.integer(weight)
+    if shape.late:
+        is_late = ops.less(ops.integer(early - 1), split)
+        further = ops.times(ops.subtract(warps_before, ops.integer(early * shape.warps)), late_weight)
+        before = ops.select(is_late, ops.add(further, ops.integer(shape.warps * early * weight)), before)
+        mine = ops.select(is_late, ops.integer(late_weight), mine)
+    first = ops.divide(ops.product(before, tiles), parts)
+    return first, ops.divide(ops.product(ops.add(before, mine), tiles), parts)
 
 
 def over_tiles(

@@ -12,9 +12,8 @@ MAGIC_BITS = 0x4B400000
 class Lane:
     """Who this thread is."""
 
-    def __init__(self, ops: Any, program: Any) -> None:
-        thread = ops.thread_index()
-        self.thread, self.program = thread, program
+    def __init__(self, ops: Any) -> None:
+        self.thread = thread = ops.thread_index()
         self.warp, self.lane = ops.uniform(ops.divide(thread, 32)), ops.modulo(thread, 32)
         self.row, self.column = ops.divide(self.lane, 4), ops.modulo(self.lane, 4)
 

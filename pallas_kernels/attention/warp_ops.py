@@ -421,9 +421,14 @@ def offset_product(where: Register, nbytes: Register, count: Register) -> Regist
     return arith.addi(where, arith.muli(arith.extui(_i64(), nbytes), arith.extui(_i64(), count)))
 
 
-def load_words(where: Register, count: int, at: int = 0, *, once: bool = True) -> list[Register]:
-    """1, 2 or 4 consecutive words, ``at`` bytes from ``where``; those read ``once`` stay out of the first-level
-    cache."""
+def load_words(where: Register, count: int, at: int = 0, *, once: bool = True, pinned: bool = False) -> list[Register]:
+    """1, 2 or 4 consecutive words, ``at`` bytes from ``where``; those read ``once`` stay out of the first-level cache.
+
+    If ``pinned``, they are under way here, not where they are needed: the compiler would load them behind copies, to
+    wait for those.
+    """
+    if pinned:
+        return _load("global", where, count, at, fresh=True)
     return _load("global.nc.L1::no_allocate" if once else "global.nc", where, count, at)
 
 
@@ -438,9 +443,14 @@ def prefetch(where: Register, at: int = 0) -> None:
     _asm(f"prefetch.global.L2 [$0+{at}];", where, results=None)
 
 
-def load_reals(where: Register, count: int, at: int = 0, *, once: bool = False) -> list[Register]:
+def load_reals(where: Register, count: int, at: int = 0, *, once: bool = False, pinned: bool = False) -> list[Register]:
     """1, 2 or 4 consecutive floats."""
-    return [as_real(word) for word in load_words(where, count, at, once=once)]
+    return [as_real(word) for word in load_words(where, count, at, once=once, pinned=pinned)]
+
+
+def begin_loads() -> None:
+    """Has all ``pinned`` loads so far under way."""
+    _asm("bar.warp.sync -1;", results=None, collective=True)
 
 
 def load_fresh(where: Register, count: int, at: int = 0) -> list[Register]:

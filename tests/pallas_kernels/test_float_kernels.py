@@ -123,7 +123,7 @@ def test_eight_tokens_are_transposed_without_bank_conflicts(dim: int, nbytes: in
     """The eight rows of each matrix are in eight different groups of four banks."""
     shape = shape_of(dim, nbytes, nbytes)
     with emulated_ops.launch(1, 4):
-        lane = warp_lane.Lane(emulated_ops, emulated_ops.program_index())
+        lane = warp_lane.Lane(emulated_ops)
         nothing = FloatRefs(np.zeros(4, np.uint8), np.zeros(4, np.float16))
         tiles = FloatTiles(emulated_ops, shape, lane, emulated_ops.integer(0), (nothing, nothing))
         loaded = []

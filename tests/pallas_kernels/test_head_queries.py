@@ -56,9 +56,11 @@ def found(query: jax.Array, rotation: jax.Array, form: QueryForm) -> list[np.nda
 
 def _program(ops: Any, *refs: Any, shape: CodedShape, words: int) -> None:
     query_ref, rotation_ref, part_ref, start_ref, factor_ref, shared_ref = refs
-    lane = Lane(ops, ops.program_index())
-    queries = HeadQueries(ops, shape, shape.queries, lane, lane.program, query_ref, rotation_ref, shared_ref).share()
-    warp = ops.add(ops.times(lane.program, shape.warps), lane.warp)
+    lane, number = Lane(ops), ops.program_index()
+    of_head = HeadQueries(ops, shape, shape.queries, lane, number, query_ref, rotation_ref, shared_ref)
+    of_head.prepare()
+    queries = of_head.share()
+    warp = ops.add(ops.times(number, shape.warps), lane.warp)
     for first in range(0, 2 * shape.rows * words, 32):
         at = ops.times(ops.add(lane.lane, ops.integer(first)), 4)
         target = ops.offset(ops.offset(ops.address(part_ref), warp, 8 * shape.rows * words), at)
