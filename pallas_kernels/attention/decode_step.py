@@ -96,7 +96,7 @@ def decode_step(
     program, coded, arrays = _program_of(
         key,
         value,
-        [query, key.rotation if key.coordinates == "rotated" else query],
+        [query, key.rotation if queries.rotated else query],
         queries=queries,
         dim=dim,
         capacity=geometry.num_pages * geometry.page,
