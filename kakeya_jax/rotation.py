@@ -18,7 +18,8 @@ def rotation_matrix(kind: RotationKind, dim: int, seed: int) -> np.ndarray:
     """The orthogonal float32 matrix ``[D, D]`` of a kind; the same for the same arguments, read-only.
 
     Both kinds are held as a dense matrix: a product with it is one matrix multiplication on every device,
-    and it folds into queries and outputs in the same way.
+    and it folds into queries and outputs in the same way. Attention kernels do ``"hadamard"`` by a transform, whose
+    signs are those of the matrix's first row and column.
 
     Raises:
         ValueError: unknown kind, or a ``"hadamard"`` rotation whose ``dim`` is not a power of two.

@@ -18,6 +18,7 @@ from kakeya_jax.pallas_kernels.attention.coded_shape import GROUP, Codes
 from kakeya_jax.pallas_kernels.attention.decode_step import CodedStream
 from kakeya_jax.pallas_kernels.attention.exact_values import DTYPES
 from kakeya_jax.pallas_kernels.attention.float_streams import float_stream, unsupported_floats
+from kakeya_jax.pallas_kernels.attention.query_form import Coordinates
 from kakeya_jax.stream import Stream
 from kakeya_jax.typing import Array, StreamName
 
@@ -115,8 +116,6 @@ def coded_stream(stream: Stream) -> CodedStream:
     codes, unit = _format(codec, dim)
     words = blocks.indices if isinstance(codec, TurboQuant) else blocks.codes
     along_tokens = codec.stream == "value" if isinstance(codec, TurboQuant) else codec.along_tokens
-    rotated = isinstance(codec, TurboQuant)
-    in_lanes = isinstance(codec, Integer) and codec.bits == 4 and not along_tokens
     of_tokens = tokens // (codes.tokens or 1)
     return CodedStream(
         words=words.reshape(heads, -1, dim, words.shape[-1]) if along_tokens else words.reshape(heads, tokens, -1),
@@ -124,11 +123,18 @@ def coded_stream(stream: Stream) -> CodedStream:
         minima=blocks.minimum.reshape(heads, of_tokens, -1) if codes.step else None,
         sinks=stream.sinks.reshape(heads, -1, dim),
         tail=stream.tail.reshape(heads, -1, dim),
-        rotation=codec.rotation if rotated else jnp.eye(dim, dtype=jnp.float32),
-        coordinates="rotated" if rotated else "lanes" if in_lanes else "channels",
+        rotation=codec.rotation if isinstance(codec, TurboQuant) else jnp.eye(dim, dtype=jnp.float32),
+        coordinates=_coordinates(codec, along_tokens),
         codes=codes,
         unit=unit,
     )
+
+
+def _coordinates(codec: Any, along_tokens: bool) -> Coordinates:
+    """What a stream's codes are of."""
+    if isinstance(codec, TurboQuant):
+        return "hadamard" if codec.config.rotation == "hadamard" else "rotated"
+    return "lanes" if isinstance(codec, Integer) and codec.bits == 4 and not along_tokens else "channels"
 
 
 def _format(codec: Any, dim: int) -> tuple[Codes, float]:

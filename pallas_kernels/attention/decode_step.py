@@ -34,8 +34,8 @@ class CodedStream:
             something that programs do not read.
         sinks: exact ``[N, sinks, D]``.
         tail: exact ``[N, tail, D]``, a ring.
-        rotation: float32 ``[D, D]``: what is coded is this times a vector. Of keys it is not read unless
-        coordinates: of a key's codes are rotated.
+        rotation: float32 ``[D, D]``: what is coded is this times a vector; of keys not read unless it is a rotation.
+        coordinates: of the codes; of values only whether they are ``"hadamard"`` matters, else there is any matrix.
         codes: how ``words`` are packed.
         unit: of their levels.
         minima: as scales, if there are any.
@@ -96,7 +96,7 @@ def decode_step(
     program, coded, arrays = _program_of(
         key,
         value,
-        [query, key.rotation if key.coordinates == "rotated" else query],
+        [query, key.rotation if queries.rotated else query],
         queries=queries,
         dim=dim,
         capacity=geometry.num_pages * geometry.page,
@@ -116,6 +116,7 @@ def decode_step(
         geometry=geometry,
         scale=base_two,
         unit=value.unit,
+        hadamard=value.coordinates == "hadamard",
         interpret=interpret,
         most_teams=_most_teams(coded, key.codes, value.codes),
     )

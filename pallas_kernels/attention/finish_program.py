@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.exact_values import store_exact
+from kakeya_jax.pallas_kernels.attention.walsh_hadamard import across_lanes, butterflies, with_signs
 
 WARPS = 4
 _SMALLEST = 1e-37
@@ -27,6 +28,8 @@ class FinishShape:
         dtype: of the result.
         unit: of the coordinates that the map takes; None if each has its own, and there is a mean.
         maps: that heads have, one after the other; 1 if one is of all.
+        hadamard: whether the map is a rotation of kind ``hadamard``: there is a unit, and only the map's first row and
+            column are read.
     """
 
     dim: int
@@ -37,6 +40,7 @@ class FinishShape:
     dtype: Any
     unit: float | None = None
     maps: int = 1
+    hadamard: bool = False
 
     @property
     def states(self) -> int:
@@ -50,8 +54,8 @@ class FinishShape:
 
     @property
     def parts(self) -> int:
-        """Of the map's rows: each part takes so many threads as there are quads of its columns."""
-        return _THREADS // (self.dim // 4)
+        """Of the map's rows: each part takes so many threads as there are quads of its columns. None of a transform."""
+        return 0 if self.hadamard else _THREADS // (self.dim // 4)
 
     @property
     def weights_at(self) -> int:
@@ -65,7 +69,7 @@ class FinishShape:
 
     @property
     def exact_at(self) -> int:
-        """of exact tokens,"""
+        """of exact tokens, with those of codes if a transform has turned them back,"""
         return self.coded_at + 16 * self.quads
 
     @property
@@ -116,14 +120,16 @@ def finish_program(
     where = ops.offset(ops.address(map_ref), of_head, 4 * shape.dim * shape.dim)
     out = ops.offset(ops.address(out_ref), head, shape.group * shape.dim * shape.dtype.itemsize)
 
+    back = _HadamardBack(ops, shape, thread, where) if shape.hadamard else None
+    rows = None if shape.hadamard else _MapRows(ops, shape, thread, where)
     states = _States(ops, shape, thread, values)
-    rows = _MapRows(ops, shape, thread, where)
     _weigh(ops, shape, thread, tops, totals, shared)
     ops.barrier()
-    _add_states(ops, shape, states, of_channels[0], shared)
-    rows.load_next()
-    ops.barrier()
-    _turn_back(ops, shape, rows, shared)
+    _add_states(ops, shape, states, of_channels[0], back, shared)
+    if rows is not None:
+        rows.load_next()
+        ops.barrier()
+        _turn_back(ops, shape, rows, shared)
     ops.barrier()
     _write(ops, shape, thread, of_channels[1], out, shared)
 
@@ -136,10 +142,9 @@ class _States:
 
     def __init__(self, ops: Any, shape: FinishShape, thread: Any, values: Any) -> None:
         self.ops, self.shape, self._values = ops, shape, values
-        self.quads = [
-            ops.smaller(ops.add(thread, ops.integer(first)), ops.integer(shape.quads - 1))
-            for first in range(0, shape.quads, _THREADS)
-        ]
+        quads = [ops.add(thread, ops.integer(first)) for first in range(0, shape.quads, _THREADS)]
+        self.there = [ops.less(quad, ops.integer(shape.quads)) for quad in quads]
+        self.quads = [ops.smaller(quad, ops.integer(shape.quads - 1)) for quad in quads]
         self.together = _LOADS // len(self.quads)
         self._places = [ops.times(quad, 16) for quad in self.quads]
         self._first = self._load(ops.integer(0))
@@ -239,8 +244,34 @@ def _of_warps(ops: Any, shape: FinishShape, row: Any, part: int, shared: Any) ->
     return [ops.shared_load(where, 1, 4 * shape.rows * (WARPS * part + warp))[0] for warp in range(WARPS)]
 
 
-def _add_states(ops: Any, shape: FinishShape, states: _States, units: Any, shared: Any) -> None:
-    """States' values times their weights, into shared memory: of codes, in units of coordinates, and of exact tokens."""
+class _HadamardBack:
+    """The transpose of a rotation of kind ``hadamard``, by a transform (``walsh_hadamard``). Making it starts loads; so
+    that the compiler leaves them there, they are those of ``load_fresh``.
+
+    A thread has the quad of a query's channels whose number is the thread's own, modulo all of them.
+    """
+
+    def __init__(self, ops: Any, shape: FinishShape, thread: Any, where: Any) -> None:
+        self.ops, self.thread, self._quads = ops, thread, shape.dim // 4
+        quad = ops.times(ops.modulo(thread, self._quads), 16)
+        rows = ops.offset(where, quad, shape.dim)
+        self._column = [ops.load_fresh(rows, 1, 4 * shape.dim * n)[0] for n in range(4)]
+        self._row = ops.load_fresh(ops.offset(where, quad), 4)
+        self._unit = ops.load_fresh(where, 1)[0]
+
+    def turned(self, four: list[Any]) -> list[Any]:
+        """This thread's quad of a query, of which each of so many neighbouring threads has one."""
+        ops = self.ops
+        four = butterflies(ops, with_signs(ops, four, self._column))
+        four = across_lanes(ops, four, self.thread, self._quads)
+        return [ops.scaled(value, self._unit) for value in with_signs(ops, four, self._row)]
+
+
+def _add_states(
+    ops: Any, shape: FinishShape, states: _States, units: Any, back: _HadamardBack | None, shared: Any
+) -> None:
+    """States' values times their weights, into shared memory: of codes, in units of coordinates, and of exact tokens.
+    If ``back`` turns codes back, the sum of both."""
     row_quads, size = shape.dim // 4, 4 * len(states.quads)
     rows = [ops.shared_offset(shared, ops.times(ops.divide(quad, row_quads), 4)) for quad in states.quads]
 
@@ -265,8 +296,13 @@ def _add_states(ops: Any, shape: FinishShape, states: _States, units: Any, share
             unit = ops.load_reals(ops.offset(units, ops.times(ops.modulo(quad, row_quads), 16)), 4)
         where = ops.shared_offset(shared, ops.times(quad, 16))
         coded, exact = (found[sums + 4 * index :][:4] for sums in (0, size))
-        ops.shared_store(where, list(map(ops.scaled, coded, unit)), shape.coded_at)
-        ops.shared_store(where, exact, shape.exact_at)
+        coded = list(map(ops.scaled, coded, unit))
+        if back is None:
+            ops.shared_store(where, coded, shape.coded_at)
+            ops.shared_store(where, exact, shape.exact_at)
+            continue
+        both = list(map(ops.plus, back.turned(coded), exact))
+        ops.only_if(states.there[index], lambda where=where, both=both: ops.shared_store(where, both, shape.exact_at))
 
 
 def _turn_back(ops: Any, shape: FinishShape, rows: _MapRows, shared: Any) -> None:

@@ -15,6 +15,7 @@ from kakeya_jax.pallas_kernels.attention.query_columns import byte_column, float
 from kakeya_jax.pallas_kernels.attention.query_coordinates import (
     SMALLEST,
     ChannelQueries,
+    HadamardQueries,
     RotatedQueries,
     over_columns,
 )
@@ -44,7 +45,7 @@ class HeadQueries:
         lane: who this thread is.
         head: whose.
         query_ref: ``[N, group, D]``.
-        rotation_ref: float32 ``[D, D]``, applied to column vectors; read if ``form.coordinates`` are rotated.
+        rotation_ref: float32 ``[D, D]``, applied to column vectors; read if ``form.rotated``.
         shared_ref: shared memory, ``shape.shared_floats`` floats.
     """
 
@@ -68,6 +69,8 @@ class HeadQueries:
         query = ops.offset(ops.address(query_ref), head, shape.group * shape.dim * form.dtype.itemsize)
         if form.coordinates == "rotated":
             self._source = RotatedQueries(ops, shape, form, lane, query, ops.address(rotation_ref))
+        elif form.coordinates == "hadamard":
+            self._source = HadamardQueries(ops, shape, form, lane, query, ops.address(rotation_ref))
         else:
             self._source = ChannelQueries(ops, shape, form, lane, query)
 

@@ -10,6 +10,7 @@ with: it keeps a quad of codes for each product of keys.
 from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.kakeya_shape import CENTER_FACTOR, DIM, KakeyaShape
+from kakeya_jax.pallas_kernels.attention.walsh_hadamard import butterflies
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 
 _ONES = 0x3C003C00
@@ -86,7 +87,7 @@ class Skeletons:
                     right = [ops.load_words(center, 1, at + 4 * quarter * depth)[0] for depth in range(2)]
                     for m, row in enumerate(rows):
                         center_sums[m][n] = ops.multiply_halves(center_sums[m][n], row, right)
-        turned = _butterflies(ops, sums)
+        turned = butterflies(ops, sums)
         where = ops.shared_offset(shared, ops.times(lane.lane, 16))
         where = ops.shared_offset(where, ops.times(lane.warp, 4 * shape.step_nbytes))
         for part in range(4):
@@ -127,21 +128,3 @@ class Skeletons:
             ops.shared_store(ops.shared_offset(shared, ops.times(thread, 8)), words, self.shape.mean_at)
 
         ops.only_if(ops.less(thread, ops.integer(32)), put)
-
-
-def _butterflies(ops: Any, sums: list[Any]) -> list[Any]:
-    """The Hadamard transform along the first axis of nested lists of registers."""
-    found, distance = list(sums), 1
-    while distance < len(found):
-        for first in range(len(found)):
-            if not first & distance:
-                one, other = found[first], found[first + distance]
-                found[first], found[first + distance] = _each(ops.plus, one, other), _each(ops.minus, one, other)
-        distance *= 2
-    return found
-
-
-def _each(combine: Any, one: Any, other: Any) -> Any:
-    if isinstance(one, list):
-        return [_each(combine, *pair) for pair in zip(one, other, strict=True)]
-    return combine(one, other)

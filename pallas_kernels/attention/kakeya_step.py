@@ -103,6 +103,7 @@ def kakeya_step(
         geometry=geometry,
         scale=scale * rope.attention_factor / LN2,
         unit=value.unit,
+        hadamard=value.coordinates == "hadamard",
         interpret=interpret,
     )
 

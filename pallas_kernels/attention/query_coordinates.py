@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from kakeya_jax.pallas_kernels.attention.coded_shape import TileShape
 from kakeya_jax.pallas_kernels.attention.exact_values import load_exact, packed_in_two
 from kakeya_jax.pallas_kernels.attention.query_form import QueryForm
+from kakeya_jax.pallas_kernels.attention.walsh_hadamard import across_lanes, butterflies, one_output, with_signs
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 
 SMALLEST = 1e-30
@@ -85,11 +86,13 @@ class RotatedQueries:
         for step, following in itertools.pairwise(self._steps):
             self._multiply(step)
             self._entries = self._load(following)
+        self._steps = self._steps[-1:]
 
     def found(self) -> tuple[list[list[Any]], Any]:
         """This lane's coordinates, and a unit of its row that they are in."""
         ops = self.ops
-        self._multiply(self._steps[-1])
+        self.prepare()
+        self._multiply(self._steps[0])
         added = [[ops.plus(four[n], four[2 + n]) for n in range(2)] for four in self._sums]
         fours = [[*added[at], *added[at + 1]] for at in range(0, len(added), 2)]
         return fours, ops.scaled(self._size, ops.real(1.0 / _LARGEST))
@@ -109,6 +112,42 @@ class RotatedQueries:
                     ops.multiply_halves(total, left, right[part])
                     for total, right in zip(self._sums, rights, strict=True)
                 ]
+
+
+class HadamardQueries:
+    """Products with a rotation of kind ``hadamard``: a transform in registers, in float32 (``walsh_hadamard``).
+
+    A lane has four neighbours of every 16 channels. So two stages are of those, two of a row's lanes, and the others of
+    its steps, of which a warp needs but its own.
+    """
+
+    def __init__(self, ops: Any, shape: TileShape, form: QueryForm, lane: Lane, query: Any, rotation: Any) -> None:
+        self.ops, self.lane, dim = ops, lane, shape.dim
+        self._outputs = dim // shape.warps // 16
+        first = ops.times(lane.column, 4)
+        steps = range(dim // 16)
+        self._query = [
+            _query_entries(ops, shape, form, lane, query, ops.add(first, ops.integer(16 * step))) for step in steps
+        ]
+        self._unit = ops.load_reals(rotation, 1, pinned=True)[0]
+        of_column = ops.offset(rotation, first, 4)
+        self._row = [ops.load_reals(of_column, 4, 64 * step, pinned=True) for step in steps]
+        mine = ops.offset(rotation, ops.add(ops.times(lane.warp, dim // shape.warps), first), 4 * dim)
+        self._column = [
+            [ops.load_reals(mine, 1, 4 * dim * (16 * step + n), pinned=True)[0] for n in range(4)]
+            for step in range(self._outputs)
+        ]
+
+    def prepare(self) -> None:
+        """See ``RotatedQueries``."""
+
+    def found(self) -> tuple[list[list[Any]], Any]:
+        """This lane's coordinates, and a unit of its row that they are in; it may be negative."""
+        ops, lane = self.ops, self.lane
+        fours = [with_signs(ops, *each) for each in zip(self._query, self._row, strict=True)]
+        fours = [butterflies(ops, four) for four in one_output(ops, fours, lane.warp, self._outputs)]
+        fours = [across_lanes(ops, four, lane.column, 4) for four in fours]
+        return [with_signs(ops, *each) for each in zip(fours, self._column, strict=True)], self._unit
 
 
 def over_columns(ops: Any, value: Any) -> Any:

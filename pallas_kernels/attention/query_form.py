@@ -7,8 +7,9 @@ import jax.numpy as jnp
 
 _FLOAT32, _BFLOAT16 = jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)
 
-Coordinates = Literal["rotated", "channels", "lanes"]
-"""What codes are of: a vector after a rotation, its channels, or its channels in lane order (``level_words``)."""
+Coordinates = Literal["rotated", "hadamard", "channels", "lanes"]
+"""What codes are of: a vector after a rotation, after one of kind ``hadamard``, its channels, or its channels in lane
+order (``level_words``)."""
 
 TOPS = 0
 """Where the largest coordinate of each query and warp is, in the last stage of the first warp,"""
@@ -38,10 +39,15 @@ class QueryForm:
     coordinates: Coordinates = "channels"
 
     @property
+    def rotated(self) -> bool:
+        """Whether programs read a rotation."""
+        return self.coordinates in ("rotated", "hadamard")
+
+    @property
     def low_parts(self) -> bool:
         """Whether there are any: not if a query, as it comes, is a high part, of the smallest entries to 2^-25 of the
         largest."""
-        as_it_comes = self.coordinates != "rotated" and self.dtype in (_BFLOAT16, self.parts)
+        as_it_comes = not self.rotated and self.dtype in (_BFLOAT16, self.parts)
         return self.parts is None or not as_it_comes
 
     @property

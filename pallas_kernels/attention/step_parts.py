@@ -36,6 +36,7 @@ def attend_parts(
     geometry: Geometry,
     scale: float,
     unit: float | None = None,
+    hadamard: bool = False,
     interpret: bool,
     most_teams: int = 1,
     scratch: Sequence[jax.ShapeDtypeStruct] = (),
@@ -55,7 +56,8 @@ def attend_parts(
         counters: int32 zeros: programs of each head that are done.
         geometry: of the streams.
         scale: factor of exact tokens' logits, to the base 2.
-        unit: see ``FinishShape``.
+        unit: see ``FinishShape``, as
+        hadamard: is this.
         interpret: in numpy, on any machine.
         most_teams: programs that are one block of threads, if their shared memory allows (``team_ops``).
         scratch: arrays that programs write for themselves.
@@ -79,6 +81,7 @@ def attend_parts(
         exact=coded.states - coded.splits,
         dtype=query.dtype,
         unit=unit,
+        hadamard=hadamard,
         maps=1 if unit is not None else num_kv_heads,
     )
 

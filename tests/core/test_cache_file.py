@@ -37,6 +37,20 @@ def test_file_is_exact(cache: CompressedCache, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
+def test_a_rotation_by_signs_is_one_matrix_like_any_other(tmp_path):
+    """In a file, and in bytes: what programs need of it besides is not kept."""
+    recipes = [Recipe.parse(f"both=turboquant(bits=4,rotation={kind},block_size=8)") for kind in ("haar", "hadamard")]
+    haar, hadamard = (CompressedCache.init(SHAPE, recipe, batch_size=2, max_length=64) for recipe in recipes)
+    hadamard.save(tmp_path / "cache")
+    loaded = CompressedCache.load(tmp_path / "cache")
+    assert jax.tree.structure(loaded) == jax.tree.structure(hadamard)
+    jax.tree.map(np.testing.assert_array_equal, loaded, hadamard)
+    assert cache_nbytes(hadamard) == cache_nbytes(haar)
+    reports = [cache_report(SHAPE, recipe, max_length=64).streams for recipe in recipes]
+    for one, other in zip(*reports, strict=True):
+        assert dataclasses.replace(one, codec="") == dataclasses.replace(other, codec="")
+
+
 def test_truncated_altered_and_foreign_files_say_what_they_are(cache: CompressedCache, tmp_path):
     path = tmp_path / "cache"
     cache.save(path)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from decode_steps import assert_attends as assert_step_attends
-from decode_steps import attended, filled, step
+from decode_steps import assert_gpu_attends, attended, filled, step
 from kernel_oracle import Streams, assert_attends, formats, keys_of, random_indices, random_streams
 from mosaic import lowered, needs_mosaic
 
@@ -29,6 +29,26 @@ MORE_SHAPES = [(128, 4, (3, 3)), (64, 8, (3, 4)), (64, 2, (8, 8)), (128, 3, (2, 
 """What the Triton kernel does not take."""
 LENGTHS = [256, 64, 0, 192]
 SCALE = 0.2
+
+TURNED = "turboquant(bits={},rotation=hadamard,block_size=64)"
+HADAMARD = [
+    *(
+        (f"both={TURNED.format(bits)}", dim, group)
+        for bits in (2, 3, 4)
+        for dim, group in ((64, 3), (128, 4), (128, 8))
+    ),
+    *((f"both={TURNED.format(4)}", dim, group) for dim, group in ((128, 1), (64, 1), (64, 8), (64, 12), (128, 13))),
+    (f"key={TURNED.format(4)},value=turboquant(bits=4,block_size=64)", 128, 4),
+    (f"key=turboquant(bits=3,block_size=64),value={TURNED.format(3)}", 128, 8),
+    (f"key={TURNED.format(2)},value=turboquant(bits=4,block_size=64)", 64, 3),
+    (f"key=turboquant(bits=4,block_size=64),value={TURNED.format(2)}", 64, 8),
+    (f"key={TURNED.format(4)},value=int4(block_size=64)", 64, 4),
+    (f"key=int8(block_size=64),value={TURNED.format(4)}", 128, 3),
+    (f"key=kivi(bits=2,block_size=64),value={TURNED.format(2)}", 128, 4),
+    (f"key={TURNED.format(4)},value=besicovitch(block_size=64)", 128, 4),
+    (f"key={TURNED.format(3)},value=besicovitch(block_size=64)", 64, 8),
+]
+"""Rotations that programs do by a transform, of keys and of values."""
 
 Attend = Any
 
@@ -151,7 +171,14 @@ def test_logits_alone_lower_for_cuda():
 
 @needs_mosaic
 @pytest.mark.parametrize(
-    ("recipe", "group"), [("both=turboquant(bits=4)", 8), ("both=int8", 4), ("both=int4", 4), ("both=kivi(bits=2)", 4)]
+    ("recipe", "group"),
+    [
+        ("both=turboquant(bits=4)", 8),
+        ("both=turboquant(bits=4,rotation=hadamard)", 8),
+        ("both=int8", 4),
+        ("both=int4", 4),
+        ("both=kivi(bits=2)", 4),
+    ],
 )
 def test_whole_steps_lower_for_cuda(recipe: str, group: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -230,6 +257,13 @@ def test_decode_step_over_bytes(recipe: str, group: int):
     expected = compressed_attention(query, layer.key, layer.value, implementation="reference", **arguments)
     found = mosaic_gpu.attention_mosaic_gpu(query, layer.key, layer.value, interpret=True, **arguments).out
     assert np.linalg.norm(found - expected) <= 1e-3 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(("recipe", "dim", "group"), HADAMARD)
+def test_decode_step_with_transforms_is_that_of_float64(recipe: str, dim: int, group: int):
+    layer, query, positions = filled(recipe, dim, group)
+    found = step(layer, query, positions, splits=2, interpret=True)
+    assert_step_attends(found, attended(layer, query, positions), 1e-3)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -355,6 +389,13 @@ def test_gpu_decode_step_is_the_reference(name: str, recipe: str, group: int):
     found, again = (step(query, layer.key, layer.value, implementation=name, **arguments) for _ in range(2))
     assert np.linalg.norm(found - expected) <= 2e-3 * np.linalg.norm(expected)
     np.testing.assert_array_equal(found, again)
+
+
+@pytest.mark.gpu
+@needs_mosaic
+@pytest.mark.parametrize(("recipe", "dim", "group"), HADAMARD)
+def test_gpu_decode_step_with_transforms_is_that_of_float64(recipe: str, dim: int, group: int):
+    assert_gpu_attends(*filled(recipe, dim, group))
 
 
 @pytest.mark.gpu

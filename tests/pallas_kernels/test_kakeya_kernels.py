@@ -18,8 +18,8 @@ from kakeya_jax.rope import Rope, YarnScaling
 RECIPE = "key=kakeya(block_size=128),value=turboquant(bits=4,block_size=128),sinks=2,recent=5"
 RECIPES = [
     RECIPE,
-    "key=kakeya(block_size=256,bits=4,rank=64,kmeans_centers=0,mix_heads=true),value=turboquant(bits=2,block_size=64),"
-    "sinks=0,recent=1",
+    "key=kakeya(block_size=256,bits=4,rank=64,kmeans_centers=0,mix_heads=true),"
+    "value=turboquant(bits=2,rotation=hadamard,block_size=64),sinks=0,recent=1",
     "key=kakeya(block_size=64,bits=2),value=turboquant(bits=3,block_size=64),sinks=1,recent=1",
     "key=kakeya(block_size=512,bits=3,rank=64),value=turboquant(bits=4,block_size=128),sinks=4,recent=128",
 ]
@@ -37,7 +37,7 @@ def emulated(query: Any, layer: Any, positions: Any, *, splits: int = 2, rope: R
 @pytest.mark.parametrize(
     ("recipe", "group", "splits", "lengths"),
     [(RECIPES[0], 4, 2, (300, 150)), (RECIPES[1], 8, 1, (600,))],
-    ids=["3 bits", "4 bits of rank 64, heads together, no centres"],
+    ids=["3 bits", "4 bits of rank 64, heads together, no centres, values turned by a transform"],
 )
 def test_emulated_steps_are_attention_to_decoded_tokens(recipe: str, group: int, splits: int, lengths: tuple[int, ...]):
     layer, query, positions = kakeya_layer(recipe, group=group, lengths=lengths)
