@@ -143,11 +143,11 @@ def test_rotated_queries_are_those_of_float64(kind: RotationKind, bound: float, 
 
 def _coordinates(ops: Any, *refs: Any, shape: CodedShape) -> None:
     query_ref, rotation_ref, out_ref, _ = refs
-    lane = Lane(ops, ops.program_index())
-    query = ops.offset(ops.address(query_ref), lane.program, shape.group * shape.dim * 4)
+    lane, number = Lane(ops), ops.program_index()
+    query = ops.offset(ops.address(query_ref), number, shape.group * shape.dim * 4)
     source = HadamardQueries if shape.queries.coordinates == "hadamard" else RotatedQueries
     fours, unit = source(ops, shape, shape.queries, lane, query, ops.address(rotation_ref)).found()
-    row = ops.add(ops.times(lane.program, 8), lane.row)
+    row = ops.add(ops.times(number, 8), lane.row)
     first = ops.add(ops.times(lane.warp, shape.dim // shape.warps), ops.times(lane.column, 4))
     target = ops.offset(ops.offset(ops.address(out_ref), row, 4 * shape.dim), first, 4)
     for step, four in enumerate(fours):
