@@ -10,7 +10,7 @@ import numpy as np
 from kakeya_jax.pallas_kernels.attention.besicovitch_program import besicovitch_program
 from kakeya_jax.pallas_kernels.attention.besicovitch_shape import BesicovitchShape
 from kakeya_jax.pallas_kernels.attention.coded_program import coded_program
-from kakeya_jax.pallas_kernels.attention.coded_shape import TILE, CodedShape, Codes, TileShape
+from kakeya_jax.pallas_kernels.attention.coded_shape import FOUR, TILE, CodedShape, Codes, TileShape
 from kakeya_jax.pallas_kernels.attention.float_program import float_program
 from kakeya_jax.pallas_kernels.attention.float_shape import FloatCodes, FloatShape
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
@@ -118,7 +118,7 @@ def decode_step(
         unit=value.unit,
         hadamard=value.coordinates == "hadamard",
         interpret=interpret,
-        most_teams=_most_teams(coded, key.codes, value.codes),
+        most_teams=most_teams(key, value, group, dim),
     )
 
 
@@ -129,11 +129,12 @@ def _parts_of_queries(key: Codes | FloatCodes) -> Any:
     return jnp.dtype(jnp.float16) if key.tokens else None
 
 
-def _most_teams(shape: TileShape, *codes: Codes | FloatCodes) -> int:
+def most_teams(key: CodedStream, value: CodedStream, group: int, dim: int) -> int:
     """Programs in a block of threads: three, which bounds registers, where one alone takes so many that but two run on
-    a multiprocessor: with minima of levels, with e4m3, and with more than four queries of 128 channels."""
+    a multiprocessor: with more than four queries of 128 channels, if levels have minima, of e4m3 or pairs."""
+    codes = key.codes, value.codes
     many = any(each.step > 0 if isinstance(each, Codes) else each.nbytes == 1 for each in codes)
-    return 3 if many or (shape.blocks > 1 and shape.dim > 64) else 1
+    return 3 if group > FOUR and dim > 64 and (many or value.pairs is not None) else 1
 
 
 def _program_of(

@@ -127,7 +127,7 @@ def finish_program(
     ops.barrier()
     _add_states(ops, shape, states, of_channels[0], back, shared)
     if rows is not None:
-        rows.load_next()
+        rows.load(_LOADS)
         ops.barrier()
         _turn_back(ops, shape, rows, shared)
     ops.barrier()
@@ -187,11 +187,11 @@ class _MapRows:
         self.part, self.column = ops.divide(thread, row_quads), ops.times(ops.modulo(thread, row_quads), 16)
         self._where = ops.offset(ops.offset(where, self.part, self._nbytes * self.count), self.column)
         self.found: list[list[Any]] = []
-        self.load_next()
+        self.load(_LOADS // 2 if shape.quads > _THREADS else _LOADS)
 
-    def load_next(self) -> None:
+    def load(self, count: int) -> None:
         """Starts some more, if there are any."""
-        rows = range(len(self.found), min(len(self.found) + _LOADS, self.count))
+        rows = range(len(self.found), min(len(self.found) + count, self.count))
         self.found += [self.ops.load_reals(self._where, 4, self._nbytes * row, pinned=True) for row in rows]
 
 
@@ -311,7 +311,7 @@ def _turn_back(ops: Any, shape: FinishShape, rows: _MapRows, shared: Any) -> Non
     turned = [[ops.real(0.0)] * 4 for _ in range(shape.group)]
     for at in range(0, rows.count, 4):
         if at == len(rows.found):
-            rows.load_next()
+            rows.load(_LOADS)
         for n in range(shape.group):
             values = ops.shared_load(source, 4, shape.coded_at + 4 * (n * shape.dim + at))
             for row, value in zip(rows.found[at : at + 4], values, strict=True):

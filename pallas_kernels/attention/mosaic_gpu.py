@@ -14,11 +14,11 @@ from kakeya_jax.codecs.klt import Klt
 from kakeya_jax.codecs.turboquant import TurboQuant
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, TILE
 from kakeya_jax.pallas_kernels.attention.coded_streams import Limits, capacity, coded_stream, num_heads, unsupported
-from kakeya_jax.pallas_kernels.attention.decode_step import decode_step
+from kakeya_jax.pallas_kernels.attention.decode_step import decode_step, most_teams
 from kakeya_jax.pallas_kernels.attention.kakeya_step import PROGRAMS as KAKEYA_PROGRAMS
 from kakeya_jax.pallas_kernels.attention.kakeya_step import kakeya_step, unsupported_kakeya
 from kakeya_jax.pallas_kernels.attention.klt_step import klt_step, unsupported_klt
-from kakeya_jax.pallas_kernels.attention.program_counts import BESIDE_EXACT, PROGRAMS, HeadShares, choose_splits
+from kakeya_jax.pallas_kernels.attention.program_counts import BESIDE_EXACT, HeadShares, choose_shares
 from kakeya_jax.pallas_kernels.attention.softmax_state import Attended
 from kakeya_jax.rope import Rope
 from kakeya_jax.stream import Stream
@@ -41,7 +41,7 @@ def attention_mosaic_gpu(
     rope: Rope,
     scale: float,
     chunk: ChunkWindow | None = None,
-    splits: int | HeadShares | None = None,
+    splits: int | None = None,
     interpret: bool = False,
 ) -> Attended:
     """See ``compressed_attention``; one query for each row, of ``turboquant`` (2, 3 or 4 bits), ``int8``, ``int4``,
@@ -58,7 +58,7 @@ def attention_mosaic_gpu(
         rope: likewise.
         scale: likewise.
         chunk: likewise.
-        splits: programs that share the coded tokens of a head, equally or not; None for a choice by shape.
+        splits: programs that share the coded tokens of a head equally; None for a choice by shape.
         interpret: run the kernels' programs in numpy, slowly, on any machine.
 
     Raises:
@@ -80,22 +80,23 @@ def attention_mosaic_gpu(
     if found:
         raise NotImplementedError(f"no Mosaic GPU kernel for this: {', '.join(found)}")
     heads, dim = num_heads(key_stream), query.shape[-1]
-    programs = KAKEYA_PROGRAMS if in_blocks else PROGRAMS
-    preferred = _preferred_programs(key_stream, value_stream)
-    splits = splits or choose_splits(heads, capacity(key_stream), programs=programs, preferred=preferred)
-    shares = splits if isinstance(splits, HeadShares) else HeadShares(splits)
-    if in_blocks:
+    grouped = query.reshape(heads, -1, dim)
+    choose = functools.partial(choose_shares, heads, capacity(key_stream))
+    if in_blocks or transformed:
+        shares = choose(programs=KAKEYA_PROGRAMS) if in_blocks else choose()
         step = functools.partial(
-            kakeya_step, key_stream=key_stream, value_stream=value_stream, rope=rope, splits=shares.splits
-        )
-    elif transformed:
-        step = functools.partial(
-            klt_step, key_stream=key_stream, value_stream=value_stream, rope=rope, splits=shares.splits
+            kakeya_step if in_blocks else klt_step,
+            key_stream=key_stream,
+            value_stream=value_stream,
+            rope=rope,
+            splits=splits or shares.splits,
         )
     else:
         key, value = coded_stream(key_stream), coded_stream(value_stream)
+        alone = most_teams(key, value, min(grouped.shape[1], COLUMNS), dim) == 1
+        shares = choose(preferred=_preferred_programs(key_stream, value_stream), late=alone)
+        shares = HeadShares(splits) if splits else shares
         step = functools.partial(decode_step, key=key, value=value, geometry=key_stream.geometry, shares=shares)
-    grouped = query.reshape(heads, -1, dim)
     parts = [
         step(
             grouped[:, first : first + COLUMNS],

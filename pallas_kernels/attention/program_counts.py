@@ -17,6 +17,21 @@ BESIDE_EXACT = 2 * MULTIPROCESSORS
 _WAVES = 3
 """Most times that a GPU is filled: more programs begin and end more often, fewer leave multiprocessors idle."""
 
+_LATE_HEADS = 64
+"""From so many heads on there are late programs: with fewer, more of them have more states to be added up,"""
+
+_EARLY = 0.94
+"""most of a head's tokens that are of early programs,"""
+
+_LONGEST = 1.2
+"""and their longest share, of what each would have if all shared all heads equally."""
+
+_FULL = 0.9
+"""Of the places, from which on early programs fill a GPU."""
+
+_WARPS = 4
+"""Of a program."""
+
 _TOKENS = 64
 """Exact tokens that one program attends to, if there is a place for it: a tile or two for each of its warps."""
 
@@ -55,6 +70,28 @@ def choose_splits(heads: int, tokens: int, *, programs: int = PROGRAMS, preferre
         return -(-heads * splits // programs) / waves
 
     return min(range(1, most + 1), key=lambda splits: (round(idle(splits), 1), splits))
+
+
+def choose_shares(
+    heads: int, tokens: int, *, programs: int = PROGRAMS, preferred: int | None = None, late: bool = False
+) -> HeadShares:
+    """How programs share the coded tokens of each of ``heads`` heads of at most ``tokens`` tokens.
+
+    As ``choose_splits`` says; or, if there may be ``late`` programs and so many heads that most of the time goes to
+    codes: as many programs of a head as run at once for all heads, and for what those leave late ones, with a tenth or
+    a sixth of their shares.
+    """
+    splits = choose_splits(heads, tokens, programs=programs, preferred=preferred)
+    tiles, early = tokens // TILE, programs // heads
+    if not late or not _LATE_HEADS <= heads <= programs or (preferred and heads * splits == preferred):
+        return HeadShares(splits)
+    weight = int(min(_EARLY * tiles / (_WARPS * early), _LONGEST * heads * tiles / (_WARPS * programs)))
+    late_weight = round(weight / (10 if heads * early > _FULL * programs else 6))
+    left = tiles - _WARPS * early * weight
+    if late_weight < 1 or left < _WARPS * late_weight:
+        return HeadShares(splits)
+    count = round(left / (_WARPS * late_weight))
+    return HeadShares(early + count, count, (weight, late_weight))
 
 
 def exact_programs(geometry: Geometry, heads: int, splits: int, *, programs: int = PROGRAMS) -> int:

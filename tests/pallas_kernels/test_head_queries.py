@@ -57,7 +57,7 @@ def found(query: jax.Array, rotation: jax.Array, form: QueryForm) -> list[np.nda
 
 def shape_of(dim: int, group: int, form: QueryForm) -> CodedShape:
     codes = Codes(bits=4, table=tuple(range(16)))
-    sizes = {"dim": dim, "group": group, "splits": 1, "states": 1, "warps": 4, "capacity": 64}
+    sizes: dict[str, Any] = {"dim": dim, "group": group, "splits": 1, "states": 1, "warps": 4, "capacity": 64}
     return CodedShape(key=codes, value=codes, queries=form, **sizes)
 
 
