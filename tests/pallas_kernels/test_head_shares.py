@@ -1,0 +1,57 @@
+"""Programs of a head whose shares of its coded tokens differ."""
+
+import jax
+import numpy as np
+import pytest
+from decode_steps import assert_attends, attended, filled, step
+from mosaic import needs_mosaic
+
+from kakeya_jax.pallas_kernels.attention import mosaic_gpu
+from kakeya_jax.pallas_kernels.attention.program_counts import HeadShares, choose_shares, choose_splits
+
+RECIPES = pytest.mark.parametrize(
+    "recipe",
+    [
+        "both=turboquant(bits=4,block_size=64)",
+        "both=int4(block_size=64)",
+        "both=kivi(bits=2,block_size=64)",
+        "key=turboquant(bits=4,block_size=64),value=besicovitch(block_size=64)",
+        "both=identity(block_size=64)",
+    ],
+)
+SHARES = pytest.mark.parametrize("shares", [HeadShares(3, 2, (2, 1)), HeadShares(2, 1, (7, 2))])
+
+
+@RECIPES
+@SHARES
+def test_late_programs_have_smaller_shares(recipe: str, shares: HeadShares, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mosaic_gpu, "choose_shares", lambda *arguments, **options: shares)
+    layer, query, positions = filled(recipe, 64, 4)
+    assert_attends(step(layer, query, positions, interpret=True), attended(layer, query, positions), 1e-3)
+
+
+@pytest.mark.gpu
+@needs_mosaic
+@RECIPES
+@SHARES
+def test_gpu_late_programs(recipe: str, shares: HeadShares, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mosaic_gpu, "choose_shares", lambda *arguments, **options: shares)
+    layer, query, positions = filled(recipe, 128, 4)
+    first, second = (jax.jit(step)(layer, query, positions) for _ in range(2))
+    assert_attends(first, attended(layer, query, positions), 2e-3)
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(("heads", "tokens"), [(64, 32768), (128, 16384), (128, 32768), (256, 8192), (100, 50000)])
+def test_late_programs_take_what_programs_that_run_at_once_leave(heads: int, tokens: int):
+    shares = choose_shares(heads, tokens, late=True)
+    early, (weight, late_weight) = shares.splits - shares.late, shares.weights
+    assert early == 396 // heads
+    assert late_weight <= weight / 5
+    tiles = 4 * (early * weight + shares.late * late_weight)
+    assert abs(tiles - tokens // 64) < 4 * late_weight
+
+
+@pytest.mark.parametrize(("heads", "tokens"), [(8, 131072), (64, 4096), (64, 512), (396, 4096), (500, 32768)])
+def test_no_late_programs_for_few_heads_or_tokens_or_more_heads_than_places(heads: int, tokens: int):
+    assert choose_shares(heads, tokens, late=True) == HeadShares(choose_splits(heads, tokens))
