@@ -145,7 +145,7 @@ class _States:
         quads = [ops.add(thread, ops.integer(first)) for first in range(0, shape.quads, _THREADS)]
         self.there = [ops.less(quad, ops.integer(shape.quads)) for quad in quads]
         self.quads = [ops.smaller(quad, ops.integer(shape.quads - 1)) for quad in quads]
-        self.together = _LOADS // len(self.quads)
+        self.together = min(_LOADS // len(self.quads), shape.states)
         self._places = [ops.times(quad, 16) for quad in self.quads]
         self._first = self._load(ops.integer(0))
 
@@ -187,7 +187,7 @@ class _MapRows:
         self.part, self.column = ops.divide(thread, row_quads), ops.times(ops.modulo(thread, row_quads), 16)
         self._where = ops.offset(ops.offset(where, self.part, self._nbytes * self.count), self.column)
         self.found: list[list[Any]] = []
-        self.load(_LOADS // 2 if shape.quads > _THREADS else _LOADS)
+        self.load(_LOADS // 2)
 
     def load(self, count: int) -> None:
         """Starts some more, if there are any."""
