@@ -1,16 +1,19 @@
-"""Whole decode steps of one layer on a GPU, by how many programs share the coded tokens of a head.
+"""Whole decode steps of one layer on a GPU, by how programs share the coded tokens of a head.
 
-python scripts/time_steps.py OUT.jsonl SHAPE RECIPE [SPLITS ...]
+python scripts/time_steps.py OUT.jsonl SHAPE RECIPE [SHARES ...]
 
 Through the Mosaic GPU kernels, over random codes and queries, without dense attention beside them. Each row is a line
 of JSON that is added to OUT.jsonl as soon as it is measured: milliseconds of one step, median and quartiles of 21 loops
-of whole calls. SPLITS of 0, or none, is the kernels' own choice.
+of whole calls. SHARES of 0, or none, is the kernels' own choice; 6 is that many programs of a head. 6+4:20:2 is four
+late ones besides, of which each has 2 where the others have 20. x4 after it: four programs run on a multiprocessor, t4:
+four are one block of threads.
 """
 
 import argparse
 import functools
 import json
 import pathlib
+import re
 import sys
 from typing import Any
 
@@ -19,16 +22,20 @@ import jax
 from kakeya_jax.eval.bench_attention import random_layers, time_packed
 from kakeya_jax.pallas_kernels.attention.arg_specs import ARG_SPECS
 from kakeya_jax.pallas_kernels.attention.mosaic_gpu import attention_mosaic_gpu
+from kakeya_jax.pallas_kernels.attention.program_counts import HeadShares
 from kakeya_jax.recipe import Recipe
 
 REPEATS = 21
+SHARES = re.compile(
+    r"(?P<splits>\d+)(\+(?P<late>\d+):(?P<weight>\d+):(?P<late_weight>\d+))?(x(?P<residents>\d))?(t(?P<teams>\d))?"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Adds a row for each number of programs; 0, or 2 for wrong arguments and where there is no kernel."""
     options = _parse(arguments)
     try:
-        _measure(options.out, options.shape, options.recipe, options.splits or [0])
+        _measure(options.out, options.shape, options.recipe, options.shares or ["0"])
     except (ValueError, NotImplementedError, OSError) as error:
         print(f"time_steps.py: {error}", file=sys.stderr)
         return 2
@@ -39,22 +46,36 @@ def _attention(*streams: Any, **options: Any) -> jax.Array:
     return attention_mosaic_gpu(*streams, **options).out
 
 
-def _measure(out: pathlib.Path, shape: str, recipe: str, counts: list[int]) -> None:
+def shares_of(text: str) -> HeadShares | None:
+    """What SHARES mean; None for the kernels' own choice.
+
+    Raises:
+        ValueError: it is not written like that.
+    """
+    if not (found := SHARES.fullmatch(text)):
+        raise ValueError(f"{text} is not like 6, 6+4:20:2 or 6+4:20:2x4t4; 0 is the kernels' own choice")
+    given = {name: int(number) for name, number in found.groupdict().items() if number}
+    if not given["splits"]:
+        return None
+    weights, late = (given.get("weight", 1), given.get("late_weight", 1)), given.get("late", 0)
+    return HeadShares(given["splits"] + late, late, weights, given.get("residents", 3), given.get("teams", 0))
+
+
+def _measure(out: pathlib.Path, shape: str, recipe: str, shares: list[str]) -> None:
     if shape not in ARG_SPECS:
         raise ValueError(f"no shape {shape}; there are {', '.join(ARG_SPECS)}")
-    if min(counts) < 0:
-        raise ValueError(f"{min(counts)} programs cannot share a head; 0 is the kernels' own choice")
+    by_text = {text: shares_of(text) for text in shares}
     parsed, device = Recipe.parse(recipe), jax.devices()[0]
     if device.platform != "gpu":
         raise NotImplementedError(f"{device.platform} runs no such kernels; run it on a GPU")
     layers = random_layers(ARG_SPECS[shape], parsed)
-    for splits in counts:
-        attention = functools.partial(_attention, splits=splits or None)
+    for text, splits in by_text.items():
+        attention = functools.partial(_attention, splits=splits)
         speed = time_packed(recipe, ARG_SPECS[shape], layers, attention, REPEATS)
         row = {
             "shape": shape,
             "recipe": recipe,
-            "splits": splits,
+            "shares": text,
             "milliseconds": round(speed.milliseconds, 5),
             "quartiles": [round(each, 5) for each in speed.quartiles],
             "device": device.device_kind,
@@ -70,7 +91,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("out", type=pathlib.Path, metavar="OUT.jsonl", help="a line is added to it for each row")
     parser.add_argument("shape", metavar="SHAPE", help=", ".join(ARG_SPECS))
     parser.add_argument("recipe", metavar="RECIPE")
-    parser.add_argument("splits", type=int, nargs="*", metavar="SPLITS", help="programs of a head; 0: own choice [0]")
+    parser.add_argument("shares", nargs="*", metavar="SHARES", help="programs of a head, see above; 0: own choice [0]")
     return parser.parse_args(arguments)
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 from kakeya_jax.direction_words import PAIRS, tile_nbytes
-from kakeya_jax.pallas_kernels.attention.coded_shape import SHARED_NBYTES, TILE, CodedShape, Codes
+from kakeya_jax.pallas_kernels.attention.coded_shape import TILE, CodedShape, Codes
 
 COPIES = 16
 """Of the table of pairs, one beside the other: two lanes share a copy, and all others read different banks."""
@@ -74,8 +74,8 @@ class BesicovitchShape(CodedShape):
 
     @property
     def stages(self) -> int:
-        """Tiles that a warp has room for, two at least, beside the tables of three programs."""
-        return max(2, min(4, (SHARED_NBYTES - 3 * self.table_nbytes) // 12 // self.stage_nbytes))
+        """Tiles that a warp has room for, two at least, beside the table."""
+        return max(2, min(4, (self.most_nbytes - self.table_nbytes // 4) // self.stage_nbytes))
 
     @property
     def table_at(self) -> int:

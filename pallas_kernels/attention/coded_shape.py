@@ -22,10 +22,6 @@ FOUR = COLUMNS // 2
 SHARED_NBYTES = 224 * 1024
 """Shared memory that a multiprocessor has for the tiles of its programs."""
 
-_LEAST_NBYTES = SHARED_NBYTES // 4 + 16
-"""Of a program's shared memory: with less of it, and few registers, four programs share a multiprocessor, where work is
-divided among three."""
-
 LARGEST = 127 * 256
 """Of the 16-bit numbers that queries and shares become: its two bytes are signed."""
 
@@ -77,6 +73,7 @@ class TileShape(abc.ABC):
         warps: of a program.
         late: of the programs that share a head, the last ones, which begin where others are done (``program_counts``).
         weights: how the share of a warp of the others is to that of a late one.
+        residents: programs that run on a multiprocessor.
     """
 
     dim: int
@@ -86,6 +83,7 @@ class TileShape(abc.ABC):
     warps: int
     late: int = 0
     weights: tuple[int, int] = (1, 1)
+    residents: int = 3
 
     @property
     @abc.abstractmethod
@@ -110,7 +108,12 @@ class TileShape(abc.ABC):
     @property
     def stages(self) -> int:
         """Tiles that a warp has room for: two at least."""
-        return max(2, min(4, SHARED_NBYTES // 12 // self.stage_nbytes))
+        return max(2, min(4, self.most_nbytes // self.stage_nbytes))
+
+    @property
+    def most_nbytes(self) -> int:
+        """Shared memory that a warp may have, for as many programs as run ``residents``."""
+        return SHARED_NBYTES // (4 * self.residents)
 
     @property
     def warp_nbytes(self) -> int:
@@ -119,9 +122,10 @@ class TileShape(abc.ABC):
 
     @property
     def shared_floats(self) -> int:
-        """Shared memory of a program: that of its warps, later their states."""
+        """Shared memory of a program: that of its warps, later their states; so much that no more than ``residents``
+        find room, among which work is divided."""
         used = self.warps * max(self.warp_nbytes // 4, self.rows * (self.dim + 2))
-        return max(used, _LEAST_NBYTES // 4)
+        return max(used, (SHARED_NBYTES // (self.residents + 1) + 16) // 4)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,7 +202,7 @@ class CodedShape(TileShape):
     @property
     def scales_apart(self) -> bool:
         """Whether there is room for the scales of one tile only, behind the stages: so that twelve warps have room."""
-        most = SHARED_NBYTES // 12
+        most = self.most_nbytes
         return 2 * self._tile_nbytes > most >= self.stage_scales + self._tile_nbytes
 
     @property

@@ -101,8 +101,11 @@ def decode_step(
         dim=dim,
         capacity=geometry.num_pages * geometry.page,
         group=group,
-        **shares._asdict(),
-        states=shares.splits + exact_programs(geometry, heads, shares.splits),
+        splits=shares.splits,
+        late=shares.late,
+        weights=shares.weights,
+        residents=shares.residents,
+        states=shares.splits + exact_programs(geometry, heads, shares.splits, programs=shares.places),
     )
     return attend_parts(
         program,
@@ -118,7 +121,7 @@ def decode_step(
         unit=value.unit,
         hadamard=value.coordinates == "hadamard",
         interpret=interpret,
-        most_teams=most_teams(key, value, group, dim),
+        most_teams=shares.teams or most_teams(key, value, group, dim),
     )
 
 

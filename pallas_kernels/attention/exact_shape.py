@@ -28,3 +28,8 @@ class ExactShape(FloatShape):
     geometry: Geometry
     key_dtype: Any
     turns: bool = False
+
+    @property
+    def stages(self) -> int:
+        """Tiles that a warp has room for: two, or else one, as there are few."""
+        return 2 if 2 * self.stage_nbytes <= self.most_nbytes else 1

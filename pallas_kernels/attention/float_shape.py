@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from kakeya_jax.pallas_kernels.attention.coded_shape import SHARED_NBYTES, TileShape
+from kakeya_jax.pallas_kernels.attention.coded_shape import TileShape
 from kakeya_jax.pallas_kernels.attention.query_form import QueryForm
 
 CHUNK = 16
@@ -67,8 +67,8 @@ class FloatShape(TileShape):
 
     @property
     def tile(self) -> int:
-        """Tokens that a warp handles at once: as many as let twelve warps have two stages each, 16 to 64."""
-        fits = [tokens for tokens in (32, 64) if 2 * 12 * self._nbytes_of(tokens) <= SHARED_NBYTES]
+        """Tokens that a warp handles at once: as many as let every warp have two stages, 16 to 64."""
+        fits = [tokens for tokens in (32, 64) if 2 * self._nbytes_of(tokens) <= self.most_nbytes]
         return max(fits, default=16)
 
     @property

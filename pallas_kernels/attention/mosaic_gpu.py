@@ -41,7 +41,7 @@ def attention_mosaic_gpu(
     rope: Rope,
     scale: float,
     chunk: ChunkWindow | None = None,
-    splits: int | None = None,
+    splits: int | HeadShares | None = None,
     interpret: bool = False,
 ) -> Attended:
     """See ``compressed_attention``; one query for each row, of ``turboquant`` (2, 3 or 4 bits), ``int8``, ``int4``,
@@ -58,7 +58,7 @@ def attention_mosaic_gpu(
         rope: likewise.
         scale: likewise.
         chunk: likewise.
-        splits: programs that share the coded tokens of a head equally; None for a choice by shape.
+        splits: programs that share the coded tokens of a head equally, or how unequally; None for a choice by shape.
         interpret: run the kernels' programs in numpy, slowly, on any machine.
 
     Raises:
@@ -89,13 +89,13 @@ def attention_mosaic_gpu(
             key_stream=key_stream,
             value_stream=value_stream,
             rope=rope,
-            splits=splits or shares.splits,
+            splits=_alike(splits or shares),
         )
     else:
         key, value = coded_stream(key_stream), coded_stream(value_stream)
         alone = most_teams(key, value, min(grouped.shape[1], COLUMNS), dim) == 1
         shares = choose(preferred=_preferred_programs(key_stream, value_stream), late=alone)
-        shares = HeadShares(splits) if splits else shares
+        shares = splits if isinstance(splits, HeadShares) else HeadShares(splits) if splits else shares
         step = functools.partial(decode_step, key=key, value=value, geometry=key_stream.geometry, shares=shares)
     parts = [
         step(
@@ -108,6 +108,11 @@ def attention_mosaic_gpu(
     ]
     out, lse = (jnp.concatenate(each, axis=1) for each in zip(*parts, strict=True))
     return Attended(out.reshape(query.shape), lse.reshape(query.shape[:-1]))
+
+
+def _alike(shares: int | HeadShares) -> int:
+    """The number of programs that share a head equally."""
+    return shares.splits if isinstance(shares, HeadShares) else shares
 
 
 def _preferred_programs(*streams: Stream) -> int | None:

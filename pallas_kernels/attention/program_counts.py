@@ -40,17 +40,26 @@ _MORE_TOKENS = {1: 160, 128: 288}
 
 
 class HeadShares(NamedTuple):
-    """How programs share the coded tokens of a head.
+    """How programs share the coded tokens of a head, and a multiprocessor.
 
     Attributes:
         splits: programs, all of them.
         late: those of them, the last ones, that begin where others are done.
         weights: how the share of a program is to that of a late one.
+        residents: programs that run on a multiprocessor, if their registers allow.
+        teams: programs that are one block of threads; 0 for as many as their registers ask for.
     """
 
     splits: int
     late: int = 0
     weights: tuple[int, int] = (1, 1)
+    residents: int = 3
+    teams: int = 0
+
+    @property
+    def places(self) -> int:
+        """Programs that run at a time."""
+        return self.residents * MULTIPROCESSORS
 
 
 def choose_splits(heads: int, tokens: int, *, programs: int = PROGRAMS, preferred: int | None = None) -> int:

@@ -129,6 +129,7 @@ def _window(
         types = {"query_dtype": query.dtype, "dtype": key, "value_dtype": value}
         return WindowShape(rows=coded.rows, scale=scale, **types, **sizes)
     codes = [FloatCodes(nbytes=2, scaled=False, half=each == jnp.float16) for each in (key, value)]
+    sizes["residents"] = coded.residents
     codes[0] = dataclasses.replace(codes[0], half=codes[0].half and not turns)
     return ExactShape(
         key=codes[0],

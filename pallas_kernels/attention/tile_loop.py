@@ -61,7 +61,7 @@ def over_tiles(
     def turn(tile: Any, carried: list[Any]) -> list[Any]:
         place, state = carried[0], carried[1:]
         slot = ops.shared_offset(base, place)
-        ops.wait_for_copies(ahead - 1)
+        ops.wait_for_copies(max(ahead - 1, 0))
         # The stage before this one is free now: every lane is past its tile.
         before = ops.less(place, ops.integer(shape.stage_nbytes))
         free = ops.select(
@@ -70,6 +70,8 @@ def over_tiles(
             ops.subtract(place, ops.integer(shape.stage_nbytes)),
         )
         start_tile(ops.add(tile, ops.integer(ahead)), free)
+        if not ahead:
+            ops.wait_for_copies(0)
         state = step(tile, slot, state)
         following = ops.add(place, ops.integer(shape.stage_nbytes))
         wraps = ops.less(following, ops.integer(nbytes))

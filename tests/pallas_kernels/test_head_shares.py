@@ -1,13 +1,17 @@
 """Programs of a head whose shares of its coded tokens differ."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from decode_steps import assert_attends, attended, filled, step
 from mosaic import needs_mosaic
 
-from kakeya_jax.pallas_kernels.attention import mosaic_gpu
+from kakeya_jax.cache import LayerCache
 from kakeya_jax.pallas_kernels.attention.program_counts import HeadShares, choose_shares, choose_splits
+from kakeya_jax.stream import Stream
 
 RECIPES = pytest.mark.parametrize(
     "recipe",
@@ -22,24 +26,53 @@ RECIPES = pytest.mark.parametrize(
 SHARES = pytest.mark.parametrize("shares", [HeadShares(3, 2, (2, 1)), HeadShares(2, 1, (7, 2))])
 
 
+def _with_exact_tokens_of_16_bits(stream: Stream) -> Stream:
+    """Those of 32 bits have a program without stages."""
+    exact = {"sinks": stream.sinks.astype(jnp.bfloat16), "tail": stream.tail.astype(jnp.bfloat16)}
+    return dataclasses.replace(stream, **exact)
+
+
 @RECIPES
 @SHARES
-def test_late_programs_have_smaller_shares(recipe: str, shares: HeadShares, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(mosaic_gpu, "choose_shares", lambda *arguments, **options: shares)
+def test_late_programs_have_smaller_shares(recipe: str, shares: HeadShares):
     layer, query, positions = filled(recipe, 64, 4)
-    assert_attends(step(layer, query, positions, interpret=True), attended(layer, query, positions), 1e-3)
+    found = step(layer, query, positions, splits=shares, interpret=True)
+    assert_attends(found, attended(layer, query, positions), 1e-3)
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("recipe", ["both=turboquant(bits=2,block_size=64)", "both=kivi(bits=2,block_size=64)"])
+def test_four_programs_on_a_multiprocessor_have_fewer_or_smaller_stages(recipe: str, dim: int):
+    layer, query, positions = filled(f"{recipe},sinks=2,recent=128", dim, 4)
+    layer = LayerCache(key=_with_exact_tokens_of_16_bits(layer.key), value=_with_exact_tokens_of_16_bits(layer.value))
+    shares = HeadShares(3, 1, (2, 1), residents=4)
+    found = step(layer, query, positions, splits=shares, interpret=True)
+    assert_attends(found, attended(layer, query, positions), 1e-3)
 
 
 @pytest.mark.gpu
 @needs_mosaic
 @RECIPES
 @SHARES
-def test_gpu_late_programs(recipe: str, shares: HeadShares, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(mosaic_gpu, "choose_shares", lambda *arguments, **options: shares)
+def test_gpu_late_programs(recipe: str, shares: HeadShares):
     layer, query, positions = filled(recipe, 128, 4)
-    first, second = (jax.jit(step)(layer, query, positions) for _ in range(2))
+    run = jax.jit(step, static_argnames="splits")
+    first, second = (run(layer, query, positions, splits=shares) for _ in range(2))
     assert_attends(first, attended(layer, query, positions), 2e-3)
     np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.gpu
+@needs_mosaic
+@pytest.mark.parametrize("teams", [1, 4])
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("recipe", ["both=turboquant(bits=2,block_size=64)", "both=kivi(bits=2,block_size=64)"])
+def test_gpu_four_programs_on_a_multiprocessor(recipe: str, dim: int, teams: int):
+    layer, query, positions = filled(f"{recipe},sinks=2,recent=128", dim, 4)
+    layer = LayerCache(key=_with_exact_tokens_of_16_bits(layer.key), value=_with_exact_tokens_of_16_bits(layer.value))
+    shares = HeadShares(3, 1, (2, 1), residents=4, teams=teams)
+    found = jax.jit(step, static_argnames="splits")(layer, query, positions, splits=shares)
+    assert_attends(found, attended(layer, query, positions), 2e-3)
 
 
 @pytest.mark.parametrize(("heads", "tokens"), [(64, 32768), (128, 16384), (128, 32768), (256, 8192), (100, 50000)])
