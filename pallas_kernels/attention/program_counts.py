@@ -26,6 +26,9 @@ _EARLY = 0.94
 _LONGEST = 1.2
 """and their longest share, of what each would have if all shared all heads equally."""
 
+_LARGEST_WEIGHT = 64
+"""Of shares: those of fewer tiles are whole tiles where a cache is full; products with it stay small numbers."""
+
 _FULL = 0.9
 """Of the places, from which on early programs fill a GPU."""
 
@@ -100,6 +103,8 @@ def choose_shares(
     if late_weight < 1 or left < _WARPS * late_weight:
         return HeadShares(splits)
     count = round(left / (_WARPS * late_weight))
+    if weight > _LARGEST_WEIGHT:
+        weight, late_weight = _LARGEST_WEIGHT, max(1, round(_LARGEST_WEIGHT * late_weight / weight))
     return HeadShares(early + count, count, (weight, late_weight))
 
 

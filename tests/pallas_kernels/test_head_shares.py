@@ -88,3 +88,11 @@ def test_late_programs_take_what_programs_that_run_at_once_leave(heads: int, tok
 @pytest.mark.parametrize(("heads", "tokens"), [(8, 131072), (64, 4096), (64, 512), (396, 4096), (500, 32768)])
 def test_no_late_programs_for_few_heads_or_tokens_or_more_heads_than_places(heads: int, tokens: int):
     assert choose_shares(heads, tokens, late=True) == HeadShares(choose_splits(heads, tokens))
+
+
+def test_shares_of_long_caches_stay_small_numbers():
+    """Programs multiply them with a head's tiles in 32 bits."""
+    for heads, tokens in ((64, 2**26), (256, 2**24), (396, 2**25)):
+        shares = choose_shares(heads, tokens, late=True)
+        weight, late_weight = shares.weights
+        assert 4 * ((shares.splits - shares.late) * weight + shares.late * late_weight) * tokens // 64 < 2**32
