@@ -128,7 +128,7 @@ def time_packed(
         return attention(query, layer.key, layer.value, positions=positions, rope=rope, scale=scale)
 
     nbytes = sum(leaf.nbytes for stream in (layers[0].key, layers[0].value) for leaf in jax.tree.leaves(stream.blocks))
-    return time_calls(name, call, _query(spec), layers, nbytes, repeats)
+    return time_calls(name, call, random_query(spec), layers, nbytes, repeats)
 
 
 def _time_cudnn(spec: ArgSpec, repeats: int) -> AttentionSpeed:
@@ -143,7 +143,7 @@ def _time_cudnn(spec: ArgSpec, repeats: int) -> AttentionSpeed:
     def call(query: Array, buffer: tuple[Array, Array]) -> Array:
         return jax.nn.dot_product_attention(query, *buffer, implementation="cudnn")
 
-    return time_calls("dense jax-cudnn", call, _query(spec), buffers, spec.dense_nbytes, repeats)
+    return time_calls("dense jax-cudnn", call, random_query(spec), buffers, spec.dense_nbytes, repeats)
 
 
 def _time_copy(spec: ArgSpec, repeats: int) -> AttentionSpeed:
@@ -213,7 +213,8 @@ def _seconds(call: Callable[[], Any], repeats: int) -> list[float]:
     return found
 
 
-def _query(spec: ArgSpec) -> Array:
+def random_query(spec: ArgSpec) -> Array:
+    """Queries of one step."""
     shape = (spec.batch, 1, spec.num_kv_heads * spec.group, spec.head_dim)
     return jax.random.normal(jax.random.key(1), shape, jnp.bfloat16)
 

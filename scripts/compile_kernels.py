@@ -1,14 +1,16 @@
 """Compiles attention kernels for an H100 on a machine without one, and says what the assembler made of them.
 
 python3.12 -m pip install --no-deps --target FOLDER jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12
-python3.12 scripts/compile_kernels.py FOLDER [--shape NAME] [--recipe RECIPE ...] [--base NUMBER] [--hlo FILE]
+python3.12 scripts/compile_kernels.py FOLDER [--shape NAME ...] [--recipe RECIPE ...] [--base NUMBER] [--hlo FILE]
 
-For each recipe: registers and spilled bytes of its programs, and, where ``nvdisasm`` is found, the instructions of the
-loop over tiles and those of loops inside it. Needs the version of JAX that the plugin is made for, 0.11 or later.
+For each shape and recipe: registers and spilled bytes of its programs, and, where ``nvdisasm`` is found, the
+instructions of the loop over tiles and those of loops inside it. Needs the version of JAX that the plugin is made for,
+0.11 or later.
 """
 
 import argparse
 import contextlib
+import itertools
 import os
 import pathlib
 import re
@@ -54,12 +56,13 @@ def main(arguments: list[str] | None = None) -> int:
     topology: Any = topologies.get_topology_desc("h100", "cuda", target_config=DEVICE, topology="1x1x1")
     sharding = SingleDeviceSharding(topology.devices[0])
     jax.default_backend = lambda: "gpu"  # what kernels ask before they run
-    if options.shape not in ARG_SPECS:
-        print(f"compile_kernels.py: no shape {options.shape}; there are {', '.join(ARG_SPECS)}", file=sys.stderr)
-        return 2
-    spec = ARG_SPECS[options.shape]
-    shape = CacheShape(num_layers=1, num_kv_heads=spec.num_kv_heads, head_dim=spec.head_dim)
-    for name in options.recipe:
+    for each in options.shape:
+        if each not in ARG_SPECS:
+            print(f"compile_kernels.py: no shape {each}; there are {', '.join(ARG_SPECS)}", file=sys.stderr)
+            return 2
+    for of_shape, name in itertools.product(options.shape, options.recipe):
+        spec = ARG_SPECS[of_shape]
+        shape = CacheShape(num_layers=1, num_kv_heads=spec.num_kv_heads, head_dim=spec.head_dim)
         recipe = Recipe.parse(name)
         tables = neutral_tables(shape, recipe) if recipe.needs_calibration else None
         length = spec.tokens + recipe.sinks + recipe.recent
@@ -68,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         leaves, tree = jax.tree.flatten(cache.layers[0])
 
-        def attend(query: Any, *leaves: Any, tree: Any = tree) -> Any:
+        def attend(query: Any, *leaves: Any, tree: Any = tree, spec: Any = spec) -> Any:
             layer = jax.tree.unflatten(tree, leaves)
             return attention_mosaic_gpu(
                 query,
@@ -88,7 +91,8 @@ def main(arguments: list[str] | None = None) -> int:
             lowered = jax.jit(attend).trace(*abstract).lower()
         with _everything_printed() as printed:
             compiled = lowered.compile()
-        print(f"{name}: {'; '.join(describe(printed[0]))}", flush=True)
+        of = f"{of_shape}, {name}" if len(options.shape) > 1 else name
+        print(f"{of}: {'; '.join(describe(printed[0]))}", flush=True)
         if options.hlo:
             options.hlo.write_text(compiled.as_text())
     return 0
@@ -169,7 +173,9 @@ def _everything_printed() -> Iterator[list[str]]:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="compile_kernels.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("plugin", type=pathlib.Path, metavar="FOLDER", help="with JAX's CUDA plugin and ptxas")
-    parser.add_argument("--shape", default="b8-k8-g4-32k", metavar="NAME", help="of arg_specs.py [b8-k8-g4-32k]")
+    parser.add_argument(
+        "--shape", nargs="+", default=["b8-k8-g4-32k"], metavar="NAME", help="of arg_specs.py [b8-k8-g4-32k]"
+    )
     parser.add_argument("--recipe", nargs="+", default=["turboquant-4", "klt-2", "klt-3"], metavar="RECIPE")
     parser.add_argument("--base", type=float, default=1e4, metavar="NUMBER", help="of the rotary embedding [1e4]")
     parser.add_argument("--hlo", type=pathlib.Path, metavar="FILE", help="also write XLA's program, of the last recipe")

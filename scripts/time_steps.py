@@ -13,7 +13,6 @@ import argparse
 import functools
 import json
 import pathlib
-import re
 import sys
 from typing import Any
 
@@ -22,13 +21,10 @@ import jax
 from kakeya_jax.eval.bench_attention import random_layers, time_packed
 from kakeya_jax.pallas_kernels.attention.arg_specs import ARG_SPECS
 from kakeya_jax.pallas_kernels.attention.mosaic_gpu import attention_mosaic_gpu
-from kakeya_jax.pallas_kernels.attention.program_counts import HeadShares
+from kakeya_jax.pallas_kernels.attention.program_counts import shares_of
 from kakeya_jax.recipe import Recipe
 
 REPEATS = 21
-SHARES = re.compile(
-    r"(?P<splits>\d+)(\+(?P<late>\d+):(?P<weight>\d+):(?P<late_weight>\d+))?(x(?P<residents>\d))?(t(?P<teams>\d))?"
-)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,30 +42,15 @@ def _attention(*streams: Any, **options: Any) -> jax.Array:
     return attention_mosaic_gpu(*streams, **options).out
 
 
-def shares_of(text: str) -> HeadShares | None:
-    """What SHARES mean; None for the kernels' own choice.
-
-    Raises:
-        ValueError: it is not written like that.
-    """
-    if not (found := SHARES.fullmatch(text)):
-        raise ValueError(f"{text} is not like 6, 6+4:20:2 or 6+4:20:2x4t4; 0 is the kernels' own choice")
-    given = {name: int(number) for name, number in found.groupdict().items() if number}
-    if not given["splits"]:
-        return None
-    weights, late = (given.get("weight", 1), given.get("late_weight", 1)), given.get("late", 0)
-    return HeadShares(given["splits"] + late, late, weights, given.get("residents", 3), given.get("teams", 0))
-
-
 def _measure(out: pathlib.Path, shape: str, recipe: str, shares: list[str]) -> None:
     if shape not in ARG_SPECS:
         raise ValueError(f"no shape {shape}; there are {', '.join(ARG_SPECS)}")
-    by_text = {text: shares_of(text) for text in shares}
+    wanted = [(text, shares_of(text)) for text in shares]
     parsed, device = Recipe.parse(recipe), jax.devices()[0]
     if device.platform != "gpu":
         raise NotImplementedError(f"{device.platform} runs no such kernels; run it on a GPU")
     layers = random_layers(ARG_SPECS[shape], parsed)
-    for text, splits in by_text.items():
+    for text, splits in wanted:
         attention = functools.partial(_attention, splits=splits)
         speed = time_packed(recipe, ARG_SPECS[shape], layers, attention, REPEATS)
         row = {

@@ -24,6 +24,7 @@ class _Launch:
     teams: int
     shared_nbytes: int
     active: np.ndarray
+    ticks: int = 0
 
 
 _launch: contextvars.ContextVar[_Launch] = contextvars.ContextVar("launch")
@@ -409,6 +410,17 @@ def prefetch(where: Pointer, at: int = 0) -> None:
 
 def load_reals(where: Pointer, count: int, at: int = 0, *, once: bool = False, pinned: bool = False) -> list[Register]:
     return [as_real(word) for word in load_words(where, count, at, once=once, pinned=pinned)]
+
+
+def clock() -> Register:
+    """Counts: threads have no clock."""
+    state = _launch.get()
+    state.ticks += 1
+    return integer(state.ticks)
+
+
+def mark(place: str, here: Callable[[], Register] | None = None) -> None:
+    del place, here
 
 
 def begin_loads() -> None:

@@ -134,6 +134,7 @@ def kakeya_program(
         start(tile, some, copies)
     state = ops.loop(first, stop, empty_state(ops, shape), in_block)
     ops.wait_for_copies(0)
+    ops.mark("tiles")
     ops.barrier()  # tiles and skeletons become states
     place = ops.add(ops.times(head, shape.states), split)
     halves = [ops.real(0.5)] * (shape.blocks * shape.dim // 8) if shape.value.halfway else None

@@ -64,6 +64,7 @@ def klt_program(
         return _pages(ops, shape, split, found[0])
 
     QueryWriter(ops, shape, lane, head, pages_of, query_ref, tables, queries, shared_ref).write()
+    ops.mark("queries")
     count = found[0]
     share = share_of(ops, shape, lane, split, count)
     of_pages = (queries.numbers, queries.extras, queries.coefficients, tables.curves)
@@ -83,6 +84,7 @@ def klt_program(
 
     state = [*empty_state(ops, shape), *[ops.real(0.0)] * shape.blocks]
     state = over_turns(ops, shape, lane, shared_ref, share, tiles, keys, values, state)[: -shape.blocks]
+    ops.mark("tiles")
     ops.barrier()  # stages become states
     halves = []
     for group in range(GROUPS):

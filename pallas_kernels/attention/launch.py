@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kakeya_jax.pallas_kernels.attention import emulated_ops
+from kakeya_jax.pallas_kernels.attention.stamps import with_stamps
 from kakeya_jax.typing import Array
 
 
@@ -34,9 +35,12 @@ def launch(
         interpret: in numpy, on any machine, instead of on the GPU.
         teams: programs that run as one block of threads, which bounds their registers (see ``team_ops``).
     """
-    if interpret:
-        return _emulated(program, tuple(outputs), tuple(arguments), programs, warps, shared_floats, teams)
-    return _mosaic(program, tuple(outputs), tuple(arguments), programs, warps, shared_floats, teams)
+    on_machine = _emulated if interpret else _mosaic
+
+    def run(program: Callable[..., None], outputs: tuple[jax.ShapeDtypeStruct, ...]) -> tuple[Array, ...]:
+        return on_machine(program, outputs, tuple(arguments), programs, warps, shared_floats, teams)
+
+    return with_stamps(run, program, tuple(outputs), programs, warps)
 
 
 def _mosaic(

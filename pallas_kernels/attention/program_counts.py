@@ -1,5 +1,6 @@
 """How many programs share a head: of coded tokens, and of exact ones."""
 
+import re
 from typing import NamedTuple
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import TILE
@@ -35,6 +36,10 @@ _FULL = 0.9
 _WARPS = 4
 """Of a program."""
 
+_SHARES = re.compile(
+    r"(?P<splits>\d+)(\+(?P<late>\d+):(?P<weight>\d+):(?P<late_weight>\d+))?(x(?P<residents>\d))?(t(?P<teams>\d))?"
+)
+
 _TOKENS = 64
 """Exact tokens that one program attends to, if there is a place for it: a tile or two for each of its warps."""
 
@@ -63,6 +68,24 @@ class HeadShares(NamedTuple):
     def places(self) -> int:
         """Programs that run at a time."""
         return self.residents * MULTIPROCESSORS
+
+
+def shares_of(text: str) -> HeadShares | None:
+    """Shares as scripts take them; None, the kernels' own choice, for 0.
+
+    ``6`` is that many programs of a head; ``6+4:20:2`` is four late ones besides, of which each has 2 where the others
+    have 20; ``x4`` after it is four programs on a multiprocessor, ``t4`` four in a block of threads.
+
+    Raises:
+        ValueError: it is not written like that.
+    """
+    if not (found := _SHARES.fullmatch(text)):
+        raise ValueError(f"{text} is not like 6, 6+4:20:2 or 6+4:20:2x4t4; 0 is the kernels' own choice")
+    given = {name: int(number) for name, number in found.groupdict().items() if number}
+    if not given["splits"]:
+        return None
+    weights, late = (given.get("weight", 1), given.get("late_weight", 1)), given.get("late", 0)
+    return HeadShares(given["splits"] + late, late, weights, given.get("residents", 3), given.get("teams", 0))
 
 
 def choose_splits(heads: int, tokens: int, *, programs: int = PROGRAMS, preferred: int | None = None) -> int:

@@ -182,12 +182,15 @@ def _run(
         ops.barrier()  # everyone knows that this is the last program
         arrays: list[Any] = [*states, value_map, value_mean, value_unit, out, shared]
         finish_program(ops, finish, head, *arrays)
+        ops.mark("end")
         ops.only_if(ops.less(ops.thread_index(), ops.integer(1)), lambda: ops.store_words(counter, [ops.integer(0)]))
 
     ops.only_if(first, lambda: program(ops, coded, head, split, tokens_of, *codes, *notes, *states, shared))
     ops.only_if(ops.less(ops.integer(programs - 1), number), attend_exact)
+    ops.mark("state")
     counter = ops.offset(ops.address(counters), ops.times(head, 4))
     done = ops.arrive(counter, ops.shared_address(shared))
+    ops.mark("counted")
     ops.only_if(ops.less(ops.integer(finish.states - 2), done), add_up)
 
 

@@ -72,12 +72,15 @@ def over_tiles(
         start_tile(ops.add(tile, ops.integer(ahead)), free)
         if not ahead:
             ops.wait_for_copies(0)
+        ops.mark("first tile", lambda: ops.less(tile, ops.add(first, ops.integer(1))))
         state = step(tile, slot, state)
         following = ops.add(place, ops.integer(shape.stage_nbytes))
         wraps = ops.less(following, ops.integer(nbytes))
         return [ops.select(wraps, following, ops.integer(0)), *state]
 
     step, begun = begin()
+    ops.mark("queries")
     state_after = ops.loop(first, stop, [ops.integer(0), *begun], turn)[1:]
     ops.wait_for_copies(0)
+    ops.mark("tiles")
     return state_after

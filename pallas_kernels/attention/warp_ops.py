@@ -297,6 +297,22 @@ def halves_of_e4m3(word: Register) -> list[Register]:
     return list(_asm(text, word, results=[_i32()] * 2))
 
 
+# Time
+
+
+def clock() -> Register:
+    """The lower 32 bits of the GPU's nanoseconds."""
+    text = "{ .reg .b64 t; mov.u64 t, %globaltimer; cvt.u32.u64 $0, t; }"
+    return utils.inline_ptx(  # pyright: ignore[reportAttributeAccessIssue]
+        text, result_types=_i32(), has_side_effects=True
+    )
+
+
+def mark(place: str, here: Callable[[], Register] | None = None) -> None:
+    """Where a warp is (``stamps``), if it is ``here``: nothing is done about it."""
+    del place, here
+
+
 # The warp
 
 
