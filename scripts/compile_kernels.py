@@ -1,7 +1,8 @@
 """Compiles attention kernels for an H100 on a machine without one, and says what the assembler made of them.
 
 python3.12 -m pip install --no-deps --target FOLDER jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12
-python3.12 scripts/compile_kernels.py FOLDER [--shape NAME ...] [--recipe RECIPE ...] [--base NUMBER] [--hlo FILE]
+python3.12 scripts/compile_kernels.py FOLDER [--shape NAME ...] [--recipe RECIPE ...]
+    [--shares SHARES] [--base NUMBER] [--hlo FILE]
 
 For each shape and recipe: registers and spilled bytes of its programs, and, where ``nvdisasm`` is found, the
 instructions of the loop over tiles and those of loops inside it. Needs the version of JAX that the plugin is made for,
@@ -50,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     from kakeya_jax.neutral_tables import neutral_tables
     from kakeya_jax.pallas_kernels.attention.arg_specs import ARG_SPECS
     from kakeya_jax.pallas_kernels.attention.mosaic_gpu import attention_mosaic_gpu
+    from kakeya_jax.pallas_kernels.attention.program_counts import shares_of
     from kakeya_jax.recipe import Recipe
     from kakeya_jax.rope import Rope
 
@@ -80,6 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
                 positions=layer.key.length[:, None] - 1,
                 rope=Rope(head_dim=spec.head_dim, theta=options.base),
                 scale=spec.head_dim**-0.5,
+                splits=shares_of(options.shares),
             ).out
 
         query = ((spec.batch, 1, spec.num_kv_heads * spec.group, spec.head_dim), jnp.bfloat16)
@@ -177,6 +180,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--shape", nargs="+", default=["b8-k8-g4-32k"], metavar="NAME", help="of arg_specs.py [b8-k8-g4-32k]"
     )
     parser.add_argument("--recipe", nargs="+", default=["turboquant-4", "klt-2", "klt-3"], metavar="RECIPE")
+    parser.add_argument(
+        "--shares", default="0", metavar="SHARES", help="of programs, as for time_steps.py; 0: the kernels' choice [0]"
+    )
     parser.add_argument("--base", type=float, default=1e4, metavar="NUMBER", help="of the rotary embedding [1e4]")
     parser.add_argument("--hlo", type=pathlib.Path, metavar="FILE", help="also write XLA's program, of the last recipe")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Operands of three programs that are one block of threads and have the same head: each makes a part for all of them.
+"""Operands of three programs or more that are one block of threads and have the same head: some make a part for all.
 
 All programs of a GPU begin at the same time with the same loads, and wait for the second-level cache. Teams 0 and 1
 make the maps, each of their warps a group of channels, and team 2 makes the curves.
@@ -12,15 +12,14 @@ from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
 from kakeya_jax.pallas_kernels.attention.klt_shape import KltShape
 from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 
-_TEAMS = 3
 _MAP_TEAMS = 2
 _FOURS = 16
 """Loads of a lane for a group of channels."""
 
 
 def one_head(ops: Any, shape: KltShape) -> bool:
-    """Whether blocks are three programs of a head: those of its codes follow each other."""
-    return ops.teams() == _TEAMS and shape.splits % _TEAMS == 0
+    """Whether blocks are three programs of a head, or more: those of its codes follow each other."""
+    return ops.teams() > _MAP_TEAMS and shape.splits % ops.teams() == 0
 
 
 class BlockOperands:
@@ -30,7 +29,7 @@ class BlockOperands:
         self.ops, self.lane, self.shared = ops, lane, shared
         self.curves = CurveOperands(ops, shape, lane, shared)
         self._of_maps = ops.less(ops.team(), ops.integer(_MAP_TEAMS))
-        self._of_curves = ops.less(ops.integer(_MAP_TEAMS - 1), ops.team())
+        self._of_curves = ops.equal(ops.team(), _MAP_TEAMS)
         ops.only_if(self._of_curves, lambda: self.curves.start(tables, kv_head))
         group = ops.add(ops.times(ops.team(), 4), lane.warp)
 
@@ -71,6 +70,6 @@ class BlockOperands:
 
     def _make_curves(self) -> None:
         ops = self.ops
-        targets = [ops.of_team(self.curves.mine, ops.integer(team)) for team in range(_TEAMS)]
+        targets = [ops.of_team(self.curves.mine, ops.integer(team)) for team in range(ops.teams())]
         size = self.curves.multiply_for(targets)
         ops.shared_store(ops.of_team(self.shared, ops.integer(0)), [size], MEAN_SIZE)

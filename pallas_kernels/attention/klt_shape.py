@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from kakeya_jax.klt_layout import FAST_WIDTHS, quantizer_bytes
-from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, SHARED_NBYTES, TILE, Codes, TileShape
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, TILE, Codes, TileShape
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
 from kakeya_jax.pallas_kernels.attention.klt_query_shared import shared_nbytes
 
@@ -122,8 +122,8 @@ class KltShape(TileShape):
 
     @property
     def stages(self) -> int:
-        """Tiles that are under way in a warp, two at least: as many as three programs have room for."""
-        return next((count for count in (4, 3) if self._nbytes_of(count) <= SHARED_NBYTES // 12), 2)
+        """Tiles that are under way in a warp, two at least: as many as there is room for."""
+        return next((count for count in (4, 3) if self._nbytes_of(count) <= self.most_nbytes), 2)
 
     @property
     def parts(self) -> int:

@@ -82,21 +82,21 @@ def attention_mosaic_gpu(
     heads, dim = num_heads(key_stream), query.shape[-1]
     grouped = query.reshape(heads, -1, dim)
     choose = functools.partial(choose_shares, heads, capacity(key_stream))
+    given = HeadShares(splits) if isinstance(splits, int) else splits
+    if in_blocks:
+        shares = given or choose(programs=KAKEYA_PROGRAMS)
+        step = functools.partial(kakeya_step, rope=rope, splits=shares.splits)
+    elif transformed:
+        step = functools.partial(klt_step, rope=rope, shares=given or choose())
+    else:
+        step = decode_step
     if in_blocks or transformed:
-        shares = choose(programs=KAKEYA_PROGRAMS) if in_blocks else choose()
-        step = functools.partial(
-            kakeya_step if in_blocks else klt_step,
-            key_stream=key_stream,
-            value_stream=value_stream,
-            rope=rope,
-            splits=_alike(splits or shares),
-        )
+        step = functools.partial(step, key_stream=key_stream, value_stream=value_stream)
     else:
         key, value = coded_stream(key_stream), coded_stream(value_stream)
         alone = most_teams(key, value, min(grouped.shape[1], COLUMNS), dim) == 1
-        shares = choose(preferred=_preferred_programs(key_stream, value_stream), late=alone)
-        shares = splits if isinstance(splits, HeadShares) else HeadShares(splits) if splits else shares
-        step = functools.partial(decode_step, key=key, value=value, geometry=key_stream.geometry, shares=shares)
+        shares = given or choose(preferred=_preferred_programs(key_stream, value_stream), late=alone)
+        step = functools.partial(step, key=key, value=value, geometry=key_stream.geometry, shares=shares)
     parts = [
         step(
             grouped[:, first : first + COLUMNS],
@@ -108,11 +108,6 @@ def attention_mosaic_gpu(
     ]
     out, lse = (jnp.concatenate(each, axis=1) for each in zip(*parts, strict=True))
     return Attended(out.reshape(query.shape), lse.reshape(query.shape[:-1]))
-
-
-def _alike(shares: int | HeadShares) -> int:
-    """The number of programs that share a head equally."""
-    return shares.splits if isinstance(shares, HeadShares) else shares
 
 
 def _preferred_programs(*streams: Stream) -> int | None:

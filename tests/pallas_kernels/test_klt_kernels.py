@@ -13,6 +13,7 @@ from mosaic import lowered, needs_mosaic
 
 from kakeya_jax.pallas_kernels.attention import compressed_attention, mosaic_gpu
 from kakeya_jax.pallas_kernels.attention.klt_step import layout_table
+from kakeya_jax.pallas_kernels.attention.program_counts import HeadShares
 from kakeya_jax.rope import Rope, YarnScaling
 
 SCALE = 0.1
@@ -27,7 +28,7 @@ def difference(found: Any, expected: Any) -> float:
     return float(np.max(np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)))
 
 
-def emulated(query: Any, layer: Any, positions: Any, *, splits: int = 2, rope: Rope = ROPE) -> Any:
+def emulated(query: Any, layer: Any, positions: Any, *, splits: int | HeadShares = 2, rope: Rope = ROPE) -> Any:
     def step(query: Any, key: Any, value: Any, positions: Any) -> Any:
         return mosaic_gpu.attention_mosaic_gpu(
             query, key, value, positions=positions, rope=rope, scale=SCALE, interpret=True, splits=splits
@@ -57,9 +58,12 @@ def test_programs_wait_for_their_copies(widths: Any, monkeypatch: pytest.MonkeyP
     assert late.waits > 8
 
 
-@pytest.mark.parametrize(("group", "splits"), [(4, 3), (8, 6)])
-def test_programs_of_a_block_make_operands_together(group: int, splits: int):
-    """Of heads that have a multiple of three programs; a mean of another size for each."""
+FOUR_IN_A_BLOCK = HeadShares(4, residents=4, teams=4)
+
+
+@pytest.mark.parametrize(("group", "splits"), [(4, 3), (8, 6), (4, FOUR_IN_A_BLOCK), (8, FOUR_IN_A_BLOCK)])
+def test_programs_of_a_block_make_operands_together(group: int, splits: int | HeadShares):
+    """Of heads that have a multiple of three or four programs; a mean of another size for each."""
     mean = np.random.default_rng(7).standard_normal((2, 128)) * [[1.0], [0.01]]
     layer, query, positions = klt_layer(KEY_WIDTHS, VALUE_WIDTHS, group=group, length=700, mean=mean)
     found = emulated(query, layer, positions, splits=splits)
@@ -221,9 +225,9 @@ def test_gpu_steps_are_the_reference(group: int, dtype: Any):
 @pytest.mark.gpu
 @needs_mosaic
 @pytest.mark.parametrize("group", [4, 8])
-@pytest.mark.parametrize("splits", [1, 2, 3, 6, 7])
-def test_gpu_steps_do_not_depend_on_how_many_programs_share_a_head(group: int, splits: int):
-    """Of a multiple of three, those of a block make operands together."""
+@pytest.mark.parametrize("splits", [1, 2, 3, 6, 7, FOUR_IN_A_BLOCK])
+def test_gpu_steps_do_not_depend_on_how_many_programs_share_a_head(group: int, splits: int | HeadShares):
+    """Of a multiple of three or four, those of a block make operands together."""
     layer, query, positions = klt_layer(KEY_WIDTHS, VALUE_WIDTHS, group=group, length=2500)
 
     @jax.jit
