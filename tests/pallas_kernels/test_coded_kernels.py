@@ -281,7 +281,7 @@ def test_decode_step_with_exact_tokens_of_half_precision(dtype: Any):
 @pytest.mark.parametrize("count", [1, 2, 4, 5])
 def test_exact_tokens_shared_by_any_number_of_programs(count: int, monkeypatch: pytest.MonkeyPatch):
     layer, query, positions = filled("both=turboquant(bits=4,block_size=64),sinks=2,recent=128", 64, 4)
-    monkeypatch.setattr(decode_step_module, "exact_programs", lambda *arguments: count)
+    monkeypatch.setattr(decode_step_module, "exact_programs", lambda *arguments, **options: count)
     found = step(layer, query, positions, interpret=True)
     assert_step_attends(found, attended(layer, query, positions), 1e-3)
 

@@ -66,7 +66,7 @@ def test_shared_by_any_number_of_programs(recipe: str, monkeypatch: pytest.Monke
     layer, query, positions = filled(recipe, 128, 4, BRAIN)
     found = []
     for count in (1, 5, 17):
-        monkeypatch.setattr(decode_step, "exact_programs", lambda *arguments, count=count: count)
+        monkeypatch.setattr(decode_step, "exact_programs", lambda *arguments, count=count, **options: count)
         found.append(step(layer, query, positions, interpret=True))
     assert_attends(found[0], attended(layer, query, positions), 1e-3)
     for other in found[1:]:
