@@ -1,86 +1,14 @@
 """Adds up the softmax states of a head: of codes, turned back from their coordinates, and of exact tokens."""
 
-import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.exact_values import store_exact
-from kakeya_jax.pallas_kernels.attention.walsh_hadamard import across_lanes, butterflies, with_signs
+from kakeya_jax.pallas_kernels.attention.finish_maps import HadamardBack, MapRows
+from kakeya_jax.pallas_kernels.attention.finish_shape import LOADS, THREADS, WARPS, FinishShape
+from kakeya_jax.pallas_kernels.attention.finish_states import HeadStates
 
-WARPS = 4
 _SMALLEST = 1e-37
-_THREADS = 32 * WARPS
-_LOADS = 16
-"""Of four numbers, that a thread has under way at once."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FinishShape:
-    """What a program is made for.
-
-    Attributes:
-        dim: of a head, 64 or 128.
-        group: queries of a key/value head.
-        rows: queries that a state has room for.
-        coded: states of coded tokens.
-        exact: states of exact tokens, which follow.
-        dtype: of the result.
-        unit: of the coordinates that the map takes; None if each has its own, and there is a mean.
-        maps: that heads have, one after the other; 1 if one is of all.
-        hadamard: whether the map is a rotation of kind ``hadamard``: there is a unit, and only the map's first row and
-            column are read.
-    """
-
-    dim: int
-    group: int
-    rows: int
-    coded: int
-    exact: int
-    dtype: Any
-    unit: float | None = None
-    maps: int = 1
-    hadamard: bool = False
-
-    @property
-    def states(self) -> int:
-        """Of a head."""
-        return self.coded + self.exact
-
-    @property
-    def quads(self) -> int:
-        """Of neighbouring channels, of all queries."""
-        return self.group * self.dim // 4
-
-    @property
-    def parts(self) -> int:
-        """Of the map's rows: each part takes so many threads as there are quads of its columns. None of a transform."""
-        return 0 if self.hadamard else _THREADS // (self.dim // 4)
-
-    @property
-    def weights_at(self) -> int:
-        """Where in shared memory weights of states are; what warps tell each other comes first, and"""
-        return 4 * 3 * WARPS * self.rows
-
-    @property
-    def coded_at(self) -> int:
-        """values in the coordinates of their codes,"""
-        return self.weights_at + 4 * self.states * self.rows
-
-    @property
-    def exact_at(self) -> int:
-        """of exact tokens, with those of codes if a transform has turned them back,"""
-        return self.coded_at + 16 * self.quads
-
-    @property
-    def turned_at(self) -> int:
-        """and of codes, turned back, for each part of the map."""
-        return self.exact_at + 16 * self.quads
-
-    @property
-    def shared_floats(self) -> int:
-        """Shared memory of a program."""
-        return (self.turned_at + 16 * self.parts * self.quads) // 4
 
 
 def finish_program(
@@ -120,79 +48,18 @@ def finish_program(
     where = ops.offset(ops.address(map_ref), of_head, 4 * shape.dim * shape.dim)
     out = ops.offset(ops.address(out_ref), head, shape.group * shape.dim * shape.dtype.itemsize)
 
-    back = _HadamardBack(ops, shape, thread, where) if shape.hadamard else None
-    rows = None if shape.hadamard else _MapRows(ops, shape, thread, where)
-    states = _States(ops, shape, thread, values)
+    back = HadamardBack(ops, shape, thread, where) if shape.hadamard else None
+    rows = None if shape.hadamard else MapRows(ops, shape, thread, where)
+    states = HeadStates(ops, shape, thread, values)
     _weigh(ops, shape, thread, tops, totals, shared)
     ops.barrier()
     _add_states(ops, shape, states, of_channels[0], back, shared)
     if rows is not None:
-        rows.load(_LOADS)
+        rows.load(LOADS)
         ops.barrier()
         _turn_back(ops, shape, rows, shared)
     ops.barrier()
     _write(ops, shape, thread, of_channels[1], out, shared)
-
-
-class _States:
-    """Values of a head's states, some states at once. Making it starts loads of the first ones.
-
-    A thread has one or two quads of neighbouring channels.
-    """
-
-    def __init__(self, ops: Any, shape: FinishShape, thread: Any, values: Any) -> None:
-        self.ops, self.shape, self._values = ops, shape, values
-        quads = [ops.add(thread, ops.integer(first)) for first in range(0, shape.quads, _THREADS)]
-        self.there = [ops.less(quad, ops.integer(shape.quads)) for quad in quads]
-        self.quads = [ops.smaller(quad, ops.integer(shape.quads - 1)) for quad in quads]
-        self.together = min(_LOADS // len(self.quads), shape.states)
-        self._places = [ops.times(quad, 16) for quad in self.quads]
-        self._first = self._load(ops.integer(0))
-
-    def add_up(self, add: Callable[[Any, list[Any], list[Any]], list[Any]], carried: list[Any]) -> list[Any]:
-        """``carried = add(state, values, carried)`` for every state; some numbers are beyond the last, and have its
-        values."""
-        ops = self.ops
-
-        def add_batch(start: Any, batch: list[list[Any]], carried: list[Any]) -> list[Any]:
-            for part, found in enumerate(batch):
-                carried = add(ops.add(start, ops.integer(part)), found, carried)
-            return carried
-
-        carried = add_batch(ops.integer(0), self._first, carried)
-        stop = ops.integer(self.shape.states)
-        return ops.loop(
-            ops.integer(self.together),
-            stop,
-            carried,
-            lambda start, carried: add_batch(start, self._load(start), carried),
-            self.together,
-        )
-
-    def _load(self, start: Any) -> list[list[Any]]:
-        ops, found = self.ops, []
-        for part in range(self.together):
-            state = ops.smaller(ops.add(start, ops.integer(part)), ops.integer(self.shape.states - 1))
-            where = ops.offset(self._values, state, 4 * self.shape.rows * self.shape.dim)
-            found.append([value for place in self._places for value in ops.load_fresh(ops.offset(where, place), 4)])
-        return found
-
-
-class _MapRows:
-    """A thread's quads of its part of the map's rows. Making it starts loads of the first ones."""
-
-    def __init__(self, ops: Any, shape: FinishShape, thread: Any, where: Any) -> None:
-        self.ops, self._nbytes = ops, 4 * shape.dim
-        row_quads, self.count = shape.dim // 4, shape.dim // shape.parts
-        self.part, self.column = ops.divide(thread, row_quads), ops.times(ops.modulo(thread, row_quads), 16)
-        self._where = ops.offset(ops.offset(where, self.part, self._nbytes * self.count), self.column)
-        self.found: list[list[Any]] = []
-        self.load(_LOADS // 2)
-
-    def load(self, count: int) -> None:
-        """Starts some more, if there are any."""
-        rows = range(len(self.found), min(len(self.found) + count, self.count))
-        self.found += [self.ops.load_reals(self._where, 4, self._nbytes * row, pinned=True) for row in rows]
 
 
 def _weigh(ops: Any, shape: FinishShape, thread: Any, tops: Any, totals: Any, shared: Any) -> None:
@@ -202,7 +69,7 @@ def _weigh(ops: Any, shape: FinishShape, thread: Any, tops: Any, totals: Any, sh
     """
     rows, states = shape.rows, shape.states
     row, last = ops.modulo(thread, rows), (states - 1) * rows
-    firsts = range(0, states * rows, _THREADS)
+    firsts = range(0, states * rows, THREADS)
     where = [
         ops.times(ops.smaller(ops.add(thread, ops.integer(at)), ops.add(row, ops.integer(last))), 4) for at in firsts
     ]
@@ -244,31 +111,8 @@ def _of_warps(ops: Any, shape: FinishShape, row: Any, part: int, shared: Any) ->
     return [ops.shared_load(where, 1, 4 * shape.rows * (WARPS * part + warp))[0] for warp in range(WARPS)]
 
 
-class _HadamardBack:
-    """The transpose of a rotation of kind ``hadamard``, by a transform (``walsh_hadamard``). Making it starts loads; so
-    that the compiler leaves them there, they are those of ``load_fresh``.
-
-    A thread has the quad of a query's channels whose number is the thread's own, modulo all of them.
-    """
-
-    def __init__(self, ops: Any, shape: FinishShape, thread: Any, where: Any) -> None:
-        self.ops, self.thread, self._quads = ops, thread, shape.dim // 4
-        quad = ops.times(ops.modulo(thread, self._quads), 16)
-        rows = ops.offset(where, quad, shape.dim)
-        self._column = [ops.load_fresh(rows, 1, 4 * shape.dim * n)[0] for n in range(4)]
-        self._row = ops.load_fresh(ops.offset(where, quad), 4)
-        self._unit = ops.load_fresh(where, 1)[0]
-
-    def turned(self, four: list[Any]) -> list[Any]:
-        """This thread's quad of a query, of which each of so many neighbouring threads has one."""
-        ops = self.ops
-        four = butterflies(ops, with_signs(ops, four, self._column))
-        four = across_lanes(ops, four, self.thread, self._quads)
-        return [ops.scaled(value, self._unit) for value in with_signs(ops, four, self._row)]
-
-
 def _add_states(
-    ops: Any, shape: FinishShape, states: _States, units: Any, back: _HadamardBack | None, shared: Any
+    ops: Any, shape: FinishShape, states: HeadStates, units: Any, back: HadamardBack | None, shared: Any
 ) -> None:
     """States' values times their weights, into shared memory: of codes, in units of coordinates, and of exact tokens.
     If ``back`` turns codes back, the sum of both."""
@@ -305,13 +149,13 @@ def _add_states(
         ops.only_if(states.there[index], lambda where=where, both=both: ops.shared_store(where, both, shape.exact_at))
 
 
-def _turn_back(ops: Any, shape: FinishShape, rows: _MapRows, shared: Any) -> None:
+def _turn_back(ops: Any, shape: FinishShape, rows: MapRows, shared: Any) -> None:
     """A part of the map's rows times values of codes, into shared memory; a thread has a quad of its columns."""
     source = ops.shared_offset(shared, ops.times(rows.part, 4 * rows.count))
     turned = [[ops.real(0.0)] * 4 for _ in range(shape.group)]
     for at in range(0, rows.count, 4):
         if at == len(rows.found):
-            rows.load(_LOADS)
+            rows.load(LOADS)
         for n in range(shape.group):
             values = ops.shared_load(source, 4, shape.coded_at + 4 * (n * shape.dim + at))
             for row, value in zip(rows.found[at : at + 4], values, strict=True):
@@ -324,7 +168,7 @@ def _turn_back(ops: Any, shape: FinishShape, rows: _MapRows, shared: Any) -> Non
 def _write(ops: Any, shape: FinishShape, thread: Any, means: Any, out: Any, shared: Any) -> None:
     """All parts added up, over the weights."""
     size = shape.dtype.itemsize
-    for first in range(0, shape.group * shape.dim, _THREADS):
+    for first in range(0, shape.group * shape.dim, THREADS):
         index = ops.add(thread, ops.integer(first))
         query, channel = ops.divide(index, shape.dim), ops.modulo(index, shape.dim)
         at = ops.shared_offset(shared, ops.times(index, 4))

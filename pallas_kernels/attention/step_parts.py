@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from kakeya_jax.pallas_kernels.attention.coded_shape import SHARED_NBYTES, TileShape
 from kakeya_jax.pallas_kernels.attention.exact_program import exact_program
 from kakeya_jax.pallas_kernels.attention.exact_shape import DTYPES, ExactShape
-from kakeya_jax.pallas_kernels.attention.finish_program import FinishShape, finish_program
+from kakeya_jax.pallas_kernels.attention.finish_program import finish_program
+from kakeya_jax.pallas_kernels.attention.finish_shape import FinishShape
 from kakeya_jax.pallas_kernels.attention.float_shape import FloatCodes
 from kakeya_jax.pallas_kernels.attention.launch import launch
 from kakeya_jax.pallas_kernels.attention.query_form import QueryForm
