@@ -24,8 +24,7 @@ class MapRows:
 
 
 class HadamardBack:
-    """The transpose of a rotation of kind ``hadamard``, by a transform (``walsh_hadamard``). Making it starts loads; so
-    that the compiler leaves them there, they are those of ``load_fresh``.
+    """The transpose of a rotation of kind ``hadamard``, by a transform (``walsh_hadamard``). Making it starts loads.
 
     A thread has the quad of a query's channels whose number is the thread's own, modulo all of them.
     """
@@ -34,9 +33,9 @@ class HadamardBack:
         self.ops, self.thread, self._quads = ops, thread, shape.dim // 4
         quad = ops.times(ops.modulo(thread, self._quads), 16)
         rows = ops.offset(where, quad, shape.dim)
-        self._column = [ops.load_fresh(rows, 1, 4 * shape.dim * n)[0] for n in range(4)]
-        self._row = ops.load_fresh(ops.offset(where, quad), 4)
-        self._unit = ops.load_fresh(where, 1)[0]
+        self._column = [ops.load_reals(rows, 1, 4 * shape.dim * n, pinned=True)[0] for n in range(4)]
+        self._row = ops.load_reals(ops.offset(where, quad), 4, pinned=True)
+        self._unit = ops.load_reals(where, 1, pinned=True)[0]
 
     def turned(self, four: list[Any]) -> list[Any]:
         """This thread's quad of a query, of which each of so many neighbouring threads has one."""

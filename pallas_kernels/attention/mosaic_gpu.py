@@ -1,6 +1,7 @@
 """Decode attention through Mosaic GPU kernels: the fast path (Hopper)."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -58,7 +59,8 @@ def attention_mosaic_gpu(
         rope: likewise.
         scale: likewise.
         chunk: likewise.
-        splits: programs that share the coded tokens of a head equally, or how unequally; None for a choice by shape.
+        splits: programs that share the coded tokens of a head equally, or how unequally (of ``klt`` and ``kakeya``
+            always equally); None for a choice by shape.
         interpret: run the kernels' programs in numpy, slowly, on any machine.
 
     Raises:
@@ -82,21 +84,19 @@ def attention_mosaic_gpu(
     heads, dim = num_heads(key_stream), query.shape[-1]
     grouped = query.reshape(heads, -1, dim)
     choose = functools.partial(choose_shares, heads, capacity(key_stream))
+    streams = {"key_stream": key_stream, "value_stream": value_stream}
     given = HeadShares(splits) if isinstance(splits, int) else splits
+    step: Callable[..., Attended]
     if in_blocks:
-        shares = given or choose(programs=KAKEYA_PROGRAMS)
-        step = functools.partial(kakeya_step, rope=rope, splits=shares.splits)
+        splits_of_blocks = (given or choose(programs=KAKEYA_PROGRAMS)).splits
+        step = functools.partial(kakeya_step, rope=rope, splits=splits_of_blocks, **streams)
     elif transformed:
-        step = functools.partial(klt_step, rope=rope, shares=given or choose())
-    else:
-        step = decode_step
-    if in_blocks or transformed:
-        step = functools.partial(step, key_stream=key_stream, value_stream=value_stream)
+        step = functools.partial(klt_step, rope=rope, shares=given or choose(), **streams)
     else:
         key, value = coded_stream(key_stream), coded_stream(value_stream)
         alone = most_teams(key, value, min(grouped.shape[1], COLUMNS), dim) == 1
         shares = given or choose(preferred=_preferred_programs(key_stream, value_stream), late=alone)
-        step = functools.partial(step, key=key, value=value, geometry=key_stream.geometry, shares=shares)
+        step = functools.partial(decode_step, key=key, value=value, geometry=key_stream.geometry, shares=shares)
     parts = [
         step(
             grouped[:, first : first + COLUMNS],
