@@ -4,8 +4,6 @@ import dataclasses
 import math
 from typing import Any
 
-import jax.numpy as jnp
-
 from kakeya_jax.byte_levels import byte_levels
 from kakeya_jax.codecs.besicovitch import Besicovitch
 from kakeya_jax.codecs.fp8 import Fp8
@@ -123,7 +121,7 @@ def coded_stream(stream: Stream) -> CodedStream:
         minima=blocks.minimum.reshape(heads, of_tokens, -1) if codes.step else None,
         sinks=stream.sinks.reshape(heads, -1, dim),
         tail=stream.tail.reshape(heads, -1, dim),
-        rotation=codec.rotation if isinstance(codec, TurboQuant) else jnp.eye(dim, dtype=jnp.float32),
+        rotation=codec.rotation if isinstance(codec, TurboQuant) else None,
         coordinates=_coordinates(codec, along_tokens),
         codes=codes,
         unit=unit,

@@ -11,6 +11,7 @@ from kakeya_jax.pallas_kernels.attention.besicovitch_program import besicovitch_
 from kakeya_jax.pallas_kernels.attention.besicovitch_shape import BesicovitchShape
 from kakeya_jax.pallas_kernels.attention.coded_program import coded_program
 from kakeya_jax.pallas_kernels.attention.coded_shape import FOUR, TILE, CodedShape, Codes, TileShape
+from kakeya_jax.pallas_kernels.attention.finish_shape import Back
 from kakeya_jax.pallas_kernels.attention.float_program import float_program
 from kakeya_jax.pallas_kernels.attention.float_shape import FloatCodes, FloatShape
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
@@ -35,6 +36,7 @@ class CodedStream:
         sinks: exact ``[N, sinks, D]``.
         tail: exact ``[N, tail, D]``, a ring.
         rotation: float32 ``[D, D]``: what is coded is this times a vector; of keys not read unless it is a rotation.
+            None if vectors are coded as they are.
         coordinates: of the codes; of values only whether they are ``"hadamard"`` matters, else there is any matrix.
         codes: how ``words`` are packed.
         unit: of their levels.
@@ -47,13 +49,20 @@ class CodedStream:
     scales: Shaped[Array, "N T ..."]
     sinks: Float[Array, "N sinks D"]
     tail: Float[Array, "N tail D"]
-    rotation: Float[Array, "D D"]
+    rotation: Float[Array, "D D"] | None
     codes: Codes | FloatCodes
     unit: float
     coordinates: Coordinates = "channels"
     minima: Float[Array, "N T scales"] | None = None
     pairs: np.ndarray | None = None
     means: Float[Array, "N pages D"] | None = None
+
+    @property
+    def back(self) -> Back:
+        """What turns values back."""
+        if self.rotation is None:
+            return "nothing"
+        return "hadamard" if self.coordinates == "hadamard" else "map"
 
     @property
     def arrays(self) -> tuple[Array, Array, Array]:
@@ -96,7 +105,7 @@ def decode_step(
     program, coded, arrays = _program_of(
         key,
         value,
-        [query, key.rotation if queries.rotated else query],
+        [query, key.rotation if queries.rotated and key.rotation is not None else query],
         queries=queries,
         dim=dim,
         capacity=geometry.num_pages * geometry.page,
@@ -114,12 +123,12 @@ def decode_step(
         query,
         positions,
         [key.sinks, key.tail, value.sinks, value.tail],
-        [value.rotation],
+        [] if value.rotation is None else [value.rotation],
         jnp.zeros(heads, jnp.int32),
         geometry=geometry,
         scale=base_two,
         unit=value.unit,
-        hadamard=value.coordinates == "hadamard",
+        back=value.back,
         interpret=interpret,
         most_teams=shares.teams or most_teams(key, value, group, dim),
     )

@@ -1,4 +1,4 @@
-"""What turns values of codes back to channels: rows of a map, or a transform."""
+"""What turns values of codes back to channels: rows of a map, a transform, or nothing."""
 
 from typing import Any
 
@@ -21,6 +21,14 @@ class MapRows:
         """Starts some more, if there are any."""
         rows = range(len(self.found), min(len(self.found) + count, self.count))
         self.found += [self.ops.load_reals(self._where, 4, self._nbytes * row, pinned=True) for row in rows]
+
+
+class NothingBack:
+    """Of values that are coded as they are."""
+
+    def turned(self, four: list[Any]) -> list[Any]:
+        """See ``HadamardBack``."""
+        return four
 
 
 class HadamardBack:

@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.exact_values import store_exact
-from kakeya_jax.pallas_kernels.attention.finish_maps import HadamardBack, MapRows
+from kakeya_jax.pallas_kernels.attention.finish_maps import HadamardBack, MapRows, NothingBack
 from kakeya_jax.pallas_kernels.attention.finish_shape import LOADS, THREADS, WARPS, FinishShape
 from kakeya_jax.pallas_kernels.attention.finish_states import HeadStates
 
@@ -33,7 +33,7 @@ def finish_program(
         top_ref: float32 ``[N, states, rows]`` to the base 2, as
         total_ref: is this, and
         weighted_ref: ``[N, states, rows, D]``.
-        map_ref: float32 ``[maps, D, D]``: values are its transpose times what is coded,
+        map_ref: float32 ``[maps, D, D]``: values are its transpose times what is coded, if ``shape.back`` is a map,
         mean_ref: float32 ``[maps, D]``: and this besides, without ``shape.unit``,
         unit_ref: float32 ``[maps, D]``: of the coordinates that the map takes, likewise.
         out_ref: ``[N, group, D]``.
@@ -48,8 +48,9 @@ def finish_program(
     where = ops.offset(ops.address(map_ref), of_head, 4 * shape.dim * shape.dim)
     out = ops.offset(ops.address(out_ref), head, shape.group * shape.dim * shape.dtype.itemsize)
 
-    back = HadamardBack(ops, shape, thread, where) if shape.hadamard else None
-    rows = None if shape.hadamard else MapRows(ops, shape, thread, where)
+    back: HadamardBack | NothingBack | None = NothingBack() if shape.back == "nothing" else None
+    back = HadamardBack(ops, shape, thread, where) if shape.back == "hadamard" else back
+    rows = MapRows(ops, shape, thread, where) if shape.back == "map" else None
     states = HeadStates(ops, shape, thread, values)
     _weigh(ops, shape, thread, tops, totals, shared)
     ops.barrier()
@@ -112,7 +113,12 @@ def _of_warps(ops: Any, shape: FinishShape, row: Any, part: int, shared: Any) ->
 
 
 def _add_states(
-    ops: Any, shape: FinishShape, states: HeadStates, units: Any, back: HadamardBack | None, shared: Any
+    ops: Any,
+    shape: FinishShape,
+    states: HeadStates,
+    units: Any,
+    back: HadamardBack | NothingBack | None,
+    shared: Any,
 ) -> None:
     """States' values times their weights, into shared memory: of codes, in units of coordinates, and of exact tokens.
     If ``back`` turns codes back, the sum of both."""

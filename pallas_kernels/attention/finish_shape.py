@@ -1,7 +1,10 @@
 """Sizes of ``finish_program``."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
+
+Back = Literal["map", "hadamard", "nothing"]
+"""What turns values of codes back to channels: a map, a transform; or nothing, if they are of channels."""
 
 WARPS = 4
 """Of the program,"""
@@ -26,8 +29,8 @@ class FinishShape:
         dtype: of the result.
         unit: of the coordinates that the map takes; None if each has its own, and there is a mean.
         maps: that heads have, one after the other; 1 if one is of all.
-        hadamard: whether the map is a rotation of kind ``hadamard``: there is a unit, and only the map's first row and
-            column are read.
+        back: what turns values back. Of a rotation of kind ``hadamard`` only the map's first row and column are read;
+            of that and of nothing, which reads no map, there is a unit.
     """
 
     dim: int
@@ -38,7 +41,7 @@ class FinishShape:
     dtype: Any
     unit: float | None = None
     maps: int = 1
-    hadamard: bool = False
+    back: Back = "map"
 
     @property
     def states(self) -> int:
@@ -52,8 +55,8 @@ class FinishShape:
 
     @property
     def parts(self) -> int:
-        """Of the map's rows: each part takes so many threads as there are quads of its columns. None of a transform."""
-        return 0 if self.hadamard else THREADS // (self.dim // 4)
+        """Of the map's rows: each part takes so many threads as there are quads of its columns. None of others."""
+        return THREADS // (self.dim // 4) if self.back == "map" else 0
 
     @property
     def weights_at(self) -> int:
@@ -67,7 +70,7 @@ class FinishShape:
 
     @property
     def exact_at(self) -> int:
-        """of exact tokens, with those of codes if a transform has turned them back,"""
+        """of exact tokens, with those of codes if they need no map,"""
         return self.coded_at + 16 * self.quads
 
     @property

@@ -98,12 +98,12 @@ def kakeya_step(
             value.tail,
             jnp.asarray(rope.frequencies),
         ],
-        [value.rotation],
+        [] if value.rotation is None else [value.rotation],
         jnp.zeros(heads, jnp.int32),
         geometry=geometry,
         scale=scale * rope.attention_factor / LN2,
         unit=value.unit,
-        hadamard=value.coordinates == "hadamard",
+        back=value.back,
         interpret=interpret,
     )
 

@@ -51,6 +51,8 @@ def attend_rotated_codes(
     heads = batch * num_kv_heads
     closed = geometry.closed_pages(positions[:, 0] + 1) * geometry.page
     key, value = coded_stream(key_stream), coded_stream(value_stream)
+    assert key.rotation is not None
+    assert value.rotation is not None
     states = kernel(
         rotate(queries.astype(jnp.float32), key.rotation).reshape(heads, group, dim),
         key.words,

@@ -13,7 +13,7 @@ from kakeya_jax.pallas_kernels.attention.coded_shape import SHARED_NBYTES, TileS
 from kakeya_jax.pallas_kernels.attention.exact_program import exact_program
 from kakeya_jax.pallas_kernels.attention.exact_shape import DTYPES, ExactShape
 from kakeya_jax.pallas_kernels.attention.finish_program import finish_program
-from kakeya_jax.pallas_kernels.attention.finish_shape import FinishShape
+from kakeya_jax.pallas_kernels.attention.finish_shape import Back, FinishShape
 from kakeya_jax.pallas_kernels.attention.float_shape import FloatCodes
 from kakeya_jax.pallas_kernels.attention.launch import launch
 from kakeya_jax.pallas_kernels.attention.query_form import QueryForm
@@ -37,7 +37,7 @@ def attend_parts(
     geometry: Geometry,
     scale: float,
     unit: float | None = None,
-    hadamard: bool = False,
+    back: Back = "map",
     interpret: bool,
     most_teams: int = 1,
     scratch: Sequence[jax.ShapeDtypeStruct] = (),
@@ -58,7 +58,7 @@ def attend_parts(
         geometry: of the streams.
         scale: factor of exact tokens' logits, to the base 2.
         unit: see ``FinishShape``, as
-        hadamard: is this.
+        back: is this.
         interpret: in numpy, on any machine.
         most_teams: programs that are one block of threads, if their shared memory allows (``team_ops``).
         scratch: arrays that programs write for themselves.
@@ -82,7 +82,7 @@ def attend_parts(
         exact=coded.states - coded.splits,
         dtype=query.dtype,
         unit=unit,
-        hadamard=hadamard,
+        back=back,
         maps=1 if unit is not None else num_kv_heads,
     )
 
