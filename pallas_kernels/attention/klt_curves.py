@@ -84,10 +84,16 @@ def curve_values(rope: Rope, page: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def curve_coefficients(rope: Rope, page: int) -> np.ndarray:
-    """What ``klt_query_operands.curve_operands`` takes, float32 ``[R / 32, 4, 4, 2, 32, 4]``: for each 32 curves, each
-    warp and each part of 16 frequencies, coefficients of cosines and of sines."""
+    """What ``klt_query_operands.CurveOperands`` takes, float32 ``[R / 32, 4, 4, 2, 32, 4]``: for each 32 curves, each
+    warp and each part of 16 frequencies, coefficients of cosines and of sines.
+
+    Of every 64 curves, a lane's four sums in two blocks are of four neighbours."""
     coefficients = page_curves(rope, page).coefficients
     padded = np.pad(coefficients, ((0, -len(coefficients) % 32), (0, 0), (0, 0)))
+    paired = len(padded) // 64 * 64
+    # Half of the curves, warp, half of eight, block, which of a lane's two.
+    pairs = padded[:paired].reshape(-1, 2, 4, 2, 2, 2, 2, DIM // 2).transpose(0, 4, 2, 1, 3, 5, 6, 7)
+    padded = np.concatenate([pairs.reshape(paired, 2, DIM // 2), padded[paired:]])
     parts = padded.reshape(-1, 4, 8, 2, 4, 4, 4).transpose(0, 1, 4, 3, 2, 5, 6)
     return parts.reshape(-1, 4, 4, 2, 32, 4).astype(np.float32)
 

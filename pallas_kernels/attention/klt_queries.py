@@ -10,48 +10,42 @@ product, of the maps' channels in its registers and of curves in shared memory, 
 
 import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, FOUR, LARGEST
+from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, FOUR
 from kakeya_jax.pallas_kernels.attention.klt_ahead import fetch_tables
 from kakeya_jax.pallas_kernels.attention.klt_block_operands import BlockOperands, one_head
 from kakeya_jax.pallas_kernels.attention.klt_curves import EIGHT, QUERY_LARGEST
-from kakeya_jax.pallas_kernels.attention.klt_query_operands import HeadOperands, over_warp, query_vectors
+from kakeya_jax.pallas_kernels.attention.klt_query_notes import NUMBER_LARGEST, QueryNotes
+from kakeya_jax.pallas_kernels.attention.klt_query_operands import HeadOperands, over_lanes, query_vectors
 from kakeya_jax.pallas_kernels.attention.klt_query_rows import QueryRows, first_query
-from kakeya_jax.pallas_kernels.attention.klt_query_shared import SIZES, TOPS, TOPS_NBYTES
+from kakeya_jax.pallas_kernels.attention.klt_query_shared import SIZES, TOPS, TOPS_NBYTES, written_rows
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
-from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, GROUP, GROUPS, UNIT_WORDS, KltShape
+from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, GROUP, KltShape
 from kakeya_jax.pallas_kernels.attention.query_columns import float_column
-from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, MAGIC_BITS, Lane, signed_bytes
-
-_NUMBER_LARGEST = LARGEST * (1 - 2.0**-20)
-"""What the largest number of a query becomes, approximately: the reciprocal of it may be a little too large."""
-
-_EXTRAS, _EXTRAS_OF_MANY = 6, 4
-"""Products whose extras are found at once; with more than four queries, whose registers are fewer."""
+from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC, Lane, signed_bytes
 
 
 class PageQueries(NamedTuple):
     """Of ``N`` heads, ``rows`` queries each; addresses.
 
     Attributes:
-        numbers: int8 ``[N, pages, blocks, 8, 8, 16]``: bytes of queries in the coordinates of a page's codes: for each
-            block and group of channels the columns of products one after the other, which is the order of lanes.
+        numbers: int8 ``[N, pages, blocks, 8, columns, 16]``: bytes of queries in the coordinates of a page's codes: for
+            each block and group of channels the columns of products one after the other, which is the order of lanes.
         extras: int32 ``[N, pages, 16 blocks + 32]``: what sums of products start from, numbers plus ``MAGIC_BITS``,
             those of a query's two columns twice, which are four sums of a lane; bits of the queries' factors; bits of
             those of the page mean of values, one for each group of channels; bits of the units of curves, and of what
             is added to logits.
-        tops: float32 ``[N, pages, rows]``: the largest number of each query before it is rounded.
-        coefficients: int32 ``[N, pages, blocks, R / 8, 8, 4]``: of curves, packed float16 of two of them, as right
-            operands: what float16 has of a coefficient, and the rest.
+        coefficients: int32 ``[N, pages, blocks, R / 8, columns, 4]``: of curves, packed float16 of two of them, as
+            right operands: what float16 has of a coefficient, and the rest.
     """
 
     numbers: Any
     extras: Any
-    tops: Any
     coefficients: Any
 
 
@@ -61,7 +55,6 @@ def scratch(shape: KltShape, heads: int) -> PageQueries:
     return PageQueries(
         numbers=jax.ShapeDtypeStruct((*lead, shape.query_nbytes), jnp.int8),
         extras=jax.ShapeDtypeStruct((*lead, shape.extra_nbytes // 4), jnp.int32),
-        tops=jax.ShapeDtypeStruct((*lead, shape.rows), jnp.float32),
         coefficients=jax.ShapeDtypeStruct((*lead, shape.coefficient_nbytes // 4), jnp.int32),
     )
 
@@ -98,6 +91,8 @@ class QueryWriter:
         self.tables = QueryTables(*map(ops.address, tables))
         self.queries = PageQueries(*map(ops.address, queries))
         self.shared = ops.shared_address(shared_ref)
+        self._pair, self._odd = ops.divide(lane.column, 2), ops.modulo(lane.column, 2)
+        self._first_thread = ops.less(lane.thread, ops.integer(1))
         # Loads that wait for nothing come first.
         self.vectors = query_vectors(ops, shape, lane, query_ref, head, first_query(ops, shape, lane))
         together = one_head(ops, shape)
@@ -108,21 +103,15 @@ class QueryWriter:
         self.at = QueryRows(ops, shape, lane, head, pages, self.tables.turns, self.shared)
         if together:  # and so registers are free
             self.at.load_ahead()
+        self.notes = QueryNotes(ops, shape, lane, head, self.tables, self.queries.extras, self.at)
 
     def write(self) -> None:
         """All of them."""
-        self._write_numbers()
-        self.ops.barrier()
-        self._write_extras()
-        self.ops.barrier()
-
-    def _write_numbers(self) -> None:
-        """Queries in the coordinates of codes, and coefficients of curves."""
-        ops, lane, shape = self.ops, self.lane, self.shape
-        sizes = [over_warp(ops, functools.reduce(ops.maximum, map(ops.magnitude, each))) for each in self.vectors]
+        ops, lane = self.ops, self.lane
+        sizes = [over_lanes(ops, functools.reduce(ops.maximum, map(ops.magnitude, each)), 32) for each in self.vectors]
         sizes = [ops.maximum(each, ops.real(1e-30)) for each in sizes]
         vectors = self._scaled(self.vectors, sizes)
-        maps, weights, mean = self.operands.make()
+        maps, weight, mean = self.operands.make()
         self._keep_sizes(sizes, mean)
         ahead: list[list[Any]] = []
 
@@ -134,145 +123,118 @@ class QueryWriter:
 
         quads = ops.times(lane.row, 16)  # of this lane's row, the largest number of each warp
         first_column = ops.less(lane.column, ops.integer(1))
-        of_first_warp = ops.both(first_column, ops.less(lane.thread, ops.integer(32)))
 
-        def finish(bases: list[Any], turn: Any, all_sums: list[list[list[Any]]]) -> None:
+        def finish(bases: list[Any], turn: Any, buffer: Any, all_sums: list[list[list[Any]]]) -> None:
+            pages = [self.at.row_of(base, lane.row, half)[0] for base in bases for half in range(2)]
+            units, means = self.notes.begin_sums(pages)
             tops = ops.shared_offset(self.shared, ops.add(ops.times(turn, TOPS_NBYTES), quads))
             target, largest = ops.shared_offset(tops, ops.times(lane.warp, 4)), []
             for sums in all_sums:
                 for half in range(2):
-                    sizes = [[ops.magnitude(each) for each in four[2 * half : 2 * half + 2]] for four in sums[:4]]
-                    by_group = [functools.reduce(ops.maximum, sizes[at] + sizes[at + 1]) for at in (0, 2)]
-                    top = ops.maximum(*map(ops.scaled, by_group, weights))
-                    for distance in (1, 2):
-                        top = ops.maximum(top, ops.exchange(top, distance))
-                    largest.append(top)
+                    sizes = [ops.magnitude(each) for four in sums[:4] for each in four[2 * half : 2 * half + 2]]
+                    top = ops.scaled(functools.reduce(ops.maximum, sizes), weight)
+                    largest.append(over_lanes(ops, top, 4))
             ops.only_if(
                 first_column,
                 lambda: [ops.shared_store(target, [top], TOPS + 128 * index) for index, top in enumerate(largest)],
             )
+            ops.only_if(self._first_thread, lambda: ops.wait_for_copies_out(read=True))
             ops.barrier()
             for index in range(2 * len(bases)):
                 sums, half = all_sums[index // 2], index % 2
                 top = functools.reduce(ops.maximum, ops.shared_load(tops, 4, TOPS + 128 * index))
                 top = ops.maximum(top, ops.real(1e-20))
-                factor = ops.scaled(ops.reciprocal(top), ops.real(_NUMBER_LARGEST))
-                page, query = self.at.row_of(bases[index // 2], lane.row, half)
-                where = ops.offset(self.queries.numbers, page, shape.query_nbytes)
-                where = ops.offset(where, ops.add(self._column(query), ops.times(lane.column, 4)))
-                where = ops.offset(where, ops.times(lane.warp, 2 * COLUMNS * GROUP))
-                for group in range(2):
-                    four = [sums[2 * group + n][2 * half + i] for n in range(2) for i in range(2)]
-                    unit = ops.scaled(factor, weights[group])
-                    high, low = signed_bytes(ops, [ops.fused(each, unit, ops.real(MAGIC + 128.0)) for each in four])
-                    at = COLUMNS * GROUP * group
-                    ops.store_words(where, [high], at)
-                    ops.store_words(where, [low], at + GROUP)
-                self._write_coefficients(page, query, [four[2 * half : 2 * half + 2] for four in sums[4:]])
-                where = self._top(page, query)
-                ops.only_if(of_first_warp, lambda where=where, top=top: ops.store_reals(where, [top]))
+                factor = ops.scaled(ops.reciprocal(top), ops.real(NUMBER_LARGEST))
+                unit = ops.scaled(factor, weight)
+                values = [x for four in sums[:4] for x in four[2 * half : 2 * half + 2]]
+                places = [ops.fused(each, unit, ops.real(MAGIC + 128.0)) for each in values]
+                numbers = [signed_bytes(ops, places[at : at + 4]) for at in (0, 4)]
+                self.notes.keep_sums(units, means[index], numbers, buffer, index)
+                curves = [four[2 * half : 2 * half + 2] for four in sums[4:]]
+                self._write_row(index, numbers, curves)
+            ops.order_copies_out()
 
-        self.at.over_pages(vectors, operands, finish)
+        self.at.over_pages(vectors, operands, finish, self._copy_out, self.notes.begin_notes, self.notes.write)
+        ops.only_if(self._first_thread, ops.wait_for_copies_out)
+        ops.barrier()
 
-    def _write_coefficients(self, page: Any, query: Any, blocks: list[list[Any]]) -> None:
-        """Two of every 32 curves."""
+    def _write_row(self, index: int, numbers: list[tuple[Any, Any]], curves: list[list[Any]]) -> None:
+        """Numbers and coefficients of this lane's row of half a product, ``index`` halves after the turn's first: eight
+        neighbours, and four of every 64 curves; where they wait to be copied."""
         ops, shape, lane = self.ops, self.shape, self.lane
-        where = ops.offset(self.queries.coefficients, page, shape.coefficient_nbytes)
+        slot, query = ops.divide(lane.row, shape.query_rows), ops.modulo(lane.row, shape.query_rows)
+        slots = index * (COLUMNS // shape.query_rows)
+        group = ops.add(ops.times(lane.warp, 2), self._pair)
+        place = ops.add(self._column(query), ops.times(group, shape.columns * GROUP))
+        place = ops.add(place, ops.add(ops.times(slot, shape.query_nbytes), ops.times(self._odd, GROUP)))
+        self._store(place, self._pieces(numbers), slots * shape.query_nbytes)
+
         column, to_low = float_column(ops, shape, query)
         low = 16 if to_low < COLUMNS else shape.coefficient_nbytes // 2
-        where = ops.offset(where, ops.add(ops.times(column, 16), ops.times(lane.column, 4)))
-        where = ops.offset(where, ops.times(lane.warp, 128))
-        for block, two in enumerate(blocks):
-            word = ops.pack_halves(*two)
-            rest = [ops.minus(each, ops.half_of(word, upper)) for each, upper in zip(two, (False, True), strict=True)]
+        row = ops.add(ops.times(slot, shape.coefficient_nbytes), ops.times(column, 16))
+        halves, nbytes = [self._halves(two) for two in curves], 16 * shape.columns
+        first = self._coefficients + slots * shape.coefficient_nbytes
+        eight = ops.add(ops.times(self._pair, 4), lane.warp)
+        mine = ops.add(row, ops.add(ops.times(eight, nbytes), ops.times(self._odd, low)))
+        paired = len(halves) // 2 * 2
+        for block in range(0, paired, 2):
+            words = self._pieces(halves[block : block + 2])
+            self._if_so_many(eight, 8, block, partial(self._store, mine, words, first + 4 * nbytes * block))
+        mine = ops.add(row, ops.add(ops.times(lane.warp, nbytes), ops.times(lane.column, 4)))
+        for block in range(paired, len(halves)):
+            for word, to in zip(halves[block], (0, low), strict=True):
+                store = partial(self._store, mine, [word], first + 4 * nbytes * block + to)
+                self._if_so_many(lane.warp, 4, block, store)
 
-            def store(at: int = 512 * block, words: tuple[Any, Any] = (word, ops.pack_halves(*rest))) -> None:
-                ops.store_words(where, [words[0]], at)
-                ops.store_words(where, [words[1]], at + low)
+    @property
+    def _coefficients(self) -> int:
+        """How far they are from numbers where both wait to be copied."""
+        return self.shape.turn_nbytes // self.shape.page_nbytes * self.shape.query_nbytes
 
-            if 32 * block + 32 <= shape.curves:
-                store()
-            else:
-                ops.only_if(ops.less(lane.warp, ops.integer((shape.curves - 32 * block) // EIGHT)), store)
+    def _store(self, place: Any, words: list[Any], at: int) -> None:
+        """Where rows wait to be copied."""
+        where = self.ops.shared_offset(self.shared, place)
+        self.ops.shared_store(where, list(map(self.ops.as_real, words)), written_rows(self.shape.curve_blocks) + at)
 
-    def _write_extras(self) -> None:
-        """What belongs to a page's queries besides; of several products at once, which wait for each other nowhere."""
-        ops, pages = self.ops, self.at.pages
-        count = _EXTRAS if self.shape.blocks == 1 else _EXTRAS_OF_MANY
+    def _if_so_many(self, eight: Any, count: int, block: int, store: Callable[[], None]) -> None:
+        """Of one of ``count`` eights of curves, from those of a block on, if there are so many."""
+        ops, left = self.ops, self.shape.curves // EIGHT - 4 * block
+        store() if left >= count else ops.only_if(ops.less(eight, ops.integer(left)), store)
 
-        def rows(base: Any, nothing: list[Any]) -> list[Any]:
-            bases = [ops.add(base, ops.integer(pages * index)) for index in range(count)]
-            for notes in [self._notes(each) for each in bases]:
-                self._write_notes(notes)
-            return nothing
+    def _copy_out(self, base: Any, count: int) -> None:
+        """Copies of the rows of ``count`` products to where their pages have them: a thread starts them."""
+        ops, shape = self.ops, self.shape
 
-        ops.loop(self.at.first, self.at.stop, [ops.integer(0)], rows, count * pages)
+        def copy() -> None:
+            page = ops.add(ops.times(self.head, shape.pages), base)
+            pages = ops.smaller(ops.subtract(self.at.stop, base), ops.integer(count * self.at.pages))
+            place = written_rows(shape.curve_blocks)
+            for target, nbytes, at in (
+                (self.queries.numbers, shape.query_nbytes, 0),
+                (self.queries.coefficients, shape.coefficient_nbytes, self._coefficients),
+            ):
+                source = ops.shared_offset(self.shared, ops.integer(place + at))
+                ops.copy_out(ops.offset(target, page, nbytes), source, ops.times(pages, nbytes))
+            ops.commit_copies_out()
 
-    def _notes(self, base: Any) -> "_Notes":
-        """Of this warp's four of 16 rows; eight lanes have a row, a group each."""
-        ops, shape, lane = self.ops, self.shape, self.lane.lane
-        row = ops.add(ops.times(self.lane.warp, 4), ops.divide(lane, GROUPS))
-        group = ops.modulo(lane, GROUPS)
-        page, query = self.at.row_of(base, row)
-        inside = ops.subtract(page, ops.times(self.head, shape.pages))
-        of_head = ops.add(ops.times(self.row, shape.pages), inside)
-        of_head = ops.add(ops.times(of_head, shape.num_kv_heads), self.kv_head)
-        numbers = ops.offset(self.queries.numbers, page, shape.query_nbytes)
-        numbers = ops.offset(numbers, ops.add(ops.times(group, COLUMNS * GROUP), self._column(query)))
-        means = ops.offset(ops.offset(self.tables.page_means, of_head, DIM), ops.times(group, GROUP))
-        scales = (self.tables.page_mean_scales, self.tables.value_mean_scales)
-        return _Notes(
-            page=page,
-            query=query,
-            group=group,
-            high=list(map(ops.as_integer, ops.load_fresh(numbers, 4))),
-            low=list(map(ops.as_integer, ops.load_fresh(numbers, 4, GROUP))),
-            top=ops.load_fresh(self._top(page, query), 1)[0],
-            means=ops.load_words(means, 4, once=False),
-            scales=[ops.load_short(ops.offset(each, of_head, 2)) for each in scales],
-        )
+        ops.only_if(self._first_thread, copy)
 
-    def _write_notes(self, notes: "_Notes") -> None:
-        """Of this warp's four of 16 rows."""
-        ops, shape, group = self.ops, self.shape, notes.group
-        units = ops.offset(ops.offset(self.tables.units, self.kv_head, 4 * UNIT_WORDS), ops.times(group, 4))
-        unit, coded, value_unit = (ops.load_words(units, 1, 4 * GROUPS * part, once=False)[0] for part in range(3))
-        offset, total = (self._dot([notes.high, notes.low], words) for words in (notes.means, [coded] * 4))
-        offset = self._over_groups(ops.scaled(ops.converted(offset), ops.as_real(unit)))
-        start = ops.right_signed(ops.nearest(self._over_groups(ops.converted(total))), 1)  # below 2^24: exact
-
-        size, curve_unit = (
-            ops.shared_load(ops.shared_offset(self.shared, ops.times(notes.query, 4)), 1, SIZES + at)[0]
-            for at in (0, 4 * COLUMNS)
-        )
-        factor = ops.scaled(notes.top, ops.real(shape.scale / (_NUMBER_LARGEST * QUERY_LARGEST)))
-        factor = ops.scaled(factor, size)
-        of_keys, of_values = (ops.half_of(each, upper=False) for each in notes.scales)
-        added = ops.scaled(ops.scaled(offset, of_keys), factor)
-        high = ops.right_signed(ops.add(start, ops.integer(128)), 8)
-
-        def of_row() -> None:
-            where = self._extra(notes.page, notes.query)
-            starts = ops.offset(self.queries.extras, notes.page, shape.extra_nbytes)
-            starts = ops.offset(starts, ops.times(notes.query, 16))
-            parts = (high, ops.subtract(start, ops.left(high, 8)))
-            ops.store_words(starts, [ops.add(part, ops.integer(MAGIC_BITS)) for part in parts] * 2)
-            ops.store_reals(where, [factor])
-            ops.store_reals(where, [curve_unit], 4 * (COLUMNS + GROUPS))
-            ops.store_reals(where, [added], 4 * (2 * COLUMNS + GROUPS))
-
-        ops.only_if(ops.equal(group, 0), of_row)
-        of_group = ops.scaled(of_values, ops.as_real(value_unit))
-        where = self._extra(notes.page, group)
-        ops.only_if(ops.equal(notes.query, 0), lambda: ops.store_reals(where, [of_group], 4 * COLUMNS))
-
-    def _dot(self, parts: list[list[Any]], words: list[Any]) -> Any:
-        """Of numbers, as high and low bytes, and bytes."""
+    def _halves(self, two: list[Any]) -> tuple[Any, Any]:
+        """Packed float16 of two coefficients, and of what it leaves."""
         ops = self.ops
-        high, low = ops.integer(0), ops.integer(0)
-        for high_word, low_word, word in zip(*parts, words, strict=True):
-            high, low = ops.dot_bytes(high_word, word, high), ops.dot_bytes(low_word, word, low)
-        return ops.add(ops.left(high, 8), low)
+        word = ops.pack_halves(*two)
+        rest = [ops.minus(each, ops.half_of(word, upper)) for each, upper in zip(two, (False, True), strict=True)]
+        return word, ops.pack_halves(*rest)
+
+    def _pieces(self, pairs: list[tuple[Any, Any]]) -> list[Any]:
+        """16 bytes to be written at once. Of two lanes that have two words of high parts each, and two of low ones, the
+        first gets all high ones, and the second all low ones."""
+        ops, odd = self.ops, self.ops.equal(self._odd, 1)
+        kept = [ops.select(odd, low, high) for high, low in pairs]
+        given = [ops.select(odd, high, low) for high, low in pairs]
+        found = [ops.as_integer(ops.exchange(ops.as_real(word), 1)) for word in given]
+        both = list(zip(kept, found, strict=True))
+        return [ops.select(odd, b, a) for a, b in both] + [ops.select(odd, a, b) for a, b in both]
 
     def _column(self, query: Any) -> Any:
         """Where a query's high bytes are, before its low ones, of the first group of channels."""
@@ -281,15 +243,6 @@ class QueryWriter:
             return ops.times(query, 2 * GROUP)
         block = ops.times(ops.divide(query, FOUR), COLUMNS * DIM)
         return ops.add(block, ops.times(ops.modulo(query, FOUR), 2 * GROUP))
-
-    def _top(self, page: Any, query: Any) -> Any:
-        return self.ops.offset(self.ops.offset(self.queries.tops, page, 4 * self.shape.rows), self.ops.times(query, 4))
-
-    def _extra(self, page: Any, index: Any) -> Any:
-        """Where the factors of queries are, from ``index`` on."""
-        ops, shape = self.ops, self.shape
-        where = ops.offset(self.queries.extras, page, shape.extra_nbytes)
-        return ops.offset(where, ops.add(ops.times(index, 4), ops.integer(shape.start_nbytes)))
 
     def _keep_sizes(self, sizes: list[Any], mean: Any) -> None:
         """All lanes write the same, and so do warps that have the same queries."""
@@ -305,32 +258,3 @@ class QueryWriter:
             factor = ops.scaled(ops.reciprocal(size), ops.real(QUERY_LARGEST))
             found.append([ops.scaled(each, factor) for each in vector])
         return found
-
-    def _over_groups(self, value: Any) -> Any:
-        for distance in (1, 2, 4):
-            value = self.ops.plus(value, self.ops.exchange(value, distance))
-        return value
-
-
-class _Notes(NamedTuple):
-    """What a lane reads of a page besides, long before it needs it.
-
-    Attributes:
-        page: of all heads',
-        query: and query of its row.
-        group: of channels.
-        high: their numbers' bytes, and
-        low: likewise.
-        top: the largest number of the query before it was rounded.
-        means: of the page's keys.
-        scales: of page means, of keys and of values.
-    """
-
-    page: Any
-    query: Any
-    group: Any
-    high: list[Any]
-    low: list[Any]
-    top: Any
-    means: list[Any]
-    scales: list[Any]

@@ -37,14 +37,13 @@ def query_vectors(ops: Any, shape: KltShape, lane: Lane, query_ref: Any, head: A
     return found
 
 
-def load_map(ops: Any, lane: Lane, maps: Any, kv_head: Any, group: Any) -> list[list[Any]]:
-    """Of a group of 16 channels: entries of the map as ``map_words`` takes them."""
-    where = ops.offset(ops.offset(maps, kv_head, 4 * DIM * DIM), ops.times(group, 4 * DIM * GROUP))
-    channel = ops.add(ops.times(ops.divide(lane.row, 2), 4), ops.modulo(lane.row, 2))
-    where = ops.offset(where, ops.add(ops.times(channel, 4 * DIM), ops.times(lane.column, 16)))
+def load_map(ops: Any, lane: Lane, maps: Any, kv_head: Any, first: Any, count: int) -> list[list[Any]]:
+    """Of ``count`` channels, ``first`` and every second: entries of the map as ``map_words`` takes them."""
+    where = ops.offset(ops.offset(maps, kv_head, 4 * DIM * DIM), first, 4 * DIM)
+    where = ops.offset(where, ops.times(lane.column, 16))
     return [
         ops.load_reals(where, 4, 8 * DIM * block + 256 * half + 64 * part)
-        for block in range(2)
+        for block in range(count)
         for part in range(4)
         for half in range(2)
     ]
@@ -56,11 +55,11 @@ def map_unit(ops: Any, units: Any, kv_head: Any, group: Any) -> Any:
     return ops.load_reals(where, 1, 12 * GROUPS)[0]
 
 
-def map_words(ops: Any, fours: list[list[Any]], unit: Any) -> tuple[list[Any], Any]:
-    """This lane's words of a group's operands, and what makes their products numbers of codes. Of 16 channels, four
-    results of a lane are neighbours."""
+def map_words(ops: Any, fours: list[list[Any]], unit: Any, lanes: int) -> tuple[list[Any], Any]:
+    """This lane's words of a group's operands, which so many neighbouring lanes have, and what makes their products
+    numbers of codes."""
     size = functools.reduce(ops.maximum, [ops.magnitude(x) for four in fours for x in four])
-    size = ops.maximum(over_warp(ops, size), ops.real(1e-30))
+    size = ops.maximum(over_lanes(ops, size, lanes), ops.real(1e-30))
     weight = ops.scaled(ops.scaled(size, unit), ops.real(1.0 / _MAP_LARGEST))
     factor = ops.scaled(ops.reciprocal(size), ops.real(_MAP_LARGEST))
     words = [ops.pack_halves(*(ops.scaled(x, factor) for x in four[at : at + 2])) for four in fours for at in (0, 2)]
@@ -68,14 +67,17 @@ def map_words(ops: Any, fours: list[list[Any]], unit: Any) -> tuple[list[Any], A
 
 
 def by_step(words: list[Any]) -> list[list[list[Any]]]:
-    """For each eight channels of a group and each step, this lane's two words of ``map_words``."""
+    """For each block of a product and each step, this lane's two words of ``map_words``."""
     # Block, part, half, step of the part.
-    blocks = [words[16 * block : 16 * block + 16] for block in range(2)]
+    blocks = [words[at : at + 16] for at in range(0, len(words), 16)]
     return [[[each[4 * part + n], each[4 * part + 2 + n]] for part in range(4) for n in range(2)] for each in blocks]
 
 
 class HeadOperands:
     """Operands that a program makes for itself: loads begin at once, and what they bring is used in ``make``.
+
+    A warp has 32 channels, two groups, in four blocks of eight columns: block ``b`` has ``2 b`` and ``2 b + 1`` of
+    every eight channels. So the eight sums of a row that a lane has are of eight neighbours.
 
     Args:
         ops: ``warp_ops``, or ``emulated_ops``.
@@ -90,19 +92,20 @@ class HeadOperands:
         self.ops = ops
         self.curves = CurveOperands(ops, shape, lane, shared)
         self.curves.start(tables, kv_head)
-        groups = [ops.add(ops.times(lane.warp, 2), ops.integer(index)) for index in range(2)]
-        self._entries = [load_map(ops, lane, tables.maps, kv_head, group) for group in groups]
-        self._units = [map_unit(ops, tables.units, kv_head, group) for group in groups]
+        self.lane = lane
+        first = ops.add(ops.times(ops.divide(lane.row, 2), 8), ops.modulo(lane.row, 2))
+        first = ops.add(first, ops.times(lane.warp, 2 * GROUP))
+        self._entries = load_map(ops, lane, tables.maps, kv_head, first, 4)
+        self._unit = map_unit(ops, tables.units, kv_head, ops.divide(first, GROUP))
 
-    def make(self) -> tuple[list[list[list[Any]]], list[Any], Any]:
-        """For each eight of this warp's 32 channels and each step, this lane's two words; for each 16 what makes
-        products numbers of codes; and the largest entry of the mean."""
-        maps, weights = [], []
-        for fours, unit in zip(self._entries, self._units, strict=True):
-            words, weight = map_words(self.ops, fours, unit)
-            maps += by_step(words)
-            weights.append(weight)
-        return maps, weights, self.curves.multiply()
+    def make(self) -> tuple[list[list[list[Any]]], Any, Any]:
+        """For each block and each step, this lane's two words; what makes this lane's sums numbers of codes; and the
+        largest entry of the mean."""
+        ops, lane = self.ops, self.lane
+        words, weight = map_words(ops, self._entries, self._unit, 16)
+        other = ops.exchange(weight, 16)  # of the other group, which half of the lanes have columns of
+        same = ops.equal(ops.differing(ops.divide(lane.row, 4), ops.divide(lane.column, 2)), 0)
+        return by_step(words), ops.select(same, weight, other), self.curves.multiply()
 
 
 class CurveOperands:
@@ -200,8 +203,8 @@ class CurveOperands:
         return CURVES + MEAN_NBYTES + _PARTS * PART_NBYTES * block
 
 
-def over_warp(ops: Any, value: Any, combine: Any = None) -> Any:
-    """The largest of a warp's lanes, or another combination."""
-    for distance in (1, 2, 4, 8, 16):
-        value = (combine or ops.maximum)(value, ops.exchange(value, distance))
+def over_lanes(ops: Any, value: Any, lanes: int) -> Any:
+    """The largest of so many neighbouring lanes, a power of two."""
+    for bit in range(lanes.bit_length() - 1):
+        value = ops.maximum(value, ops.exchange(value, 1 << bit))
     return value

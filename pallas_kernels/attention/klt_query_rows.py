@@ -1,6 +1,7 @@
 """Rows of products with the queries of pages: turned to where their pages start, through shared memory to all warps."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS
@@ -17,12 +18,12 @@ from kakeya_jax.pallas_kernels.attention.warp_lane import Lane
 
 def first_query(ops: Any, shape: KltShape, lane: Lane) -> Any:
     """The first of a warp's two queries."""
-    return ops.modulo(ops.times(lane.warp, 2), shape.rows)
+    return ops.modulo(ops.times(lane.warp, 2), shape.query_rows)
 
 
 class QueryRows:
-    """The 16 rows of a product are the queries of four pages, or of two if a head has more than four. Each of four
-    warps turns two queries of two pages.
+    """The 16 rows of a product are the queries of four pages, or of two if a head has more than four, or of eight if it
+    has two at most. Each of four warps turns two queries of two pages.
 
     Attributes:
         rows: of a page,
@@ -35,12 +36,12 @@ class QueryRows:
     def __init__(
         self, ops: Any, shape: KltShape, lane: Lane, head: Any, pages: tuple[Any, Any], turns: Any, shared: Any
     ) -> None:
-        self.ops, self.lane, self.rows, self.pages = ops, lane, shape.rows, 16 // shape.rows
+        self.ops, self.lane, self.rows, self.pages = ops, lane, shape.query_rows, 16 // shape.query_rows
         self.first, self.stop = pages
         self._last = ops.larger(ops.subtract(self.stop, ops.integer(1)), ops.integer(0))
         self._before, self._turns, self.shared = ops.times(head, shape.pages), turns, shared
         self._ahead: list[Any] = []
-        self.query, self._slot = first_query(ops, shape, lane), ops.divide(ops.times(lane.warp, 2), shape.rows)
+        self.query, self._slot = first_query(ops, shape, lane), ops.divide(ops.times(lane.warp, 2), self.rows)
 
     def load_ahead(self) -> None:
         """Begins with the angles of the first pages."""
@@ -50,29 +51,53 @@ class QueryRows:
         self,
         vectors: list[list[Any]],
         operands: Callable[[int], list[list[Any]]],
-        finish: Callable[[list[Any], Any, list[list[list[Any]]]], None],
+        finish: Callable[[list[Any], Any, Any, list[list[list[Any]]]], None],
+        copy_out: Callable[[Any, int], None],
+        begin_notes: Callable[[Any], Any],
+        write_notes: Callable[[Any, Any, Any, int], None],
     ) -> None:
-        """``finish(first pages, turn, sums)`` of every two products, and of one for what is left: vectors turned to
-        where pages start, times ``operands(step)``, two words for each block of eight columns."""
+        """``finish(first pages, turn, buffer, sums)`` of every two products, and of one if one is left: vectors turned
+        to where pages start, times ``operands(step)``, two words for each block of eight columns.
+
+        Later, when all warps are past that, ``copy_out(first page, products)``, and ``write_notes(begin_notes(first
+        page), buffer, turn, products)``. The buffer, of ``ROWS_NBYTES``, is theirs until then.
+        """
         ops, two = self.ops, TOGETHER * self.pages
         pairs = ops.divide(ops.add(ops.subtract(self.stop, self.first), ops.integer(self.pages - 1)), two)
         middle = ops.add(self.first, ops.times(pairs, two))
+
+        def rows(base: Any, carried: list[Any], count: int) -> list[Any]:
+            turn, angles = carried[0], carried[1:]
+            after, buffer = ops.subtract(ops.integer(1), turn), self._buffer(turn)
+            for index in range(count):
+                self._turn(vectors, angles[8 * index : 8 * index + 8], buffer, PRODUCT_NBYTES * index)
+            ahead = self._angles(ops.add(base, ops.integer(count * self.pages)), count)
+            before = ops.larger(ops.subtract(base, ops.integer(two)), self.first)
+            notes, some = begin_notes(before), ops.less(self.first, base)
+            ops.barrier()  # who reads the other buffer comes here before it is written again
+            if count == TOGETHER:
+                ops.only_if(some, lambda: copy_out(before, count))
+            sums = self._products(operands, buffer, count)
+            if count == TOGETHER:
+                ops.only_if(some, lambda: write_notes(notes, self._buffer(after), after, count))
+            finish([ops.add(base, ops.integer(self.pages * index)) for index in range(count)], turn, buffer, sums)
+            return [after, *ahead]
+
+        def last(base: Any, turn: Any, count: int) -> None:
+            notes, turn = begin_notes(base), ops.subtract(ops.integer(1), turn)
+            ops.barrier()
+            copy_out(base, count)
+            write_notes(notes, self._buffer(turn), turn, count)
+
         turn = ops.integer(0)
         for start, stop, count in ((self.first, middle, TOGETHER), (middle, self.stop, 1)):
-
-            def rows(base: Any, carried: list[Any], count: int = count) -> list[Any]:
-                turn, angles = carried[0], carried[1:]
-                buffer = ops.shared_offset(self.shared, ops.times(turn, ROWS_NBYTES))
-                for index in range(count):
-                    self._turn(vectors, angles[8 * index : 8 * index + 8], buffer, PRODUCT_NBYTES * index)
-                ahead = self._angles(ops.add(base, ops.integer(count * self.pages)), count)
-                ops.barrier()  # who reads the other buffer comes here before it is written again
-                sums = self._products(operands, buffer, count)
-                finish([ops.add(base, ops.integer(self.pages * index)) for index in range(count)], turn, sums)
-                return [ops.subtract(ops.integer(1), turn), *ahead]
-
             ahead, self._ahead = self._ahead or self._angles(start, count), []
-            turn = ops.loop(start, stop, [turn, *ahead], rows, count * self.pages)[0]
+            turn = ops.loop(start, stop, [turn, *ahead], partial(rows, count=count), count * self.pages)[0]
+            base = ops.subtract(middle, ops.integer(two)) if count == TOGETHER else middle
+            ops.only_if(ops.less(start, stop), partial(last, base, turn, count))
+
+    def _buffer(self, turn: Any) -> Any:
+        return self.ops.shared_offset(self.shared, self.ops.times(turn, ROWS_NBYTES))
 
     def _products(self, operands: Callable[[int], list[list[Any]]], buffer: Any, count: int) -> list[list[list[Any]]]:
         """Of each product's rows in shared memory, for each block of eight columns."""

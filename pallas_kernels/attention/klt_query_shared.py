@@ -15,6 +15,9 @@ PRODUCT_NBYTES = STEPS * STEP_NBYTES
 ROWS_NBYTES = TOGETHER * PRODUCT_NBYTES
 """and of all; there is room for two, and they come first."""
 
+SUMS_NBYTES = 4 * 32 * 8
+"""Of two sums of each warp's lanes for eight rows: where left operands of the same turn were, once they are read."""
+
 GROUP_NBYTES = 32 * 4 * 32
 """Of a group's operands of a map, pair after pair of words; before there are rows, four groups are in their place
 (``klt_block_operands``),"""
@@ -49,6 +52,11 @@ def curves_nbytes(blocks: int) -> int:
     return MEAN_NBYTES + blocks * STEPS // 2 * PART_NBYTES
 
 
-def shared_nbytes(blocks: int) -> int:
-    """Of a program."""
+def written_rows(blocks: int) -> int:
+    """Where numbers and coefficients of a turn's pages begin, on their way to where all pages have theirs."""
     return CURVES + 4 * curves_nbytes(blocks)
+
+
+def shared_nbytes(blocks: int, turn_nbytes: int) -> int:
+    """Of a program."""
+    return written_rows(blocks) + turn_nbytes

@@ -7,7 +7,7 @@ from typing import Any
 from kakeya_jax.klt_layout import FAST_WIDTHS, quantizer_bytes
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, TILE, Codes, TileShape
 from kakeya_jax.pallas_kernels.attention.held_words import HeldWords
-from kakeya_jax.pallas_kernels.attention.klt_query_shared import shared_nbytes
+from kakeya_jax.pallas_kernels.attention.klt_query_shared import TOGETHER, shared_nbytes
 
 DIM = 128
 """Of a head."""
@@ -71,19 +71,29 @@ class KltShape(TileShape):
     curves: int
 
     @property
+    def query_rows(self) -> int:
+        """Rows of a page in products that make its queries."""
+        return 2 if self.group <= 2 else self.rows
+
+    @property
     def curve_blocks(self) -> int:
         """Blocks of eight curves that each of four warps finds coefficients of."""
         return math.ceil(self.curves / (4 * COLUMNS))
 
     @property
+    def columns(self) -> int:
+        """Of eight columns of a block, those that a page has: two for each of its rows."""
+        return min(COLUMNS, 2 * self.query_rows)
+
+    @property
     def coefficient_nbytes(self) -> int:
         """Of a page's coefficients: two float16 for each curve and query."""
-        return 2 * COLUMNS * self.curves * self.blocks
+        return 2 * self.columns * self.curves * self.blocks
 
     @property
     def query_nbytes(self) -> int:
-        """Of a page's queries, four bytes a lane, group and block."""
-        return 1024 * self.blocks
+        """Of a page's queries: two bytes for each channel and query."""
+        return self.columns * DIM * self.blocks
 
     @property
     def start_nbytes(self) -> int:
@@ -153,4 +163,9 @@ class KltShape(TileShape):
     @property
     def shared_floats(self) -> int:
         """Of a program: see ``TileShape``, and ``klt_query_shared``, which is used before."""
-        return max(super().shared_floats, shared_nbytes(self.curve_blocks) // 4)
+        return max(super().shared_floats, shared_nbytes(self.curve_blocks, self.turn_nbytes) // 4)
+
+    @property
+    def turn_nbytes(self) -> int:
+        """Of the queries and coefficients of the pages that are found at once."""
+        return TOGETHER * (16 // self.query_rows) * self.page_nbytes

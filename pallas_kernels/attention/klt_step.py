@@ -15,7 +15,7 @@ from kakeya_jax.pallas_kernels.attention.klt_program import klt_program
 from kakeya_jax.pallas_kernels.attention.klt_queries import scratch
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import channel_units, query_tables
 from kakeya_jax.pallas_kernels.attention.klt_shape import CONSTANTS, DIM, GROUP, HEAD_WORDS, KltShape
-from kakeya_jax.pallas_kernels.attention.program_counts import HeadShares, exact_programs
+from kakeya_jax.pallas_kernels.attention.program_counts import exact_programs
 from kakeya_jax.pallas_kernels.attention.softmax_state import LN2, Attended
 from kakeya_jax.pallas_kernels.attention.step_parts import attend_parts
 from kakeya_jax.pallas_kernels.attention.window_program import WARPS
@@ -38,7 +38,7 @@ def klt_step(
     *,
     rope: Rope,
     scale: float,
-    shares: HeadShares,
+    splits: int,
     interpret: bool = False,
 ) -> Attended:
     """Attention of the newest token's queries, ``N = B K`` key/value heads with ``G <= 8`` queries each.
@@ -50,7 +50,7 @@ def klt_step(
         positions: of the queries.
         rope: the rotary embedding.
         scale: factor of the logits.
-        shares: of programs in the coded tokens of a head, all of them equal.
+        splits: programs that share the coded tokens of a head.
         interpret: in numpy, on any machine.
     """
     heads, group, dim = query.shape
@@ -70,9 +70,8 @@ def klt_step(
         key_widths=key.layout.used_widths,
         value_widths=value.layout.used_widths,
         group=group,
-        splits=shares.splits,
-        residents=shares.residents,
-        states=shares.splits + exact_programs(geometry, heads, shares.splits, programs=shares.places),
+        splits=splits,
+        states=splits + exact_programs(geometry, heads, splits),
         warps=WARPS,
         dtype=query.dtype,
         scale=scale * rope.attention_factor / LN2,
@@ -94,7 +93,7 @@ def klt_step(
         geometry=geometry,
         scale=scale * rope.attention_factor / LN2,
         interpret=interpret,
-        most_teams=shares.teams or _TEAMS,
+        most_teams=_TEAMS,
         scratch=scratch(coded, heads),
     )
 

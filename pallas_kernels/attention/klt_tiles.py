@@ -50,8 +50,30 @@ class KltTiles:
         half = ops.modulo(lane.row, 2)
         # A byte in the lowest place of MAGIC makes it that float plus the byte: no conversion is needed.
         self.scale_picks = [ops.add(ops.times(half, 2), ops.integer(0x7640 + index)) for index in range(2)]
+        self._columns, self._lanes_of_bytes, self._lanes_of_floats = self._of_queries_there()
         self._left_operands: list[list[list[Any]]] = []
         self._right_operands: list[list[Any]] = []
+
+    def _of_queries_there(self) -> tuple[list[Any], list[Any], list[Any]]:
+        """For each block of columns what stands for this lane's column of sums, and for this lane in right operands, of
+        bytes and of floats: those of the last query where no query is, of which nothing is written."""
+        ops, shape, lane = self.ops, self.shape, self.lane
+        row, half = ops.divide(lane.row, 2), ops.modulo(lane.row, 2)
+
+        def there(column: Any, block: int) -> Any:
+            left = shape.group - FOUR * block
+            return column if left >= FOUR else ops.smaller(column, ops.integer(left - 1))
+
+        def lanes(row: Any, half: Any) -> Any:
+            return ops.add(ops.times(ops.add(ops.times(row, 2), half), 4), lane.column)
+
+        columns = [there(lane.column, block) for block in range(shape.blocks)]
+        of_bytes = [lanes(there(row, block), half) for block in range(shape.blocks)]
+        if shape.blocks == 1:
+            return columns, of_bytes, of_bytes
+        # The two columns of floats are queries of either block.
+        of_floats = lanes(ops.select(ops.equal(half, 1), there(row, 1), row), half)
+        return columns, of_bytes, [of_floats] * shape.blocks
 
     def start_keys(self, tile: Any, slots: Slots) -> None:
         """Starts the copies of a tile's keys, and of what it has besides."""
@@ -167,25 +189,27 @@ class KltTiles:
 
     def query(self, slots: Slots, block: int, group: Any) -> Any:
         """Of a group of channels and a block of eight columns."""
-        ops = self.ops
-        where = ops.shared_offset(slots.page, ops.add(ops.times(self.lane.lane, 4), ops.times(group, 128)))
-        return ops.shared_words(where, 1, self.shape.coefficient_nbytes + 1024 * block)[0]
+        ops, shape = self.ops, self.shape
+        where = ops.shared_offset(
+            slots.page, ops.add(ops.times(self._lanes_of_bytes[block], 4), ops.times(group, 16 * shape.columns))
+        )
+        return ops.shared_words(where, 1, shape.coefficient_nbytes + shape.columns * DIM * block)[0]
 
     def starts(self, slots: Slots, block: int) -> list[Any]:
         """What sums of a product with a block of eight columns start from, of this lane's two rows and two columns.
 
         Loaded for each product: one load is less than four moves."""
         ops, shape = self.ops, self.shape
-        where = ops.shared_offset(slots.stage, ops.times(self.lane.column, 16))
+        where = ops.shared_offset(slots.stage, ops.times(self._columns[block], 16))
         return ops.shared_words(where, 4, shape.stage_extras + 8 * COLUMNS * block, anew=True)
 
     def factors(self, slots: Slots) -> list[list[Any]]:
         """Of this lane's queries: of their sums, of curves, and what is added."""
         ops, shape = self.ops, self.shape
-        where = ops.shared_offset(slots.stage, ops.times(self.lane.column, 4))
+        where = [ops.shared_offset(slots.stage, ops.times(column, 4)) for column in self._columns]
         first = shape.stage_extras + shape.start_nbytes
         return [
-            [ops.shared_load(where, 1, first + 4 * (COLUMNS * part + FOUR * n))[0] for n in range(shape.blocks)]
+            [ops.shared_load(where[n], 1, first + 4 * (COLUMNS * part + FOUR * n))[0] for n in range(shape.blocks)]
             for part in (0, 2, 3)
         ]
 
@@ -236,10 +260,13 @@ class KltTiles:
     def _coefficients_of(self, slots: Slots) -> list[list[Any]]:
         """Right operands of curves, a word for every eight, of each block of columns."""
         ops, shape = self.ops, self.shape
-        where = ops.shared_offset(slots.page, ops.times(self.lane.lane, 4))
+        where = [ops.shared_offset(slots.page, ops.times(each, 4)) for each in self._lanes_of_floats]
         eights = shape.curves // EIGHT
         return [
-            [ops.shared_words(where, 1, 128 * (eights * block + index))[0] for index in range(eights)]
+            [
+                ops.shared_words(where[block], 1, 16 * shape.columns * (eights * block + index))[0]
+                for index in range(eights)
+            ]
             for block in range(shape.blocks)
         ]
 

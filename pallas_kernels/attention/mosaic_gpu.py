@@ -91,7 +91,7 @@ def attention_mosaic_gpu(
         splits_of_blocks = (given or choose(programs=KAKEYA_PROGRAMS)).splits
         step = functools.partial(kakeya_step, rope=rope, splits=splits_of_blocks, **streams)
     elif transformed:
-        step = functools.partial(klt_step, rope=rope, shares=given or choose(), **streams)
+        step = functools.partial(klt_step, rope=rope, splits=(given or choose()).splits, **streams)
     else:
         key, value = coded_stream(key_stream), coded_stream(value_stream)
         alone = most_teams(key, value, min(grouped.shape[1], COLUMNS), dim) == 1

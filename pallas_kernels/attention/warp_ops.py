@@ -545,6 +545,26 @@ def wait_for_copies(pending: int) -> None:
     _asm(f"cp.async.wait_group {pending}; bar.warp.sync -1;", results=None, collective=True)
 
 
+def order_copies_out() -> None:
+    """What this thread wrote to shared memory comes before copies out of it that start after a barrier."""
+    _asm("fence.proxy.async.shared::cta;", results=None)
+
+
+def copy_out(target: Register, source: Register, nbytes: Register) -> None:
+    """Starts copying from shared to global memory, a multiple of 16 bytes; this thread does it all."""
+    _asm("cp.async.bulk.global.shared::cta.bulk_group [$0], [$1], $2;", target, source, nbytes, results=None)
+
+
+def commit_copies_out() -> None:
+    """Makes a group of the copies out that this thread has started."""
+    _asm("cp.async.bulk.commit_group;", results=None)
+
+
+def wait_for_copies_out(*, read: bool = False) -> None:
+    """Waits until all of this thread's groups are done, or until they have ``read`` what they copy."""
+    _asm(f"cp.async.bulk.wait_group{'.read' if read else ''} 0;", results=None)
+
+
 def shared_words(where: Register, count: int, at: int = 0, *, anew: bool = False) -> list[Register]:
     """1, 2 or 4 consecutive words of shared memory; not moved across a barrier. If ``anew``, they are loaded even where
     registers have them: one load, where the assembler would move each word."""

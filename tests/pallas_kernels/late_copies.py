@@ -21,6 +21,11 @@ class LateCopies:
     """In place of the emulator's copies, which are done at once: a missing wait reads what was there before."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._out: list[tuple[np.ndarray, tuple[Any, ...]]] = []
+        self._copy_out = emulated_ops.copy_out
+        self.waits_out = 0
+        patch.setattr(emulated_ops, "copy_out", lambda *copy: self._out.append((_active().copy(), copy)))
+        patch.setattr(emulated_ops, "wait_for_copies_out", self._wait_out)
         self._groups: list[_Group] = []
         self._open: list[tuple[np.ndarray, tuple[Any, ...]]] = []
         self._copy = emulated_ops.copy
@@ -47,6 +52,16 @@ class LateCopies:
             for threads, copy in group.copies:
                 _with_active(threads & done, lambda copy=copy: self._copy(*copy))
         self._groups = [group for group in self._groups if group.waiting.any()]
+
+    def _wait_out(self, *, read: bool = False) -> None:
+        """Copies out of shared memory are read and done at the same time."""
+        del read
+        self.waits_out += 1
+        active, left = _active().copy(), []
+        for threads, copy in self._out:
+            _with_active(threads & active, lambda copy=copy: self._copy_out(*copy))
+            left += [(threads & ~active, copy)] if (threads & ~active).any() else []
+        self._out = left
 
 
 def _active() -> np.ndarray:
