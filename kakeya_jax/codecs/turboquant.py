@@ -38,7 +38,7 @@ class TurboQuantConfig(CodecConfig):
         qjl_shrinkage: factor on the decoded residual: 1 keeps inner products unbiased, ``2 / pi`` minimises the
             mean squared error.
         rotation: ``"haar"`` as in the paper, or ``"hadamard"`` (signs, Walsh-Hadamard, signs; head dimensions
-            that are powers of two).
+            that are powers of two), which is as good, and faster in the attention kernels.
         seed: layer ``l`` rotates its keys with seed ``seed + 2 l`` and its values with ``seed + 2 l + 1``.
     """
 
