@@ -130,6 +130,7 @@ def blocks() -> dict[str, str]:
         "shapes-elsewhere": _paragraphs(_conditions(other, ATTENTION_ELSEWHERE), shapes_table(large_elsewhere)),
         "goals-elsewhere": goals_table(large_elsewhere),
         "recipes": _paragraphs(_conditions(attention), recipes_table(one), skeleton(one)),
+        "rotations": rotations_table(),
         "short": _paragraphs(_conditions(attention), short_table([shape for shape in shapes if not shape.has_goal])),
         "commands": _command(attention),
         "decode": decode_block(decode),
@@ -211,6 +212,21 @@ def skeleton(shape: Shape) -> str:
         f"is packing: `turboquant-4` is {gained:.2f} times as fast as dense attention in its own skeleton, where bytes "
         f"would allow {bytes_gained:.2f}."
     )
+
+
+def rotations_table() -> str:
+    """KL of both kinds of rotations, over seeds."""
+    rows = []
+    for model in ("house-qwen2-30m", "house-qwen3-30m"):
+        found = json.loads((ROOT / "docs/results/checks" / f"rotations.{model}.eval_wikitext2_valid.json").read_text())
+        for bits in (4, 2):
+            cells: list[str] = []
+            for kind in ("", "rotation=hadamard,"):
+                start = f"turboquant(bits={bits},{kind}seed="
+                kl = [1e3 * row["kl_mean"] for row in found["rows"] if row["recipe"].startswith(start)]
+                cells += [f"{min(kl):#.3g} to {max(kl):#.3g}", f"{sum(kl) / len(kl):#.3g}"]
+            rows.append([model, str(bits), *cells])
+    return _table(["", "bits", "`haar`", "mean", "`hadamard`", "mean"], rows)
 
 
 def short_table(shapes: list[Shape]) -> str:

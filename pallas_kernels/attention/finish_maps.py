@@ -26,6 +26,9 @@ class MapRows:
 class NothingBack:
     """Of values that are coded as they are."""
 
+    def __init__(self, *_: Any) -> None:
+        pass
+
     def turned(self, four: list[Any]) -> list[Any]:
         """See ``HadamardBack``."""
         return four

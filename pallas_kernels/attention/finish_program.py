@@ -48,9 +48,9 @@ def finish_program(
     where = ops.offset(ops.address(map_ref), of_head, 4 * shape.dim * shape.dim)
     out = ops.offset(ops.address(out_ref), head, shape.group * shape.dim * shape.dtype.itemsize)
 
-    back: HadamardBack | NothingBack | None = NothingBack() if shape.back == "nothing" else None
-    back = HadamardBack(ops, shape, thread, where) if shape.back == "hadamard" else back
     rows = MapRows(ops, shape, thread, where) if shape.back == "map" else None
+    ways = {"hadamard": HadamardBack, "nothing": NothingBack}
+    back = ways[shape.back](ops, shape, thread, where) if shape.back in ways else None
     states = HeadStates(ops, shape, thread, values)
     _weigh(ops, shape, thread, tops, totals, shared)
     ops.barrier()

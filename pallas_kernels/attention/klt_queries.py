@@ -20,7 +20,7 @@ from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, FOUR
 from kakeya_jax.pallas_kernels.attention.klt_ahead import fetch_tables
 from kakeya_jax.pallas_kernels.attention.klt_block_operands import BlockOperands, one_head
 from kakeya_jax.pallas_kernels.attention.klt_curves import EIGHT, QUERY_LARGEST
-from kakeya_jax.pallas_kernels.attention.klt_query_notes import NUMBER_LARGEST, QueryNotes
+from kakeya_jax.pallas_kernels.attention.klt_query_notes import NUMBER_LARGEST, QueryNotes, largest_number
 from kakeya_jax.pallas_kernels.attention.klt_query_operands import HeadOperands, over_lanes, query_vectors
 from kakeya_jax.pallas_kernels.attention.klt_query_rows import QueryRows, first_query
 from kakeya_jax.pallas_kernels.attention.klt_query_shared import SIZES, TOPS, TOPS_NBYTES, written_rows
@@ -87,7 +87,6 @@ class QueryWriter:
         shared_ref: Any,
     ) -> None:
         self.ops, self.shape, self.lane, self.head = ops, shape, lane, head
-        self.row, self.kv_head = ops.divide(head, shape.num_kv_heads), ops.modulo(head, shape.num_kv_heads)
         self.tables = QueryTables(*map(ops.address, tables))
         self.queries = PageQueries(*map(ops.address, queries))
         self.shared = ops.shared_address(shared_ref)
@@ -97,7 +96,7 @@ class QueryWriter:
         self.vectors = query_vectors(ops, shape, lane, query_ref, head, first_query(ops, shape, lane))
         together = one_head(ops, shape)
         make = BlockOperands if together else HeadOperands
-        self.operands = make(ops, shape, lane, self.tables, self.kv_head, self.shared)
+        self.operands = make(ops, shape, lane, self.tables, ops.modulo(head, shape.num_kv_heads), self.shared)
         pages = pages_of()
         fetch_tables(ops, shape, lane, head, pages, self.tables)
         self.at = QueryRows(ops, shape, lane, head, pages, self.tables.turns, self.shared)
@@ -142,8 +141,7 @@ class QueryWriter:
             ops.barrier()
             for index in range(2 * len(bases)):
                 sums, half = all_sums[index // 2], index % 2
-                top = functools.reduce(ops.maximum, ops.shared_load(tops, 4, TOPS + 128 * index))
-                top = ops.maximum(top, ops.real(1e-20))
+                top = largest_number(ops, tops, 128 * index)
                 factor = ops.scaled(ops.reciprocal(top), ops.real(NUMBER_LARGEST))
                 unit = ops.scaled(factor, weight)
                 values = [x for four in sums[:4] for x in four[2 * half : 2 * half + 2]]
@@ -189,7 +187,7 @@ class QueryWriter:
     @property
     def _coefficients(self) -> int:
         """How far they are from numbers where both wait to be copied."""
-        return self.shape.turn_nbytes // self.shape.page_nbytes * self.shape.query_nbytes
+        return self.shape.turn_pages * self.shape.query_nbytes
 
     def _store(self, place: Any, words: list[Any], at: int) -> None:
         """Where rows wait to be copied."""

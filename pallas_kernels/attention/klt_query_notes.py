@@ -11,13 +11,16 @@ from typing import Any, NamedTuple
 from kakeya_jax.pallas_kernels.attention.coded_shape import COLUMNS, LARGEST
 from kakeya_jax.pallas_kernels.attention.klt_curves import QUERY_LARGEST
 from kakeya_jax.pallas_kernels.attention.klt_query_rows import QueryRows
-from kakeya_jax.pallas_kernels.attention.klt_query_shared import SIZES, SUMS_NBYTES, TOPS, TOPS_NBYTES
+from kakeya_jax.pallas_kernels.attention.klt_query_shared import SIZES, SUMS_NBYTES, TOGETHER, TOPS, TOPS_NBYTES
 from kakeya_jax.pallas_kernels.attention.klt_query_tables import QueryTables
 from kakeya_jax.pallas_kernels.attention.klt_shape import DIM, GROUP, GROUPS, UNIT_WORDS, KltShape
 from kakeya_jax.pallas_kernels.attention.warp_lane import MAGIC_BITS, Lane
 
 NUMBER_LARGEST = LARGEST * (1 - 2.0**-20)
 """What the largest number of a query becomes, approximately: the reciprocal of it may be a little too large."""
+
+_SMALLEST = 1e-20
+"""What numbers of a query without any are divided by."""
 
 _ROWS_OF_A_WARP = 8
 
@@ -111,7 +114,7 @@ class QueryNotes:
 
     def write(self, notes: PageNotes, buffer: Any, turn: Any, count: int) -> None:
         """Notes of ``count`` products, of which ``turn`` has the largest numbers."""
-        if count == 2:
+        if count == TOGETHER:
             self._write(notes, buffer, turn)
         else:
             there = self.ops.less(self.lane.warp, self.ops.integer(2 * count))
@@ -123,8 +126,7 @@ class QueryNotes:
         start = ops.right_signed(ops.nearest(total), 1)
         at = ops.add(ops.times(turn, TOPS_NBYTES), ops.add(ops.times(lane.warp, 128), ops.times(lane.row, 16)))
         shared = self.at.shared
-        top = functools.reduce(ops.maximum, ops.shared_load(ops.shared_offset(shared, at), 4, TOPS))
-        top = ops.maximum(top, ops.real(1e-20))
+        top = largest_number(ops, ops.shared_offset(shared, at))
         size, curve_unit = (
             ops.shared_load(ops.shared_offset(shared, ops.times(query, 4)), 1, SIZES + at)[0] for at in (0, 4 * COLUMNS)
         )
@@ -172,3 +174,8 @@ class QueryNotes:
         """Of the head's page that is ``page`` of all heads'."""
         inside = self.ops.subtract(page, self._pages_before)
         return self.ops.offset(where, inside, nbytes * self.shape.num_kv_heads)
+
+
+def largest_number(ops: Any, where: Any, at: int = 0) -> Any:
+    """Of a row, from what four warps told of it, ``at`` bytes from ``where``; before it is rounded."""
+    return ops.maximum(functools.reduce(ops.maximum, ops.shared_load(where, 4, TOPS + at)), ops.real(_SMALLEST))

@@ -163,9 +163,9 @@ class KltShape(TileShape):
     @property
     def shared_floats(self) -> int:
         """Of a program: see ``TileShape``, and ``klt_query_shared``, which is used before."""
-        return max(super().shared_floats, shared_nbytes(self.curve_blocks, self.turn_nbytes) // 4)
+        return max(super().shared_floats, shared_nbytes(self.curve_blocks, self.turn_pages * self.page_nbytes) // 4)
 
     @property
-    def turn_nbytes(self) -> int:
-        """Of the queries and coefficients of the pages that are found at once."""
-        return TOGETHER * (16 // self.query_rows) * self.page_nbytes
+    def turn_pages(self) -> int:
+        """Whose queries are found at once."""
+        return TOGETHER * 16 // self.query_rows

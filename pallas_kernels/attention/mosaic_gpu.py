@@ -59,12 +59,13 @@ def attention_mosaic_gpu(
         rope: likewise.
         scale: likewise.
         chunk: likewise.
-        splits: programs that share the coded tokens of a head equally, or how unequally (of ``klt`` and ``kakeya``
-            always equally); None for a choice by shape.
+        splits: programs that share the coded tokens of a head equally, or how unequally (not of ``klt`` and
+            ``kakeya``); None for a choice by shape.
         interpret: run the kernels' programs in numpy, slowly, on any machine.
 
     Raises:
         NotImplementedError: other codecs, shapes, devices or versions of JAX; the message says which.
+        ValueError: unequal ``splits`` of ``klt`` or ``kakeya``.
     """
     del chunk  # a single query's window is in the streams
     found = []
@@ -88,10 +89,10 @@ def attention_mosaic_gpu(
     given = HeadShares(splits) if isinstance(splits, int) else splits
     step: Callable[..., Attended]
     if in_blocks:
-        splits_of_blocks = (given or choose(programs=KAKEYA_PROGRAMS)).splits
-        step = functools.partial(kakeya_step, rope=rope, splits=splits_of_blocks, **streams)
+        chosen = _equal(given or choose(programs=KAKEYA_PROGRAMS))
+        step = functools.partial(kakeya_step, rope=rope, splits=chosen, **streams)
     elif transformed:
-        step = functools.partial(klt_step, rope=rope, splits=(given or choose()).splits, **streams)
+        step = functools.partial(klt_step, rope=rope, splits=_equal(given or choose()), **streams)
     else:
         key, value = coded_stream(key_stream), coded_stream(value_stream)
         alone = most_teams(key, value, min(grouped.shape[1], COLUMNS), dim) == 1
@@ -108,6 +109,13 @@ def attention_mosaic_gpu(
     ]
     out, lse = (jnp.concatenate(each, axis=1) for each in zip(*parts, strict=True))
     return Attended(out.reshape(query.shape), lse.reshape(query.shape[:-1]))
+
+
+def _equal(shares: HeadShares) -> int:
+    """Programs of a head, if that is all that is asked for."""
+    if shares != HeadShares(shares.splits):
+        raise ValueError("programs of klt and kakeya share a head equally: give their number alone, like 6")
+    return shares.splits
 
 
 def _preferred_programs(*streams: Stream) -> int | None:

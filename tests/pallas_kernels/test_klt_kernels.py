@@ -13,6 +13,7 @@ from mosaic import lowered, needs_mosaic
 
 from kakeya_jax.pallas_kernels.attention import compressed_attention, mosaic_gpu
 from kakeya_jax.pallas_kernels.attention.klt_step import layout_table
+from kakeya_jax.pallas_kernels.attention.program_counts import HeadShares
 from kakeya_jax.rope import Rope, YarnScaling
 
 SCALE = 0.1
@@ -27,7 +28,7 @@ def difference(found: Any, expected: Any) -> float:
     return float(np.max(np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)))
 
 
-def emulated(query: Any, layer: Any, positions: Any, *, splits: int = 2, rope: Rope = ROPE) -> Any:
+def emulated(query: Any, layer: Any, positions: Any, *, splits: int | HeadShares = 2, rope: Rope = ROPE) -> Any:
     def step(query: Any, key: Any, value: Any, positions: Any) -> Any:
         return mosaic_gpu.attention_mosaic_gpu(
             query, key, value, positions=positions, rope=rope, scale=SCALE, interpret=True, splits=splits
@@ -66,6 +67,13 @@ def test_programs_of_a_block_make_operands_together(group: int, splits: int):
     found = emulated(query, layer, positions, splits=splits)
     assert difference(found, reference(query, layer, positions)) < 1e-3
     np.testing.assert_allclose(found, emulated(query, layer, positions, splits=2), atol=1e-5)
+
+
+def test_unequal_programs_are_refused():
+    layer, query, positions = klt_layer(KEY_WIDTHS, VALUE_WIDTHS, group=1)
+    for shares in (HeadShares(3, 1, (2, 1)), HeadShares(4, residents=4, teams=4)):
+        with pytest.raises(ValueError, match="give their number alone"):
+            emulated(query, layer, positions, splits=shares)
 
 
 @pytest.mark.parametrize(
